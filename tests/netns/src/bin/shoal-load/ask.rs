@@ -57,7 +57,8 @@ struct Answer {
 
 impl Answer {
     fn parse(line: &str) -> Option<Self> {
-        let field = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        let field =
+            |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
         Some(Self { host: field("host")?.to_owned(), peer: field("peer")?.parse().ok()? })
     }
 }

@@ -36,7 +36,8 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<bool> {
     let udp = args.switch("udp");
     let until = args.until(2.0)?;
     args.finish()?;
-    let mut peer: Box<dyn Exchange> = if udp { Box::new(udp_to(target, TIMEOUT)?) } else { Box::new(tcp_to(target)?) };
+    let mut peer: Box<dyn Exchange> =
+        if udp { Box::new(udp_to(target, TIMEOUT)?) } else { Box::new(tcp_to(target)?) };
 
     let request = vec![b'x'; size];
     let mut answer = vec![0; size];

@@ -37,8 +37,8 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     anyhow::ensure!(!ports.is_empty(), "nothing to serve");
     let mut threads = Vec::new();
     for (port, service) in ports {
-        let listener = dual_stack(bind, port, |address| TcpListener::bind(address))?;
-        let socket = dual_stack(bind, port, |address| UdpSocket::bind(address))?;
+        let listener = dual_stack(bind, port, TcpListener::bind)?;
+        let socket = dual_stack(bind, port, UdpSocket::bind)?;
         let pool = Arc::new(Pool { listener, idle: AtomicUsize::new(1), service });
         threads.push(thread::spawn(move || accept_loop(&pool)));
         threads.push(thread::spawn(move || datagram_loop(&socket, service)));
@@ -51,7 +51,11 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
 }
 
 /// Binds the given address, or `[::]` for both families, or `0.0.0.0` where there is no IPv6.
-fn dual_stack<T>(bind: Option<IpAddr>, port: u16, open: impl Fn(SocketAddr) -> std::io::Result<T>) -> anyhow::Result<T> {
+fn dual_stack<T>(
+    bind: Option<IpAddr>,
+    port: u16,
+    open: impl Fn(SocketAddr) -> std::io::Result<T>,
+) -> anyhow::Result<T> {
     let first = bind.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
     match open((first, port).into()) {
         Err(error) if bind.is_none() && error.kind() != ErrorKind::AddrInUse => {
@@ -122,8 +126,10 @@ fn serve_whoami(mut stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> 
     if !request[..read].starts_with(b"GET ") {
         return stream.write_all(line.as_bytes());
     }
-    let head =
-        format!("HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", line.len());
+    let head = format!(
+        "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        line.len()
+    );
     stream.write_all(format!("{head}{line}").as_bytes())
 }
 
@@ -149,7 +155,11 @@ fn identity(proto: &str, peer: SocketAddr, local: Option<SocketAddr>) -> String 
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
     let slot = std::env::var("SLOT").unwrap_or_else(|_| "-".into());
     let local = local.map_or_else(|| "-".into(), |address| canonical(address).to_string());
-    format!("peer={} host={host} slot={slot} pid={} proto={proto} local={local}\n", canonical(peer), std::process::id())
+    format!(
+        "peer={} host={host} slot={slot} pid={} proto={proto} local={local}\n",
+        canonical(peer),
+        std::process::id()
+    )
 }
 
 /// An IPv4 peer of a dual-stack socket in its own notation.

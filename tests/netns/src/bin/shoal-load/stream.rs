@@ -29,7 +29,10 @@ pub(crate) fn run_bulk(mut args: Args) -> anyhow::Result<bool> {
         chunks += thread.join().map_err(|_| anyhow::anyhow!("a stream panicked"))??;
     }
     let gbits = f64::from(chunks) * f64::from(u32::try_from(CHUNK)?) * 8.0 / 1e9;
-    println!("{}", json!({"mode": "bulk", "streams": streams, "gbps": gbits / start.elapsed().as_secs_f64()}));
+    println!(
+        "{}",
+        json!({"mode": "bulk", "streams": streams, "gbps": gbits / start.elapsed().as_secs_f64()})
+    );
     Ok(true)
 }
 
