@@ -1,0 +1,183 @@
+//! Small values: enums, attachments, ports, slots, statuses.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use shoal_types::object::{
+    Attachment, Availability, DesiredState, NodeDescription, NodeRole, NodeState, Slot, TaskState,
+    TaskStatus, Timestamp,
+};
+use shoal_types::{DualAddr, EndpointId, Protocol, PublishedPort};
+
+use super::WireError;
+use crate::pb;
+
+/// Parses text of a field.
+pub fn field<T: FromStr>(name: &str, text: &str) -> Result<T, WireError>
+where
+    T::Err: Display,
+{
+    text.parse().map_err(|e: T::Err| {
+        let reason = e.to_string();
+        // Standard library parsers do not repeat what they were given.
+        WireError::new(name, if reason.contains(text) { reason } else { format!("'{text}': {reason}") })
+    })
+}
+
+/// A message field that proto3 cannot mark as required.
+pub fn required<T>(name: &str, value: Option<T>) -> Result<T, WireError> {
+    value.ok_or_else(|| WireError::new(name, "missing"))
+}
+
+/// A port in host byte order, zero excluded.
+pub(super) fn port(name: &str, value: u32) -> Result<u16, WireError> {
+    match u16::try_from(value) {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(WireError::new(name, format!("{value} is not a port; use 1 to 65535"))),
+    }
+}
+
+macro_rules! enum_wire {
+    ($types:ty, $pb:ident, $field:literal, { $($t:ident <=> $p:ident),* $(,)? }) => {
+        impl TryFrom<pb::$pb> for $types {
+            type Error = WireError;
+            fn try_from(value: pb::$pb) -> Result<Self, WireError> {
+                match value {
+                    $(pb::$pb::$p => Ok(<$types>::$t),)*
+                    pb::$pb::Unspecified => Err(WireError::new($field, "not given, or not known to this version")),
+                }
+            }
+        }
+        impl From<$types> for pb::$pb {
+            fn from(value: $types) -> Self {
+                match value { $(<$types>::$t => pb::$pb::$p,)* }
+            }
+        }
+    };
+}
+pub(super) use enum_wire;
+
+enum_wire!(Protocol, Protocol, "protocol", { Tcp <=> Tcp, Udp <=> Udp });
+enum_wire!(NodeRole, NodeRole, "role", { Worker <=> Worker, Manager <=> Manager });
+enum_wire!(Availability, Availability, "availability", { Active <=> Active, Pause <=> Pause, Drain <=> Drain });
+enum_wire!(NodeState, NodeState, "state", { Unknown <=> Unknown, Ready <=> Ready, Suspect <=> Suspect, Down <=> Down });
+enum_wire!(DesiredState, DesiredState, "desired", {
+    Running <=> Running, Draining <=> Draining, Shutdown <=> Shutdown, Remove <=> Remove
+});
+enum_wire!(TaskState, TaskState, "state", {
+    Pending <=> Pending, Assigned <=> Assigned, Preparing <=> Preparing, Starting <=> Starting, Running <=> Running,
+    Complete <=> Complete, Shutdown <=> Shutdown, Failed <=> Failed, Rejected <=> Rejected, Orphaned <=> Orphaned
+});
+
+/// An attachment from the wire.
+pub fn attachment(at: &pb::Attachment) -> Result<Attachment, WireError> {
+    Ok(Attachment {
+        endpoint: EndpointId(at.endpoint),
+        network: field("network", &at.network)?,
+        addr: DualAddr { v4: field("v4", &at.v4)?, v6: field("v6", &at.v6)? },
+    })
+}
+
+/// An attachment to the wire.
+pub fn attachment_to(at: &Attachment) -> pb::Attachment {
+    pb::Attachment {
+        endpoint: at.endpoint.0,
+        network: at.network.to_string(),
+        v4: at.addr.v4.to_string(),
+        v6: at.addr.v6.to_string(),
+    }
+}
+
+impl TryFrom<pb::PublishedPort> for PublishedPort {
+    type Error = WireError;
+    fn try_from(p: pb::PublishedPort) -> Result<Self, WireError> {
+        Ok(Self {
+            protocol: p.protocol().try_into()?,
+            published: port("published", p.published)?,
+            target: port("target", p.target)?,
+        })
+    }
+}
+
+impl From<PublishedPort> for pb::PublishedPort {
+    fn from(p: PublishedPort) -> Self {
+        Self {
+            protocol: pb::Protocol::from(p.protocol).into(),
+            published: p.published.into(),
+            target: p.target.into(),
+        }
+    }
+}
+
+impl TryFrom<pb::Slot> for Slot {
+    type Error = WireError;
+    fn try_from(slot: pb::Slot) -> Result<Self, WireError> {
+        match required("slot", slot.slot)? {
+            pb::slot::Slot::Number(n) => Ok(Self::Number(n)),
+            pb::slot::Slot::Node(id) => Ok(Self::Node(field("slot.node", &id)?)),
+        }
+    }
+}
+
+impl From<&Slot> for pb::Slot {
+    fn from(slot: &Slot) -> Self {
+        Self {
+            slot: Some(match slot {
+                Slot::Number(n) => pb::slot::Slot::Number(*n),
+                Slot::Node(id) => pb::slot::Slot::Node(id.to_string()),
+            }),
+        }
+    }
+}
+
+impl TryFrom<pb::TaskStatus> for TaskStatus {
+    type Error = WireError;
+    fn try_from(s: pb::TaskStatus) -> Result<Self, WireError> {
+        Ok(Self {
+            state: s.state().try_into()?,
+            since: Timestamp(s.since_ms),
+            message: s.message,
+            exit_code: s.exit_code,
+            pid: s.pid,
+        })
+    }
+}
+
+impl From<&TaskStatus> for pb::TaskStatus {
+    fn from(s: &TaskStatus) -> Self {
+        Self {
+            state: pb::TaskState::from(s.state).into(),
+            since_ms: s.since.0,
+            message: s.message.clone(),
+            exit_code: s.exit_code,
+            pid: s.pid,
+        }
+    }
+}
+
+impl From<pb::NodeDescription> for NodeDescription {
+    fn from(d: pb::NodeDescription) -> Self {
+        Self {
+            hostname: d.hostname,
+            cpu_milli: d.cpu_milli,
+            memory: d.memory,
+            version: d.version,
+            kernel: d.kernel,
+            lb_engine: d.lb_engine,
+        }
+    }
+}
+
+impl From<&NodeDescription> for pb::NodeDescription {
+    fn from(d: &NodeDescription) -> Self {
+        let d = d.clone();
+        Self {
+            hostname: d.hostname,
+            cpu_milli: d.cpu_milli,
+            memory: d.memory,
+            version: d.version,
+            kernel: d.kernel,
+            lb_engine: d.lb_engine,
+        }
+    }
+}

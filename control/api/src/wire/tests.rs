@@ -1,0 +1,117 @@
+use std::collections::BTreeMap;
+
+use shoal_types::assignment::{AssignedTask, Delta, Endpoint, Object, ObjectKey};
+use shoal_types::object::{Attachment, DesiredState, Generation, Slot};
+use shoal_types::spec::{
+    AttachmentSpec, PortSpec, ProcessSpec, Resources, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec,
+    UpdateConfig,
+};
+use shoal_types::{DualAddr, EndpointId, NetworkId, NodeId, Protocol, ServiceId, TaskId};
+
+use super::WireError;
+use crate::pb;
+
+fn network() -> NetworkId {
+    NetworkId::from_entropy(7)
+}
+
+fn spec() -> ServiceSpec {
+    ServiceSpec {
+        name: "web".parse().expect("literal"),
+        mode: ServiceMode::Replicated { replicas: 3 },
+        task: TaskSpec {
+            process: ProcessSpec {
+                command: vec!["httpd".into(), "-f".into()],
+                env: vec!["A=b=c".into()],
+                workdir: Some("/srv".into()),
+                user: None,
+                hostname: None,
+                root: None,
+                cap_add: vec!["NET_BIND_SERVICE".into()],
+                read_only: true,
+            },
+            resources: Resources { limit_memory: 1 << 20, ..Resources::default() },
+            restart: RestartPolicy::default(),
+            stop_grace_ms: 10_000,
+            stop_signal: 15,
+            constraints: vec!["node.role!=manager".parse().expect("literal")],
+            max_per_node: 2,
+            force_update: 1,
+        },
+        networks: vec![AttachmentSpec { network: network(), aliases: vec!["www".parse().expect("literal")] }],
+        ports: vec![
+            PortSpec { protocol: Protocol::Tcp, published: Some(8080), target: 80 },
+            PortSpec { protocol: Protocol::Udp, published: None, target: 53 },
+        ],
+        update: UpdateConfig::default(),
+        drain_ms: 5_000,
+        labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
+    }
+}
+
+#[test]
+fn a_service_spec_survives_the_wire() {
+    let spec = spec();
+    assert_eq!(ServiceSpec::try_from(pb::ServiceSpec::from(&spec)), Ok(spec));
+}
+
+#[test]
+fn a_delta_survives_the_wire() {
+    let addr = DualAddr { v4: [10, 0, 0, 2].into(), v6: "fd00::2".parse().expect("literal") };
+    let at = Attachment { endpoint: EndpointId(9), network: network(), addr };
+    let task = TaskId::from_entropy(1);
+    let service = ServiceId::from_entropy(2);
+    let delta = Delta {
+        from: Generation(4),
+        to: Generation(9),
+        upserts: vec![
+            Object::Endpoint(Endpoint {
+                id: at.endpoint,
+                network: network(),
+                addr,
+                node: NodeId::from_entropy(3),
+                task: task.clone(),
+                service: service.clone(),
+                slot: Slot::Number(1),
+                serving: true,
+            }),
+            Object::Task(Box::new(AssignedTask {
+                id: task.clone(),
+                service,
+                service_name: "web".parse().expect("literal"),
+                slot: Slot::Node(NodeId::from_entropy(3)),
+                spec: spec().task,
+                desired: DesiredState::Draining,
+                attachments: vec![at],
+            })),
+        ],
+        removes: vec![ObjectKey::Cluster, ObjectKey::Endpoint(EndpointId(1)), ObjectKey::Task(task)],
+    };
+    assert_eq!(Delta::try_from(pb::DeltaMessage::from(&delta)), Ok(delta));
+}
+
+/// Each half-valid message is refused by name of the field.
+#[test]
+fn bad_fields_are_named() {
+    let good = || pb::ServiceSpec::from(&spec());
+    let field_of = |s: pb::ServiceSpec| ServiceSpec::try_from(s).map_err(|e: WireError| e.field);
+    let with = |change: &dyn Fn(&mut pb::ServiceSpec)| {
+        let mut s = good();
+        change(&mut s);
+        field_of(s).expect_err("must be refused")
+    };
+    assert_eq!(with(&|s| s.name = "Web!".into()), "name");
+    assert_eq!(with(&|s| s.task = None), "task");
+    let process = |s: &mut pb::ServiceSpec, f: &dyn Fn(&mut pb::ProcessSpec)| {
+        f(s.task.as_mut().and_then(|t| t.process.as_mut()).expect("set above"));
+    };
+    assert_eq!(with(&|s| process(s, &|p| p.command.clear())), "task.process.command");
+    assert_eq!(with(&|s| process(s, &|p| p.env = vec!["=x".into()])), "task.process.env");
+    assert_eq!(with(&|s| process(s, &|p| p.workdir = Some("srv".into()))), "task.process.workdir");
+    assert_eq!(with(&|s| process(s, &|p| p.user = Some("a\0b".into()))), "task.process.user");
+    assert_eq!(with(&|s| s.ports[0].target = 0), "ports.target");
+    assert_eq!(with(&|s| s.ports[0].published = 65_536), "ports.published");
+    assert_eq!(with(&|s| s.ports[0].protocol = 0), "protocol");
+    assert_eq!(with(&|s| s.networks[0].network = "../x".into()), "networks.network");
+    assert_eq!(with(&|s| s.task.as_mut().expect("set").stop_signal = 0), "task.stop_signal");
+}
