@@ -1,0 +1,124 @@
+//! Which endpoint a flow belongs to, without state and alike on every node: Maglev tables (Eisenbud et al.,
+//! NSDI 2016, section 3.4).
+//!
+//! A table is a region of slots, each naming an endpoint; a flow's hash picks the slot. The table depends only on
+//! the members' ids and weights and on the replicated seed, so a flow that enters by another node, or meets an
+//! empty flow table, still goes to the same endpoint, and a change of members moves few other flows.
+
+use crate::hash;
+
+/// The slot of a flow's hash in a table of `len` slots (0 for an empty one).
+#[inline(always)]
+pub const fn slot(hash: u64, len: u32) -> u32 {
+    // Multiply and shift instead of a division.
+    (((hash >> 32) * len as u64) >> 32) as u32
+}
+
+/// One member of a service.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "host", derive(Debug, Hash))]
+pub struct Member {
+    /// The endpoint's id, the same on every node.
+    pub endpoint: u64,
+    /// Its share relative to the others'; 0: it gets no slot.
+    pub weight: u16,
+}
+
+/// A digest of a service's members and seed: equal digests mean equal tables.
+///
+/// The members must be sorted and without duplicates, as [`build`] wants them.
+pub fn digest(members: &[Member], seed: u64) -> u64 {
+    let mut state = hash::mix(seed, members.len() as u64);
+    for member in members {
+        state = hash::mix(hash::mix(state, member.endpoint), u64::from(member.weight));
+    }
+    state
+}
+
+/// Primes for table sizes, each about double the one before.
+const PRIMES: [u32; 11] = [127, 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131_071];
+
+/// Slots per member a table aims at; shares then differ by about 1 in this number.
+const SLOTS_PER_MEMBER: u32 = 64;
+
+/// The size of the table for a number of members: a prime with about 64 slots for each, and never fewer slots than
+/// members up to the largest size. The size is kept while the number of members stays within a factor of two, so
+/// that scaling by one rarely resizes.
+pub fn table_size(members: usize) -> u32 {
+    let members = u32::try_from(members).unwrap_or(u32::MAX);
+    if members == 0 {
+        return 0;
+    }
+    let wanted = members.saturating_mul(SLOTS_PER_MEMBER);
+    let fits = PRIMES.into_iter().find(|&prime| prime >= wanted);
+    fits.unwrap_or(PRIMES[PRIMES.len() - 1])
+}
+
+#[cfg(feature = "host")]
+pub use host::{build, normalize};
+
+#[cfg(feature = "host")]
+mod host {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use super::{Member, hash, table_size};
+
+    /// Sorts members by id, drops those without weight and all but the first of duplicates.
+    pub fn normalize(mut members: Vec<Member>) -> Vec<Member> {
+        members.retain(|member| member.weight > 0);
+        members.sort_unstable();
+        members.dedup_by_key(|member| member.endpoint);
+        members
+    }
+
+    /// A member's walk through the slots, in an order of its own.
+    struct Walk {
+        next: u32,
+        skip: u32,
+        credit: u32,
+    }
+
+    /// The table of a service: one endpoint id for each slot; empty if there is no member.
+    ///
+    /// `members` must come from [`normalize`]. Memory is O(members + slots).
+    pub fn build(members: &[Member], seed: u64) -> Vec<u64> {
+        let size = table_size(members.len());
+        if size == 0 {
+            return Vec::new();
+        }
+        let slots = size as usize;
+        let mut walks: Vec<Walk> = members.iter().map(|member| walk(member.endpoint, seed, size)).collect();
+        let heaviest = members.iter().map(|member| u32::from(member.weight)).max().unwrap_or(1);
+        let mut table = vec![0; slots];
+        let mut taken = vec![false; slots];
+        let mut filled = 0;
+        loop {
+            for (member, walk) in members.iter().zip(&mut walks) {
+                // A member moves in every round in which its saved-up weight makes a whole turn.
+                walk.credit += u32::from(member.weight);
+                if walk.credit < heaviest {
+                    continue;
+                }
+                walk.credit -= heaviest;
+                while taken[walk.next as usize] {
+                    walk.next = (walk.next + walk.skip) % size;
+                }
+                taken[walk.next as usize] = true;
+                table[walk.next as usize] = member.endpoint;
+                filled += 1;
+                if filled == slots {
+                    return table;
+                }
+            }
+        }
+    }
+
+    /// The permutation of a member: `offset`, `offset + skip`, … modulo the prime size.
+    fn walk(endpoint: u64, seed: u64, size: u32) -> Walk {
+        let offset = hash::finish(hash::mix(seed, endpoint)) % u64::from(size);
+        let skip = hash::finish(hash::mix(!seed, endpoint)) % u64::from(size - 1) + 1;
+        let narrow = |value: u64| u32::try_from(value).unwrap_or(0);
+        Walk { next: narrow(offset), skip: narrow(skip), credit: 0 }
+    }
+}

@@ -1,0 +1,199 @@
+//! Map values.
+
+use crate::addr::Addr;
+use crate::keys::{Mac, layout};
+
+layout! {
+    /// What the node is: the only entry of `CONFIG`.
+    NodeConfig, size 16 {
+        /// Address of this node's router endpoint in the ingress network; zero until it has one.
+        router_mac @ 0: Mac,
+        /// UDP port of the tunnels, host order; 0 turns the admission check off.
+        vxlan_port @ 6: u16,
+        /// Interface index of the ingress network's VXLAN device; 0 until there is one.
+        ingress_vxlan @ 8: u32,
+        /// Zero.
+        pad @ 12: u32,
+    }
+}
+
+layout! {
+    /// What a published port leads to: `PORTS`.
+    PortVal, size 16 {
+        /// Key in `SERVICES`.
+        service @ 0: u64,
+        /// Port the tasks listen on, host order.
+        target_port @ 8: u16,
+        /// Zero.
+        pad @ 10: [u16; 3],
+    }
+}
+
+impl PortVal {
+    /// A published port of a service.
+    pub const fn new(service: u64, target_port: u16) -> Self {
+        Self { service, target_port, pad: [0; 3] }
+    }
+}
+
+layout! {
+    /// The table of a service: a region of `SLOTS`. Written by the driver; see [`crate::maglev`].
+    ServiceVal, size 24 {
+        /// Hash seed, the same on every node.
+        seed @ 0: u64,
+        /// Digest of the members the region was computed from ([`crate::maglev::digest`]).
+        digest @ 8: u64,
+        /// First slot of the region.
+        base @ 16: u32,
+        /// Slots in the region; 0: the service has no endpoint.
+        len @ 20: u32,
+    }
+}
+
+layout! {
+    /// One attachment that can be chosen: `ENDPOINTS`, by a 64-bit id that is the same on every node.
+    EndpointVal, size 48 {
+        /// IPv4 address, or [`Addr::ANY`].
+        ip4 @ 0: Addr,
+        /// IPv6 address, or [`Addr::ANY`].
+        ip6 @ 16: Addr,
+        /// Address of the task's interface.
+        mac @ 32: Mac,
+        /// `ENDPOINT_*`.
+        flags @ 38: u16,
+        /// Host side of the task's veth if local, else the VXLAN device of the network.
+        ifindex @ 40: u32,
+        /// Zero.
+        pad @ 44: u32,
+    }
+}
+
+/// The endpoint's task runs on this node.
+pub const ENDPOINT_LOCAL: u16 = 1;
+/// The endpoint keeps its flows and gets no new ones.
+pub const ENDPOINT_DRAINING: u16 = 2;
+
+impl EndpointVal {
+    /// The endpoint's address in a family; [`Addr::ANY`] if it has none.
+    #[inline(always)]
+    pub const fn addr(&self, v4: bool) -> Addr {
+        if v4 { self.ip4 } else { self.ip6 }
+    }
+
+    /// Whether the task runs on this node.
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        self.flags & ENDPOINT_LOCAL != 0
+    }
+
+    /// Whether the endpoint gets no new flows.
+    #[inline(always)]
+    pub const fn is_draining(&self) -> bool {
+        self.flags & ENDPOINT_DRAINING != 0
+    }
+}
+
+layout! {
+    /// A task of this node behind a VXLAN device: `LOCAL`.
+    LocalVal, size 40 {
+        /// The task's IPv4 address in that network, or [`Addr::ANY`].
+        ip4 @ 0: Addr,
+        /// The task's IPv6 address in that network, or [`Addr::ANY`].
+        ip6 @ 16: Addr,
+        /// Host side of the task's veth.
+        veth @ 32: u32,
+        /// VNI of the network.
+        network @ 36: u32,
+    }
+}
+
+layout! {
+    /// What the task behind a veth may send, and where it belongs: `TASK_IFS`, by the veth's interface index.
+    TaskIf, size 96 {
+        /// The task's IPv4 address on this leg, or [`Addr::ANY`].
+        ip4 @ 0: Addr,
+        /// The task's IPv6 address on this leg, or [`Addr::ANY`].
+        ip6 @ 16: Addr,
+        /// The task's IPv4 address in the ingress network; [`Addr::ANY`] if it publishes nothing.
+        ingress_ip4 @ 32: Addr,
+        /// The task's IPv6 address in the ingress network; [`Addr::ANY`] if it publishes nothing.
+        ingress_ip6 @ 48: Addr,
+        /// Address of the task's interface on this leg.
+        mac @ 64: Mac,
+        /// Address of the task's interface in the ingress network.
+        ingress_mac @ 70: Mac,
+        /// VNI of this leg's network; 0 on the egress leg.
+        network @ 76: u32,
+        /// VXLAN device of this leg's network; 0 on the egress leg.
+        vxlan @ 80: u32,
+        /// VXLAN device of the ingress network; 0 if the task publishes nothing.
+        ingress_vxlan @ 84: u32,
+        /// One of `LEG_*`.
+        leg @ 88: u16,
+        /// Zero.
+        pad @ 90: [u16; 3],
+    }
+}
+
+/// A leg in an ordinary overlay network.
+pub const LEG_OVERLAY: u16 = 0;
+/// The leg in the ingress network.
+pub const LEG_INGRESS: u16 = 1;
+/// The leg to the node's egress bridge.
+pub const LEG_EGRESS: u16 = 2;
+
+layout! {
+    /// A virtual IP: `VIPS`.
+    VipVal, size 16 {
+        /// Key in `SERVICES`.
+        service @ 0: u64,
+        /// Ethernet address the node answers for the virtual IP; packets to it never leave unchanged.
+        mac @ 8: Mac,
+        /// Zero.
+        pad @ 14: u16,
+    }
+}
+
+layout! {
+    /// Where a flow goes: `FLOWS`.
+    FlowVal, size 24 {
+        /// Key in `ENDPOINTS`.
+        endpoint @ 0: u64,
+        /// Key in `SERVICES`.
+        service @ 8: u64,
+        /// Port the endpoint listens on, host order.
+        target_port @ 16: u16,
+        /// Source port the endpoint sees, host order: the client's, unless two flows would be told apart by
+        /// nothing else.
+        source_port @ 18: u16,
+        /// Zero.
+        pad @ 20: u32,
+    }
+}
+
+layout! {
+    /// What happens to an endpoint's answer: `REPLIES`.
+    ReplyVal, size 32 {
+        /// [`REPLY_RESTORE`], [`REPLY_VIP`], [`REPLY_HAIRPIN`]: the source the client expects. Else unused.
+        addr @ 0: Addr,
+        /// Port of `addr`, host order.
+        port @ 16: u16,
+        /// Port of the client, host order.
+        client_port @ 18: u16,
+        /// Where the answer leaves: the uplink, or the veth of the client's task.
+        ifindex @ 20: u32,
+        /// [`REPLY_STEER`]: router of the node the flow entered by.
+        mac @ 24: Mac,
+        /// One of `REPLY_*`.
+        kind @ 30: u16,
+    }
+}
+
+/// The flow entered by this node: restore the published address and send it out of the uplink.
+pub const REPLY_RESTORE: u16 = 1;
+/// The flow entered by another node: send the answer to its router.
+pub const REPLY_STEER: u16 = 2;
+/// The flow came from a task of this node through a virtual IP: restore it and deliver.
+pub const REPLY_VIP: u16 = 3;
+/// As [`REPLY_VIP`], and the task is its own client: its address is the destination.
+pub const REPLY_HAIRPIN: u16 = 4;
