@@ -6,6 +6,7 @@
 #[expect(
     clippy::pedantic,
     clippy::clone_on_ref_ptr,
+    clippy::large_enum_variant,
     clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]
