@@ -11,6 +11,7 @@ pub mod id;
 pub mod net;
 pub mod object;
 pub mod spec;
+pub mod token;
 
 pub use error::ErrorCode;
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId, TokenId};
