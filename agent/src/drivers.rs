@@ -1,0 +1,4 @@
+//! What reads and writes the kernel: one module for each facility, each with observe, ensure and remove.
+
+pub mod dns;
+pub mod runtime;

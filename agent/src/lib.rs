@@ -1,0 +1,4 @@
+//! shoald, the node daemon.
+
+pub mod drivers;
+pub mod netns;
