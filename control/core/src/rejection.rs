@@ -1,0 +1,446 @@
+//! Why a command was refused: a value with a stable code, what was asked, who holds it and what to do next.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use shoal_types::ErrorCode;
+use shoal_types::id::{Name, TokenId};
+use shoal_types::net::Protocol;
+use shoal_types::object::Timestamp;
+
+use crate::clock_text::utc;
+
+/// A kind of object, as operators call it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// A host.
+    Node,
+    /// An overlay.
+    Network,
+    /// A service.
+    Service,
+    /// A task.
+    Task,
+    /// A join token.
+    Token,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Node => "node",
+            Self::Network => "network",
+            Self::Service => "service",
+            Self::Task => "task",
+            Self::Token => "token",
+        })
+    }
+}
+
+/// Why a command was refused. The state is as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Rejection {
+    /// A command came before the cluster was founded.
+    #[error("there is no cluster here yet")]
+    NotInitialized,
+    /// Founded twice.
+    #[error("this node already is in cluster '{cluster}'")]
+    AlreadyInitialized {
+        /// Which one.
+        cluster: Name,
+    },
+    /// A field that can't be as it was given.
+    #[error("{field}: '{value}' {problem}")]
+    InvalidField {
+        /// The field, as the operator knows it.
+        field: String,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to write instead.
+        help: String,
+    },
+    /// No such object.
+    #[error("{kind} '{target}' not found")]
+    NotFound {
+        /// What was looked for.
+        kind: Kind,
+        /// Id, prefix or name.
+        target: String,
+    },
+    /// An id prefix of several objects.
+    #[error("{kind} '{target}' is ambiguous: {} match", .matches.len())]
+    Ambiguous {
+        /// What was looked for.
+        kind: Kind,
+        /// The prefix.
+        target: String,
+        /// `id (name)` of each.
+        matches: Vec<String>,
+    },
+    /// The name is taken.
+    #[error("{kind} name '{name}' is already taken")]
+    NameTaken {
+        /// What was to be made.
+        kind: Kind,
+        /// The name.
+        name: Name,
+        /// Id of who has it.
+        holder: String,
+        /// Since when.
+        since: Timestamp,
+        /// The holder is being removed.
+        removing: bool,
+    },
+    /// The id is taken: the same command twice without a request id.
+    #[error("{kind} id '{id}' is already taken")]
+    IdTaken {
+        /// What was to be made.
+        kind: Kind,
+        /// The id.
+        id: String,
+    },
+    /// Somebody else changed the service in between.
+    #[error("service '{service}' is at version {actual}, not {expected}")]
+    VersionConflict {
+        /// Which.
+        service: Name,
+        /// What the caller had read.
+        expected: u64,
+        /// What it is.
+        actual: u64,
+        /// When it was changed.
+        changed_at: Timestamp,
+    },
+    /// The service is on its way out.
+    #[error("service '{service}' is being removed")]
+    Removing {
+        /// Which.
+        service: Name,
+    },
+    /// Another service publishes the port.
+    #[error("port {port}/{protocol} is already published by service '{holder}'")]
+    PortTaken {
+        /// Port on every node.
+        port: u16,
+        /// Transport.
+        protocol: Protocol,
+        /// Service that asked.
+        asked_by: Name,
+        /// Service that has it.
+        holder: Name,
+        /// Target port there (what `--publish-rm` takes).
+        holder_target: u16,
+        /// Since when.
+        since: Timestamp,
+        /// The holder is being removed; the port is free when its tasks have stopped.
+        removing: bool,
+    },
+    /// The automatic range is full.
+    #[error("no free {protocol} port in {first}-{last} for service '{asked_by}'")]
+    PortsExhausted {
+        /// Transport.
+        protocol: Protocol,
+        /// Service that asked.
+        asked_by: Name,
+        /// First port of the range.
+        first: u16,
+        /// Last port of the range.
+        last: u16,
+    },
+    /// The subnet shares addresses with another network.
+    #[error("{field}: {subnet} overlaps {held} of network '{holder}'")]
+    SubnetOverlap {
+        /// `subnet4` or `subnet6`.
+        field: String,
+        /// What was asked for.
+        subnet: String,
+        /// Network that asked.
+        asked_by: Name,
+        /// Network that has it.
+        holder: Name,
+        /// Its subnet.
+        held: String,
+    },
+    /// A host's own address lies in an overlay: frames to it would loop into the tunnel.
+    #[error("address {addr} of node '{node}' lies in {subnet} of network '{network}'")]
+    AddressInOverlay {
+        /// The host's address.
+        addr: IpAddr,
+        /// The host.
+        node: String,
+        /// The network, existing or asked for.
+        network: Name,
+        /// Its subnet.
+        subnet: String,
+    },
+    /// Another live node has the address.
+    #[error("data address {addr} is that of node '{holder}', which is alive")]
+    AddressTaken {
+        /// The address.
+        addr: IpAddr,
+        /// Who has it.
+        holder: Name,
+    },
+    /// Fewer free addresses than needed.
+    #[error("network '{network}' ({subnet}) has {free} free addresses of {total}, {wanted} are needed")]
+    SubnetExhausted {
+        /// Which.
+        network: Name,
+        /// Its IPv4 subnet.
+        subnet: String,
+        /// Addresses that could be given out at all.
+        total: u64,
+        /// Free ones.
+        free: u64,
+        /// Needed ones.
+        wanted: u64,
+        /// Who asked, in words.
+        asked_by: String,
+    },
+    /// No free block in the pools.
+    #[error("no free {family} /{prefix} in the pools ({pools}) for network '{network}'")]
+    PoolExhausted {
+        /// `IPv4` or `IPv6`.
+        family: String,
+        /// Size wanted.
+        prefix: u8,
+        /// The pools.
+        pools: String,
+        /// Who asked.
+        network: Name,
+    },
+    /// A number that is never reused ran out.
+    #[error("the cluster has given out every {what}")]
+    NumbersExhausted {
+        /// `VNI`, `endpoint number`, `service number`.
+        what: String,
+    },
+    /// Something still needs the object.
+    #[error("{kind} '{name}' is in use")]
+    InUse {
+        /// What.
+        kind: Kind,
+        /// Its name.
+        name: Name,
+        /// By whom.
+        by: Vec<String>,
+    },
+    /// The ingress network stays.
+    #[error("network '{network}' carries the published ports and cannot be removed")]
+    IngressStays {
+        /// Its name.
+        network: Name,
+    },
+    /// The node is alive or has tasks.
+    #[error("node '{node}' is {state} and has {tasks} tasks")]
+    NodeAlive {
+        /// Which.
+        node: Name,
+        /// Its state in words.
+        state: String,
+        /// Tasks that are not over.
+        tasks: usize,
+    },
+    /// The last manager can't go.
+    #[error("node '{node}' is the only manager of the cluster")]
+    LastManager {
+        /// Which.
+        node: Name,
+    },
+    /// A manager that is alive has to be demoted first.
+    #[error("node '{node}' is a manager")]
+    IsManager {
+        /// Which.
+        node: Name,
+    },
+    /// No token with that id and secret.
+    #[error("no join token '{id}' with this secret")]
+    TokenUnknown {
+        /// Public part.
+        id: TokenId,
+    },
+    /// The token's life time is over.
+    #[error("join token '{id}' expired {}", utc(*.at))]
+    TokenExpired {
+        /// Public part.
+        id: TokenId,
+        /// When.
+        at: Timestamp,
+    },
+    /// No joins left.
+    #[error("join token '{id}' has no uses left")]
+    TokenUsedUp {
+        /// Public part.
+        id: TokenId,
+    },
+    /// The request id was used for another kind of command.
+    #[error("request id '{request}' was already used for {earlier}")]
+    RequestReused {
+        /// The id.
+        request: String,
+        /// What it was used for.
+        earlier: String,
+    },
+    /// A leader loop decided on a state that has moved on; it will decide again.
+    #[error("{what} no longer applies: {why}")]
+    Outdated {
+        /// The command.
+        what: String,
+        /// What is different.
+        why: String,
+    },
+}
+
+impl Rejection {
+    /// A field that can't be as it was given.
+    pub fn invalid(
+        field: impl Into<String>,
+        value: impl ToString,
+        problem: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        Self::InvalidField {
+            field: field.into(),
+            value: value.to_string(),
+            problem: problem.into(),
+            help: help.into(),
+        }
+    }
+
+    /// No such object.
+    pub fn not_found(kind: Kind, target: impl ToString) -> Self {
+        Self::NotFound { kind, target: target.to_string() }
+    }
+
+    /// The stable code.
+    pub const fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotInitialized => ErrorCode::NotMember,
+            Self::AlreadyInitialized { .. } => ErrorCode::AlreadyMember,
+            Self::InvalidField { .. } | Self::RequestReused { .. } => ErrorCode::InvalidField,
+            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::Ambiguous { .. } => ErrorCode::Ambiguous,
+            Self::NameTaken { .. } | Self::IdTaken { .. } => ErrorCode::NameTaken,
+            Self::VersionConflict { .. } | Self::Outdated { .. } => ErrorCode::VersionConflict,
+            Self::PortTaken { .. } => ErrorCode::PortTaken,
+            Self::PortsExhausted { .. } => ErrorCode::PortsExhausted,
+            Self::SubnetOverlap { .. } | Self::AddressInOverlay { .. } => ErrorCode::SubnetOverlap,
+            Self::SubnetExhausted { .. } => ErrorCode::SubnetExhausted,
+            Self::PoolExhausted { .. } | Self::NumbersExhausted { .. } => ErrorCode::PoolExhausted,
+            Self::InUse { .. } | Self::IngressStays { .. } | Self::Removing { .. } => ErrorCode::InUse,
+            Self::NodeAlive { .. }
+            | Self::LastManager { .. }
+            | Self::IsManager { .. }
+            | Self::AddressTaken { .. } => ErrorCode::NodeBusy,
+            Self::TokenUnknown { .. } => ErrorCode::TokenUnknown,
+            Self::TokenExpired { .. } => ErrorCode::TokenExpired,
+            Self::TokenUsedUp { .. } => ErrorCode::TokenUsedUp,
+        }
+    }
+
+    /// Where it comes from: who asked, who holds it.
+    pub fn context(&self) -> Vec<String> {
+        match self {
+            Self::PortTaken { asked_by, holder, since, .. } => {
+                vec![
+                    format!("asked by: service '{asked_by}' (ingress)"),
+                    format!("held by: {holder}, since {}", utc(*since)),
+                ]
+            }
+            Self::PortsExhausted { asked_by, .. } => {
+                vec![format!("asked by: service '{asked_by}' (ingress)")]
+            }
+            Self::Ambiguous { matches, .. } => matches.iter().map(|m| format!("matches: {m}")).collect(),
+            Self::NameTaken { kind, holder, since, .. } => {
+                vec![format!("held by: {kind} {holder}, since {}", utc(*since))]
+            }
+            Self::VersionConflict { changed_at, .. } => vec![format!("changed at: {}", utc(*changed_at))],
+            Self::SubnetOverlap { asked_by, holder, held, .. } => {
+                vec![
+                    format!("asked by: network '{asked_by}'"),
+                    format!("held by: network '{holder}' ({held})"),
+                ]
+            }
+            Self::SubnetExhausted { asked_by, .. } => vec![format!("asked by: {asked_by}")],
+            Self::InUse { by, .. } => by.iter().map(|b| format!("used by: {b}")).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What to do next.
+    pub fn help(&self) -> String {
+        match self {
+            Self::NotInitialized => {
+                "run 'shoal swarm init' here, or 'shoal swarm join' with a token of a cluster".into()
+            }
+            Self::AlreadyInitialized { .. } => "run 'shoal swarm leave' first".into(),
+            Self::InvalidField { help, .. } => help.clone(),
+            Self::NotFound { kind, .. } => match kind {
+                Kind::Token => "list them with 'shoal swarm token ls'".into(),
+                kind => format!("list them with 'shoal {kind} ls'"),
+            },
+            Self::Ambiguous { .. } => "give more characters of the id, or the name".into(),
+            Self::NameTaken { removing: true, .. } => {
+                "it is being removed; try again in a few seconds, or choose another name".into()
+            }
+            Self::NameTaken { kind, name, .. } => {
+                format!("choose another name, or remove it with 'shoal {kind} rm {name}'")
+            }
+            Self::IdTaken { .. } | Self::RequestReused { .. } => {
+                "send the command again with a new request id".into()
+            }
+            Self::VersionConflict { .. } => "re-run, or overwrite with '--force-version'".into(),
+            Self::Removing { .. } => "wait until it is gone, then create it again".into(),
+            Self::PortTaken { removing: true, holder, .. } => {
+                format!("'{holder}' is being removed and still drains; try again in a few seconds")
+            }
+            Self::PortTaken { holder, holder_target, .. } => format!(
+                "choose another port, or 'shoal service update --publish-rm {holder_target} {holder}'"
+            ),
+            Self::PortsExhausted { .. } => "publish a port of your choice: '-p 8080:80'".into(),
+            Self::SubnetOverlap { .. } => {
+                "choose another subnet, or leave it out to take a free one from the pools".into()
+            }
+            Self::AddressInOverlay { .. } => {
+                "choose a subnet that no host has an address in; 'shoal network ls' shows those in use".into()
+            }
+            Self::AddressTaken { holder, .. } => {
+                format!(
+                    "give each host its own data address, or remove '{holder}' with 'shoal node rm --force {holder}'"
+                )
+            }
+            Self::SubnetExhausted { .. } => {
+                "ask for fewer replicas, remove services that are on the network, or \
+                 create a larger one with 'shoal network create --subnet' and move the service there"
+                    .into()
+            }
+            Self::PoolExhausted { .. } => {
+                "remove networks that are not used, or give a subnet: 'shoal network create --subnet'".into()
+            }
+            Self::NumbersExhausted { .. } => {
+                "found a new cluster; this one has lived through all numbers".into()
+            }
+            Self::InUse { kind: Kind::Network, .. } => {
+                "remove these services, or take them off the network, then try again".into()
+            }
+            Self::InUse { .. } => "remove what uses it, then try again".into(),
+            Self::IngressStays { .. } => "publish no port if you don't want it used".into(),
+            Self::NodeAlive { node, .. } => format!(
+                "run 'shoal swarm leave' on it, or remove it at once with 'shoal node rm --force {node}'"
+            ),
+            Self::LastManager { .. } => {
+                "a cluster needs a manager; to end the cluster run 'shoal swarm leave --force' on it".into()
+            }
+            Self::IsManager { node } => format!("stop it, then run 'shoal node rm --force {node}'"),
+            Self::TokenUnknown { .. } => {
+                "copy the whole token again, or make a new one with 'shoal swarm token create'".into()
+            }
+            Self::TokenExpired { .. } | Self::TokenUsedUp { .. } => {
+                "make a new one with 'shoal swarm token create'".into()
+            }
+            Self::Outdated { .. } => "nothing: the leader decides again on the new state".into(),
+        }
+    }
+}
