@@ -1,0 +1,239 @@
+//! From an assignment and a few facts of the host to everything the node should hold.
+
+mod balancing;
+mod names;
+mod sandbox;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use shoal_types::assignment::{AssignedNetwork, AssignedTask, Assignment, ClusterView, Endpoint};
+use shoal_types::object::{Attachment, DesiredState};
+use shoal_types::{EndpointId, MacAddr, NetworkId, TaskId};
+
+use crate::name::{IfName, Mark};
+use crate::object::{Bridge, Fdb, Firewall, Neighbor, Object, Objects, Sysctl, Vxlan};
+
+/// Kernel parameters of the host that the mesh needs: packets of tasks are forwarded.
+pub const HOST_SYSCTLS: &[(&str, &str)] =
+    &[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
+
+/// Bytes a VXLAN header adds over IPv4 and over IPv6.
+const VXLAN_OVERHEAD_V4: u32 = 50;
+const VXLAN_OVERHEAD_V6: u32 = 70;
+
+/// What only the host can tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Source address of this node's tunnel packets.
+    pub data_addr: IpAddr,
+    /// MTU of the way to the peers.
+    pub underlay_mtu: u32,
+    /// Interfaces that clients come in by.
+    pub uplinks: Vec<Uplink>,
+    /// The egress network of this node.
+    pub egress: EgressFacts,
+}
+
+/// An interface that clients come in by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its name.
+    pub name: IfName,
+    /// Its addresses.
+    pub addrs: Vec<IpAddr>,
+}
+
+/// The node's own network behind `shoal0`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressFacts {
+    /// Its subnet; the bridge has the first address.
+    pub v4: Ipv4Net,
+    /// Its subnet; the bridge has the first address.
+    pub v6: Ipv6Net,
+    /// Place of each task in it; 2 is the first.
+    pub slots: BTreeMap<TaskId, u32>,
+}
+
+impl EgressFacts {
+    /// Keeps the places of the tasks that are still there and gives the lowest free ones to the others. A task for
+    /// which none is left has none.
+    pub fn assign<'a>(&mut self, tasks: impl IntoIterator<Item = &'a TaskId>) {
+        let wanted: BTreeSet<&TaskId> = tasks.into_iter().collect();
+        self.slots.retain(|task, _| wanted.contains(task));
+        let mut taken: BTreeSet<u32> = self.slots.values().copied().collect();
+        let host_bits = 32 - u32::from(self.v4.prefix_len());
+        let end = 1_u32.checked_shl(host_bits).map_or(u32::MAX, |size| size.saturating_sub(1));
+        let mut next = 2;
+        for task in wanted {
+            if self.slots.contains_key(task) {
+                continue;
+            }
+            while taken.contains(&next) {
+                next += 1;
+            }
+            if next >= end {
+                return;
+            }
+            taken.insert(next);
+            self.slots.insert(task.clone(), next);
+        }
+    }
+}
+
+/// The tasks that should run: the ones with a namespace, interfaces and a resolver.
+pub fn running_tasks(assignment: &Assignment) -> impl Iterator<Item = &AssignedTask> {
+    assignment.tasks().filter(|t| matches!(t.desired, DesiredState::Running | DesiredState::Draining))
+}
+
+/// An assignment with what is looked up again and again.
+pub(crate) struct View<'a> {
+    assignment: &'a Assignment,
+    facts: &'a Facts,
+    cluster: &'a ClusterView,
+    networks: BTreeMap<&'a NetworkId, &'a AssignedNetwork>,
+    ingress: Option<&'a AssignedNetwork>,
+    /// Endpoints of tasks that run here and should.
+    local: BTreeSet<EndpointId>,
+    overlay_mtu: u32,
+}
+
+impl<'a> View<'a> {
+    fn new(assignment: &'a Assignment, facts: &'a Facts) -> Option<Self> {
+        let cluster = assignment.cluster()?;
+        let networks: BTreeMap<_, _> = assignment.networks().map(|n| (&n.id, n)).collect();
+        let local = running_tasks(assignment)
+            .flat_map(|task| task.attachments.iter())
+            .filter(|at| networks.contains_key(&at.network))
+            .map(|at| at.endpoint)
+            .collect();
+        let overhead = if facts.data_addr.is_ipv4() { VXLAN_OVERHEAD_V4 } else { VXLAN_OVERHEAD_V6 };
+        Some(Self {
+            assignment,
+            facts,
+            cluster,
+            ingress: networks.values().find(|n| n.ingress).copied(),
+            networks,
+            local,
+            overlay_mtu: facts.underlay_mtu.saturating_sub(overhead),
+        })
+    }
+
+    fn network(&self, id: &NetworkId) -> Option<&'a AssignedNetwork> {
+        self.networks.get(id).copied()
+    }
+
+    /// Endpoints this node can deal with: those elsewhere in networks it knows, and its own running ones.
+    fn endpoints(&self) -> impl Iterator<Item = (&'a Endpoint, &'a AssignedNetwork, bool)> + '_ {
+        self.assignment.endpoints().filter_map(|endpoint| {
+            let network = self.network(&endpoint.network)?;
+            let here = endpoint.node == self.cluster.node;
+            (!here || self.local.contains(&endpoint.id)).then_some((endpoint, network, here))
+        })
+    }
+}
+
+/// Everything the node should hold. `None` while the assignment does not say who the node is: nothing is known then,
+/// which is not the same as wanting nothing.
+pub fn derive(assignment: &Assignment, facts: &Facts) -> Option<Objects> {
+    let view = View::new(assignment, facts)?;
+    let mut objects = Vec::new();
+    host(&view, &mut objects);
+    links(&view, &mut objects);
+    forwarding(&view, &mut objects);
+    sandbox::derive(&view, &mut objects);
+    balancing::derive(&view, &mut objects);
+    names::derive(&view, &mut objects);
+    Some(objects.into_iter().map(|object| (object.key(), object)).collect())
+}
+
+fn host(view: &View<'_>, out: &mut Vec<Object>) {
+    out.extend(
+        HOST_SYSCTLS
+            .iter()
+            .map(|(path, value)| Object::Sysctl(Sysctl { path: (*path).into(), value: (*value).into() })),
+    );
+    let egress = &view.facts.egress;
+    out.push(Object::Firewall(Firewall {
+        v4: egress.v4,
+        v6: egress.v6,
+        data_port: view.cluster.data_port,
+        intact: true,
+    }));
+    let gateway = sandbox::gateway(egress);
+    out.push(Object::Bridge(Bridge {
+        name: IfName::egress_bridge(),
+        mark: Mark::EgressBridge,
+        mtu: view.facts.underlay_mtu,
+        gateway: Some((
+            sandbox::within4(gateway.v4, egress.v4.prefix_len()),
+            sandbox::within6(gateway.v6, egress.v6.prefix_len()),
+        )),
+        intact: true,
+    }));
+}
+
+fn links(view: &View<'_>, out: &mut Vec<Object>) {
+    for network in view.networks.values() {
+        let bridge = IfName::bridge(&network.id);
+        out.push(Object::Bridge(Bridge {
+            name: bridge.clone(),
+            mark: Mark::Bridge(network.id.clone()),
+            mtu: view.overlay_mtu,
+            gateway: None,
+            intact: true,
+        }));
+        out.push(Object::Vxlan(Vxlan {
+            name: IfName::vxlan(&network.id),
+            mark: Mark::Vxlan(network.id.clone()),
+            vni: network.vni,
+            local: view.facts.data_addr,
+            port: view.cluster.data_port,
+            mtu: view.overlay_mtu,
+            bridge,
+            intact: true,
+        }));
+    }
+}
+
+fn forwarding(view: &View<'_>, out: &mut Vec<Object>) {
+    let vteps: BTreeMap<_, _> = view.assignment.members().map(|m| (&m.node, m.data_addr)).collect();
+    for (endpoint, network, here) in view.endpoints() {
+        if here {
+            continue;
+        }
+        let link = IfName::vxlan(&network.id);
+        if let Some(vtep) = vteps.get(&endpoint.node) {
+            out.push(Object::Fdb(Fdb { link: link.clone(), mac: endpoint.mac(), vtep: *vtep }));
+        }
+        neighbors(&link, endpoint.addr.iter(), endpoint.mac(), out);
+    }
+    for member in view.assignment.members().filter(|m| m.node != view.cluster.node) {
+        if let Some(link) = attachment_vxlan(view, &member.router) {
+            out.push(Object::Fdb(Fdb {
+                link: link.clone(),
+                mac: member.router.mac(),
+                vtep: member.data_addr,
+            }));
+            neighbors(&link, member.router.addr.iter(), member.router.mac(), out);
+        }
+    }
+    for vip in view.assignment.services().flat_map(|service| service.vips.iter()) {
+        if let Some(link) = attachment_vxlan(view, &vip.at) {
+            neighbors(&link, vip.at.addr.iter(), vip.at.mac(), out);
+        }
+    }
+    let own = &view.cluster.router;
+    if let Some(link) = attachment_vxlan(view, own) {
+        neighbors(&link, own.addr.iter(), own.mac(), out);
+    }
+}
+
+fn neighbors(link: &IfName, ips: impl Iterator<Item = IpAddr>, mac: MacAddr, out: &mut Vec<Object>) {
+    out.extend(ips.map(|ip| Object::Neighbor(Neighbor { link: link.clone(), ip, mac })));
+}
+
+fn attachment_vxlan(view: &View<'_>, at: &Attachment) -> Option<IfName> {
+    view.network(&at.network).map(|network| IfName::vxlan(&network.id))
+}

@@ -1,0 +1,140 @@
+//! Load balancing: what the programs find in their maps, and where the programs are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_types::assignment::{AssignedNetwork, AssignedTask};
+use shoal_types::object::Attachment;
+use shoal_types::{EndpointId, ServiceId};
+
+use super::sandbox::egress_place;
+use super::{View, running_tasks};
+use crate::name::IfName;
+use crate::object::{
+    IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program, ServiceKey,
+    TaskIf, Vip,
+};
+
+pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
+    node(view, out);
+    for task in running_tasks(view.assignment) {
+        task_interfaces(view, task, out);
+    }
+    endpoints(view, out);
+    services(view, out);
+}
+
+fn node(view: &View<'_>, out: &mut Vec<Object>) {
+    if let Some(ingress) = view.ingress {
+        out.push(Object::MeshConfig(MeshConfig {
+            router: view.cluster.router.mac(),
+            data_port: view.cluster.data_port,
+            ingress: IfName::vxlan(&ingress.id),
+        }));
+    }
+    for member in view.assignment.members().filter(|m| m.node != view.cluster.node) {
+        out.push(Object::Member(member.data_addr));
+        out.push(Object::Router(member.router.mac()));
+    }
+    for uplink in &view.facts.uplinks {
+        out.extend(uplink.addrs.iter().map(|addr| Object::LocalAddr(*addr)));
+        out.push(Object::Hook(uplink.name.clone(), Program::MeshIngress));
+    }
+    out.extend(
+        view.networks.values().map(|network| Object::Hook(IfName::vxlan(&network.id), Program::OverlayRx)),
+    );
+}
+
+fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
+    let legs: Vec<(&Attachment, &AssignedNetwork)> = task
+        .attachments
+        .iter()
+        .filter_map(|at| view.network(&at.network).map(|network| (at, network)))
+        .collect();
+    let ingress = legs.iter().find(|(_, network)| network.ingress).map(|(at, network)| IngressPlace {
+        addr: at.addr,
+        mac: at.mac(),
+        vxlan: IfName::vxlan(&network.id),
+    });
+    for (at, network) in legs {
+        let (host, vxlan) = (IfName::veth(at.endpoint), IfName::vxlan(&network.id));
+        out.push(Object::TaskIf(TaskIf {
+            host: host.clone(),
+            addr: at.addr,
+            mac: at.mac(),
+            network: Some((network.vni, vxlan.clone())),
+            ingress: ingress.clone(),
+            role: if network.ingress { LegRole::Ingress } else { LegRole::Overlay },
+        }));
+        out.push(Object::Local(Local {
+            vxlan,
+            mac: at.mac(),
+            addr: at.addr,
+            veth: host.clone(),
+            network: network.vni,
+        }));
+        out.push(Object::Hook(host, Program::TaskTx));
+    }
+    if let Some((addr, mac)) = egress_place(view, task) {
+        let host = IfName::egress(&task.id);
+        out.push(Object::TaskIf(TaskIf {
+            host: host.clone(),
+            addr,
+            mac,
+            network: None,
+            ingress,
+            role: LegRole::Egress,
+        }));
+        out.push(Object::Hook(host, Program::TaskTx));
+    }
+}
+
+fn endpoints(view: &View<'_>, out: &mut Vec<Object>) {
+    for (endpoint, network, local) in view.endpoints() {
+        out.push(Object::LbEndpoint(LbEndpoint {
+            id: endpoint.id,
+            addr: endpoint.addr,
+            mac: endpoint.mac(),
+            local,
+            draining: !endpoint.serving,
+            link: if local { IfName::veth(endpoint.id) } else { IfName::vxlan(&network.id) },
+        }));
+    }
+}
+
+fn services(view: &View<'_>, out: &mut Vec<Object>) {
+    let mut members: BTreeMap<(&ServiceId, u32), BTreeSet<EndpointId>> = BTreeMap::new();
+    for (endpoint, network, _) in view.endpoints().filter(|(endpoint, _, _)| endpoint.serving) {
+        members.entry((&endpoint.service, network.vni.get())).or_default().insert(endpoint.id);
+    }
+    for service in view.assignment.services() {
+        let add = |network: &AssignedNetwork, out: &mut Vec<Object>| {
+            let key = ServiceKey { network: network.vni, index: service.index.0 };
+            let members = members
+                .get(&(&service.id, network.vni.get()))
+                .map(|ids| ids.iter().copied().collect())
+                .unwrap_or_default();
+            // The key is the same on every node and stays for the life of the service: a good seed.
+            out.push(Object::LbService(LbService { key, seed: key.to_u64(), members }));
+            key
+        };
+        for vip in &service.vips {
+            let Some(network) = view.network(&vip.at.network) else { continue };
+            let key = add(network, out);
+            out.extend(vip.at.addr.iter().map(|addr| {
+                Object::Vip(Vip { network: network.vni, addr, service: key, mac: vip.at.mac() })
+            }));
+        }
+        let Some(ingress) = view.ingress else { continue };
+        if !service.ports.is_empty() {
+            let key = add(ingress, out);
+            out.extend(service.ports.iter().map(|port| {
+                Object::Port(Port {
+                    protocol: port.protocol,
+                    port: port.published,
+                    service: key,
+                    target: port.target,
+                })
+            }));
+        }
+    }
+}

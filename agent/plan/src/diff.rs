@@ -1,0 +1,123 @@
+//! The difference between desired and observed, as operations in order.
+
+use std::collections::BTreeMap;
+
+use shoal_types::TaskId;
+
+use crate::name::IfName;
+use crate::object::{Goal, Key, Object, Objects};
+use crate::phase::Phase;
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Make the object, or make it so.
+    Ensure {
+        /// What is wanted.
+        object: Object,
+        /// What is there under its key, when it differs.
+        found: Option<Object>,
+    },
+    /// Take away what nobody wants.
+    Remove {
+        /// What is there.
+        object: Object,
+        /// The task it belongs to alone: not to be done while that task still runs.
+        task: Option<TaskId>,
+    },
+}
+
+impl Op {
+    /// The object it is about.
+    pub fn object(&self) -> &Object {
+        match self {
+            Self::Ensure { object, .. } | Self::Remove { object, .. } => object,
+        }
+    }
+
+    /// The key of that object.
+    pub fn key(&self) -> Key {
+        self.object().key()
+    }
+
+    /// The phase it belongs to.
+    pub fn phase(&self) -> Phase {
+        match self {
+            Self::Ensure { object, .. } => Phase::of_ensure(object),
+            Self::Remove { object, task } => Phase::of_remove(&object.key(), task.is_some()),
+        }
+    }
+}
+
+/// Operations by phase; phases without any are left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In the order in which they are done.
+    pub phases: Vec<(Phase, Vec<Op>)>,
+}
+
+impl Plan {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.phases.is_empty()
+    }
+
+    /// All operations, in order.
+    pub fn ops(&self) -> impl Iterator<Item = &Op> {
+        self.phases.iter().flat_map(|(_, ops)| ops)
+    }
+}
+
+/// The way from `observed` to `desired`.
+///
+/// `observed` must hold only what the node owns: whatever is in it and not desired is removed.
+pub fn plan(desired: &Objects, observed: &Objects) -> Plan {
+    let owners = veth_owners(observed);
+    let mut phases: BTreeMap<Phase, Vec<Op>> = BTreeMap::new();
+    for (key, object) in desired {
+        let found = observed.get(key);
+        if is_due(object, found) {
+            let op = Op::Ensure { object: object.clone(), found: found.cloned() };
+            phases.entry(op.phase()).or_default().push(op);
+        }
+    }
+    for (key, object) in observed.iter().rev() {
+        // A kernel parameter has no owner: it stays as it is.
+        if !desired.contains_key(key) && !matches!(key, Key::Sysctl(_)) {
+            let op = Op::Remove { object: object.clone(), task: owner(object, &owners) };
+            phases.entry(op.phase()).or_default().push(op);
+        }
+    }
+    Plan { phases: phases.into_iter().collect() }
+}
+
+fn is_due(object: &Object, found: Option<&Object>) -> bool {
+    match found {
+        Some(found) => !object.is_satisfied_by(found),
+        // What should have ended and isn't there has ended.
+        None => !matches!(object, Object::Task(task) if task.goal == Goal::Stop),
+    }
+}
+
+fn veth_owners(observed: &Objects) -> BTreeMap<IfName, TaskId> {
+    observed
+        .values()
+        .filter_map(|object| match object {
+            Object::Leg(leg) => Some((leg.host.clone(), leg.task.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The task that an object belongs to alone.
+fn owner(object: &Object, owners: &BTreeMap<IfName, TaskId>) -> Option<TaskId> {
+    match object {
+        Object::Sandbox(o) => Some(o.task.clone()),
+        Object::Leg(o) => Some(o.task.clone()),
+        Object::Resolver(o) => Some(o.task.clone()),
+        Object::TaskIf(o) => owners.get(&o.host).cloned(),
+        Object::Local(o) => owners.get(&o.veth).cloned(),
+        Object::Hook(link, _) => owners.get(link).cloned(),
+        _ => None,
+    }
+}

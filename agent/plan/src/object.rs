@@ -1,0 +1,520 @@
+//! The objects a node holds, each under a key, the same whether wanted or found.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use shoal_types::assignment::AssignedTask;
+use shoal_types::{DualAddr, EndpointId, MacAddr, Protocol, TaskId, Vni};
+
+use crate::name::{IfName, Mark};
+
+/// Everything a node should hold, or holds.
+pub type Objects = BTreeMap<Key, Object>;
+
+/// Identity of an object. Within a phase, operations are done in this order (removals in the reverse).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// A kernel parameter of the host's namespace, by its path below `/proc/sys`.
+    Sysctl(String),
+    /// The nftables table `inet shoal`.
+    Firewall,
+    /// A bridge.
+    Bridge(IfName),
+    /// A VXLAN device.
+    Vxlan(IfName),
+    /// A static forwarding entry of a VXLAN device: MAC to VTEP.
+    Fdb(IfName, MacAddr),
+    /// A permanent neighbor on a VXLAN device, from which it answers ARP and ND.
+    Neighbor(IfName, IpAddr),
+    /// A task's network namespace.
+    Sandbox(TaskId),
+    /// A task's interface, by its host side.
+    Leg(IfName),
+    /// What the programs know of the node.
+    MeshConfig,
+    /// A member's VTEP, allowed to send tunnel packets.
+    Member(IpAddr),
+    /// An address of this node that published ports answer on.
+    LocalAddr(IpAddr),
+    /// Router of another node.
+    Router(MacAddr),
+    /// What the task behind a veth may send.
+    TaskIf(IfName),
+    /// A local task as seen from a VXLAN device.
+    Local(IfName, MacAddr),
+    /// An endpoint that can be chosen.
+    LbEndpoint(EndpointId),
+    /// The table of a service in a network.
+    LbService(ServiceKey),
+    /// A program on a link.
+    Hook(IfName, Program),
+    /// A virtual IP in a network.
+    Vip(Vni, IpAddr),
+    /// A published port.
+    Port(Protocol, u16),
+    /// A task's resolver.
+    Resolver(TaskId),
+    /// A task's program.
+    Task(TaskId),
+}
+
+/// An object with its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Object {
+    /// See [`Key::Sysctl`].
+    Sysctl(Sysctl),
+    /// See [`Key::Firewall`].
+    Firewall(Firewall),
+    /// See [`Key::Bridge`].
+    Bridge(Bridge),
+    /// See [`Key::Vxlan`].
+    Vxlan(Vxlan),
+    /// See [`Key::Fdb`].
+    Fdb(Fdb),
+    /// See [`Key::Neighbor`].
+    Neighbor(Neighbor),
+    /// See [`Key::Sandbox`].
+    Sandbox(Sandbox),
+    /// See [`Key::Leg`].
+    Leg(Leg),
+    /// See [`Key::MeshConfig`].
+    MeshConfig(MeshConfig),
+    /// See [`Key::Member`].
+    Member(IpAddr),
+    /// See [`Key::LocalAddr`].
+    LocalAddr(IpAddr),
+    /// See [`Key::Router`].
+    Router(MacAddr),
+    /// See [`Key::TaskIf`].
+    TaskIf(TaskIf),
+    /// See [`Key::Local`].
+    Local(Local),
+    /// See [`Key::LbEndpoint`].
+    LbEndpoint(LbEndpoint),
+    /// See [`Key::LbService`].
+    LbService(LbService),
+    /// See [`Key::Hook`].
+    Hook(IfName, Program),
+    /// See [`Key::Vip`].
+    Vip(Vip),
+    /// See [`Key::Port`].
+    Port(Port),
+    /// See [`Key::Resolver`].
+    Resolver(Resolver),
+    /// See [`Key::Task`].
+    Task(Task),
+}
+
+impl Object {
+    /// The key it is stored under.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Sysctl(o) => Key::Sysctl(o.path.clone()),
+            Self::Firewall(_) => Key::Firewall,
+            Self::Bridge(o) => Key::Bridge(o.name.clone()),
+            Self::Vxlan(o) => Key::Vxlan(o.name.clone()),
+            Self::Fdb(o) => Key::Fdb(o.link.clone(), o.mac),
+            Self::Neighbor(o) => Key::Neighbor(o.link.clone(), o.ip),
+            Self::Sandbox(o) => Key::Sandbox(o.task.clone()),
+            Self::Leg(o) => Key::Leg(o.host.clone()),
+            Self::MeshConfig(_) => Key::MeshConfig,
+            Self::Member(addr) => Key::Member(*addr),
+            Self::LocalAddr(addr) => Key::LocalAddr(*addr),
+            Self::Router(mac) => Key::Router(*mac),
+            Self::TaskIf(o) => Key::TaskIf(o.host.clone()),
+            Self::Local(o) => Key::Local(o.vxlan.clone(), o.mac),
+            Self::LbEndpoint(o) => Key::LbEndpoint(o.id),
+            Self::LbService(o) => Key::LbService(o.key),
+            Self::Hook(link, program) => Key::Hook(link.clone(), *program),
+            Self::Vip(o) => Key::Vip(o.network, o.addr),
+            Self::Port(o) => Key::Port(o.protocol, o.port),
+            Self::Resolver(o) => Key::Resolver(o.task.clone()),
+            Self::Task(o) => Key::Task(o.id.clone()),
+        }
+    }
+
+    /// Whether `found` is what `self` wants. A task that ended by itself is not started again: its end is
+    /// reported, and the managers make another one.
+    pub fn is_satisfied_by(&self, found: &Object) -> bool {
+        match (self, found) {
+            (Self::Task(wanted), Self::Task(found)) => match wanted.goal {
+                Goal::Run => true,
+                Goal::Stop => found.goal == Goal::Stop,
+            },
+            _ => self == found,
+        }
+    }
+}
+
+/// A kernel parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sysctl {
+    /// Path below `/proc/sys`.
+    pub path: String,
+    /// Its content.
+    pub value: String,
+}
+
+/// The nftables table: masquerade and isolation of the egress bridge, tunnels kept out of connection tracking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firewall {
+    /// Egress subnet.
+    pub v4: Ipv4Net,
+    /// Egress subnet.
+    pub v6: Ipv6Net,
+    /// UDP port of the tunnels.
+    pub data_port: u16,
+    /// Whether the table is as it was written.
+    pub intact: bool,
+}
+
+/// A bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its name.
+    pub name: IfName,
+    /// Its ownership mark.
+    pub mark: Mark,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Its own addresses: the egress bridge is a gateway, an overlay bridge has none.
+    pub gateway: Option<(Ipv4Net, Ipv6Net)>,
+    /// Whether all settings the driver implies are in place.
+    pub intact: bool,
+}
+
+/// A VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// Its name.
+    pub name: IfName,
+    /// Its ownership mark.
+    pub mark: Mark,
+    /// VXLAN id.
+    pub vni: Vni,
+    /// Source address of its packets.
+    pub local: IpAddr,
+    /// UDP port.
+    pub port: u16,
+    /// Its MTU.
+    pub mtu: u32,
+    /// The bridge it is a port of.
+    pub bridge: IfName,
+    /// Whether all settings the driver implies are in place.
+    pub intact: bool,
+}
+
+/// A static forwarding entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fdb {
+    /// The VXLAN device.
+    pub link: IfName,
+    /// Whose frames.
+    pub mac: MacAddr,
+    /// Where they go.
+    pub vtep: IpAddr,
+}
+
+/// A permanent neighbor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbor {
+    /// The VXLAN device.
+    pub link: IfName,
+    /// Who.
+    pub ip: IpAddr,
+    /// Where.
+    pub mac: MacAddr,
+}
+
+/// A task's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    /// The task.
+    pub task: TaskId,
+    /// Whether its kernel parameters are in place.
+    pub intact: bool,
+}
+
+/// A task's interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leg {
+    /// The task.
+    pub task: TaskId,
+    /// Name on the host.
+    pub host: IfName,
+    /// Ownership mark on the host's side.
+    pub mark: Mark,
+    /// Name in the task's namespace.
+    pub inner: IfName,
+    /// MAC in the task's namespace.
+    pub mac: MacAddr,
+    /// Address and prefix.
+    pub v4: Ipv4Net,
+    /// Address and prefix.
+    pub v6: Ipv6Net,
+    /// MTU.
+    pub mtu: u32,
+    /// The bridge its host side is a port of.
+    pub bridge: IfName,
+    /// What it is for.
+    pub kind: LegKind,
+    /// Whether all settings the driver implies are in place.
+    pub intact: bool,
+}
+
+/// What a leg is for, with the routes that follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LegKind {
+    /// An overlay: the connected routes are enough.
+    Overlay,
+    /// The ingress network: what has its address as source leaves by it, through the node's router.
+    Ingress {
+        /// Addresses of the node's router.
+        router: DualAddr,
+        /// MAC of it.
+        router_mac: MacAddr,
+    },
+    /// The egress bridge: the default route.
+    Egress {
+        /// Addresses of the bridge.
+        gateway: DualAddr,
+    },
+}
+
+/// What the programs know of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshConfig {
+    /// MAC of this node's router.
+    pub router: MacAddr,
+    /// UDP port of the tunnels.
+    pub data_port: u16,
+    /// VXLAN device of the ingress network.
+    pub ingress: IfName,
+}
+
+/// What the task behind a veth may send, and where it belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskIf {
+    /// Host side of the veth.
+    pub host: IfName,
+    /// Addresses on this leg.
+    pub addr: DualAddr,
+    /// MAC on this leg.
+    pub mac: MacAddr,
+    /// VXLAN id and device of this leg's network; none on the egress leg.
+    pub network: Option<(Vni, IfName)>,
+    /// The task's place in the ingress network, if it publishes anything.
+    pub ingress: Option<IngressPlace>,
+    /// What the leg is for.
+    pub role: LegRole,
+}
+
+/// A task's place in the ingress network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IngressPlace {
+    /// Addresses.
+    pub addr: DualAddr,
+    /// MAC.
+    pub mac: MacAddr,
+    /// VXLAN device of the ingress network.
+    pub vxlan: IfName,
+}
+
+/// See [`TaskIf::role`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LegRole {
+    /// In an ordinary overlay.
+    Overlay,
+    /// In the ingress network.
+    Ingress,
+    /// To the egress bridge.
+    Egress,
+}
+
+/// A local task as seen from a VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    /// The VXLAN device.
+    pub vxlan: IfName,
+    /// The task's MAC.
+    pub mac: MacAddr,
+    /// The task's addresses in that network.
+    pub addr: DualAddr,
+    /// Host side of its veth.
+    pub veth: IfName,
+    /// VXLAN id of the network.
+    pub network: Vni,
+}
+
+/// A service in a network: one table of endpoints. Alike on every node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    /// The network its endpoints are in.
+    pub network: Vni,
+    /// Number of the service.
+    pub index: u32,
+}
+
+impl ServiceKey {
+    /// As one number.
+    pub const fn to_u64(self) -> u64 {
+        // Widening: u32 to u64 in a const context, where From is not available.
+        #[expect(clippy::cast_lossless, reason = "const fn")]
+        {
+            ((self.network.get() as u64) << 32) | self.index as u64
+        }
+    }
+
+    /// From a number, if it is one of ours.
+    pub fn from_u64(value: u64) -> Option<Self> {
+        let network = Vni::new(u32::try_from(value >> 32).ok()?)?;
+        let index = u32::try_from(value & u64::from(u32::MAX)).ok()?;
+        Some(Self { network, index })
+    }
+}
+
+/// An endpoint that can be chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LbEndpoint {
+    /// Its number.
+    pub id: EndpointId,
+    /// Its addresses.
+    pub addr: DualAddr,
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// Whether its task runs on this node.
+    pub local: bool,
+    /// Keeps its flows, gets no new ones.
+    pub draining: bool,
+    /// Host side of its veth when local, else the VXLAN device of its network.
+    pub link: IfName,
+}
+
+/// The table of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LbService {
+    /// Which.
+    pub key: ServiceKey,
+    /// Seed of its table, the same on every node.
+    pub seed: u64,
+    /// Its endpoints, sorted.
+    pub members: Vec<EndpointId>,
+}
+
+/// A program of the data plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Program {
+    /// On each uplink.
+    MeshIngress,
+    /// On each VXLAN device.
+    OverlayRx,
+    /// On the host side of each task veth.
+    TaskTx,
+}
+
+/// A virtual IP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vip {
+    /// Network it is in.
+    pub network: Vni,
+    /// The address.
+    pub addr: IpAddr,
+    /// What it leads to.
+    pub service: ServiceKey,
+    /// MAC it is answered with.
+    pub mac: MacAddr,
+}
+
+/// A published port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// Transport.
+    pub protocol: Protocol,
+    /// Port on the node.
+    pub port: u16,
+    /// What it leads to.
+    pub service: ServiceKey,
+    /// Port the tasks listen on.
+    pub target: u16,
+}
+
+/// A task's resolver and what it answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolver {
+    /// The task.
+    pub task: TaskId,
+    /// The names of the networks it is in, in order.
+    pub networks: Vec<Arc<NetworkNames>>,
+    /// What is never asked outside.
+    pub reserved: Arc<ReservedNames>,
+    /// Whether other names are asked outside at all.
+    pub forward: bool,
+}
+
+/// The names of a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkNames {
+    /// The network's name.
+    pub name: String,
+    /// Its subnets.
+    pub subnets: (Ipv4Net, Ipv6Net),
+    /// Services in it.
+    pub services: Vec<ServiceNames>,
+    /// Tasks in it.
+    pub tasks: Vec<TaskNames>,
+}
+
+/// A service's names and addresses in a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceNames {
+    /// Its name.
+    pub name: String,
+    /// Further names.
+    pub aliases: Vec<String>,
+    /// Its virtual IPs.
+    pub vips: Vec<IpAddr>,
+    /// Addresses of its serving tasks.
+    pub endpoints: Vec<IpAddr>,
+}
+
+/// A task's name and addresses in a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskNames {
+    /// Its service.
+    pub service: String,
+    /// Its slot, where the service counts them.
+    pub slot: Option<u32>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Names and addresses that only mean something inside the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReservedNames {
+    /// Names of networks.
+    pub networks: Vec<String>,
+    /// Their subnets.
+    pub subnets: Vec<(Ipv4Net, Ipv6Net)>,
+}
+
+/// A task's program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// The task.
+    pub id: TaskId,
+    /// Wanted: whether it should run. Found: whether it does.
+    pub goal: Goal,
+    /// What to run; absent on what was found.
+    pub spec: Option<Arc<AssignedTask>>,
+}
+
+/// See [`Task::goal`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// Runs.
+    Run,
+    /// Has ended, or must.
+    Stop,
+}

@@ -1,0 +1,352 @@
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use proptest::prelude::*;
+use shoal_types::assignment::{
+    AssignedNetwork, AssignedService, AssignedTask, Assignment, ClusterView, Endpoint, Member,
+    Object as Assigned, Vip as AssignedVip,
+};
+use shoal_types::id::Name;
+use shoal_types::object::{Attachment, DesiredState, Slot};
+use shoal_types::spec::{ProcessSpec, Resources, RestartPolicy, TaskSpec};
+use shoal_types::{
+    ClusterId, DualAddr, DualNet, EndpointId, Generation, NetworkId, NodeId, Protocol, PublishedPort,
+    ServiceId, ServiceIndex, TaskId, Vni,
+};
+
+use crate::check::check;
+use crate::desired::derive;
+use crate::object::{Goal, Task};
+use crate::{EgressFacts, Facts, IfName, Key, Object, Objects, Op, Phase, Plan, Uplink, plan};
+
+/// A stateful stand-in for the kernel: it does what a plan says.
+fn apply(plan: &Plan, observed: &mut Objects) {
+    for op in plan.ops() {
+        match op {
+            Op::Ensure { object, .. } => {
+                let mut object = object.clone();
+                if let Object::Task(task) = &mut object {
+                    task.spec = None;
+                }
+                observed.insert(object.key(), object);
+            }
+            Op::Remove { object, .. } => {
+                observed.remove(&object.key());
+            }
+        }
+    }
+}
+
+/// A task of the world: which node, service and networks, and what is wanted of it.
+#[derive(Debug, Clone)]
+struct Run {
+    node: u8,
+    service: u8,
+    networks: Vec<u8>,
+    desired: DesiredState,
+    serving: bool,
+}
+
+fn run() -> impl Strategy<Value = Run> {
+    let desired = prop_oneof![
+        4 => Just(DesiredState::Running),
+        1 => Just(DesiredState::Draining),
+        1 => Just(DesiredState::Shutdown),
+        1 => Just(DesiredState::Remove),
+    ];
+    (0..3_u8, 0..3_u8, proptest::sample::subsequence(vec![0_u8, 1, 2], 1..=3), desired, any::<bool>())
+        .prop_map(|(node, service, networks, desired, serving)| Run {
+            node,
+            service,
+            networks,
+            desired,
+            serving,
+        })
+}
+
+fn node(n: u8) -> NodeId {
+    NodeId::from_entropy(u128::from(n) << 100)
+}
+
+fn network_id(n: u8) -> NetworkId {
+    NetworkId::from_entropy((u128::from(n) + 1) << 100)
+}
+
+fn service_id(n: u8) -> ServiceId {
+    ServiceId::from_entropy(u128::from(n) + 1)
+}
+
+fn attachment(endpoint: u32, network: u8) -> Attachment {
+    let [_, _, c, d] = endpoint.to_be_bytes();
+    Attachment {
+        endpoint: EndpointId(endpoint),
+        network: network_id(network),
+        addr: DualAddr {
+            v4: Ipv4Addr::new(10, network, c, d),
+            v6: Ipv6Addr::new(0xfd00, network.into(), 0, 0, 0, 0, 0, u16::from_be_bytes([c, d])),
+        },
+    }
+}
+
+fn task_spec() -> TaskSpec {
+    TaskSpec {
+        process: ProcessSpec {
+            command: vec!["true".into()],
+            env: vec![],
+            workdir: None,
+            user: None,
+            hostname: None,
+            root: None,
+            cap_add: vec![],
+            read_only: false,
+        },
+        resources: Resources::default(),
+        restart: RestartPolicy::default(),
+        stop_grace_ms: 10,
+        stop_signal: 15,
+        constraints: vec![],
+        max_per_node: 0,
+        force_update: 0,
+    }
+}
+
+/// The assignment of node 0 in a world with these tasks. Network 0 is ingress, network 2 internal.
+fn assignment(runs: &[Run]) -> Assignment {
+    let mut objects = vec![Assigned::Cluster(ClusterView {
+        id: ClusterId::from_entropy(7),
+        name: name("otter"),
+        data_port: 7378,
+        node: node(0),
+        node_name: name("n0"),
+        router: attachment(1, 0),
+    })];
+    for n in 0..3_u8 {
+        objects.push(Assigned::Member(Member {
+            node: node(n),
+            name: name(&format!("n{n}")),
+            data_addr: IpAddr::V4(Ipv4Addr::new(192, 0, 2, n + 1)),
+            router: attachment(u32::from(n) + 1, 0),
+        }));
+        objects.push(Assigned::Network(AssignedNetwork {
+            id: network_id(n),
+            name: name(&format!("net{n}")),
+            vni: Vni::new(u32::from(n) + 1).expect("in range"),
+            subnets: DualNet {
+                v4: Ipv4Net::new(Ipv4Addr::new(10, n, 0, 0), 16).expect("literal"),
+                v6: Ipv6Net::new(Ipv6Addr::new(0xfd00, n.into(), 0, 0, 0, 0, 0, 0), 64).expect("literal"),
+            },
+            internal: n == 2,
+            ingress: n == 0,
+        }));
+        objects.push(Assigned::Service(AssignedService {
+            id: service_id(n),
+            index: ServiceIndex(u32::from(n) + 1),
+            name: name(&format!("svc{n}")),
+            vips: vec![AssignedVip { at: attachment(u32::from(n) + 10, 1), aliases: vec![] }],
+            ports: vec![PublishedPort {
+                protocol: Protocol::Tcp,
+                published: 8000 + u16::from(n),
+                target: 80,
+            }],
+        }));
+    }
+    for (number, run) in runs.iter().enumerate() {
+        let number = u32::try_from(number).expect("few tasks");
+        let attachments: Vec<_> =
+            run.networks.iter().map(|n| attachment(100 + number * 4 + u32::from(*n), *n)).collect();
+        let id = TaskId::from_entropy(u128::from(number + 1) << 96);
+        if run.desired != DesiredState::Remove {
+            objects.extend(attachments.iter().map(|at| {
+                Assigned::Endpoint(Endpoint {
+                    id: at.endpoint,
+                    network: at.network.clone(),
+                    addr: at.addr,
+                    node: node(run.node),
+                    task: id.clone(),
+                    service: service_id(run.service),
+                    slot: Slot::Number(number),
+                    serving: run.serving,
+                })
+            }));
+        }
+        if run.node == 0 {
+            objects.push(Assigned::Task(Box::new(AssignedTask {
+                id,
+                service: service_id(run.service),
+                service_name: name(&format!("svc{}", run.service)),
+                slot: Slot::Number(number),
+                spec: task_spec(),
+                desired: run.desired,
+                attachments,
+            })));
+        }
+    }
+    Assignment::new(Generation(1), objects)
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a valid label")
+}
+
+fn facts(assignment: &Assignment) -> Facts {
+    let mut egress = EgressFacts {
+        v4: "172.31.240.0/24".parse().expect("literal"),
+        v6: "fd5a::/64".parse().expect("literal"),
+        slots: BTreeMap::new(),
+    };
+    egress.assign(assignment.tasks().map(|task| &task.id));
+    Facts {
+        data_addr: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+        underlay_mtu: 1500,
+        uplinks: vec![Uplink {
+            name: IfName::new("eth0"),
+            addrs: vec!["192.0.2.1".parse().expect("literal")],
+        }],
+        egress,
+    }
+}
+
+fn desired(runs: &[Run]) -> Objects {
+    let assignment = assignment(runs);
+    derive(&assignment, &facts(&assignment)).expect("the assignment says who the node is")
+}
+
+proptest! {
+    #[test]
+    fn planning_again_after_applying_is_empty(
+        before in proptest::collection::vec(run(), 0..8),
+        after in proptest::collection::vec(run(), 0..8),
+        lost in any::<u64>(),
+    ) {
+        let mut observed = Objects::new();
+        apply(&plan(&desired(&before), &observed), &mut observed);
+        // Something else took away or damaged a part of it.
+        let mut bits = lost;
+        observed.retain(|_, _| { bits = bits.rotate_left(1); bits & 7 != 7 });
+        for object in observed.values_mut() {
+            if let Object::Leg(leg) = object && bits & 1 == 1 {
+                leg.intact = false;
+            }
+        }
+        let wanted = desired(&after);
+        let first = plan(&wanted, &observed);
+        prop_assert_eq!(check(&wanted, &observed, &first), vec![]);
+        apply(&first, &mut observed);
+        let second = plan(&wanted, &observed);
+        prop_assert!(second.is_empty(), "{:?}", second);
+    }
+
+    #[test]
+    fn nothing_is_published_before_it_works_or_broken_before_it_is_withdrawn(
+        before in proptest::collection::vec(run(), 0..8),
+        after in proptest::collection::vec(run(), 0..8),
+    ) {
+        let mut observed = Objects::new();
+        apply(&plan(&desired(&before), &observed), &mut observed);
+        let wanted = desired(&after);
+        for op in plan(&wanted, &observed).ops() {
+            let mut single = Plan::default();
+            single.phases.push((op.phase(), vec![op.clone()]));
+            apply(&single, &mut observed);
+            // At every instant each service's members are endpoints that exist.
+            for object in observed.values() {
+                if let Object::LbService(service) = object {
+                    for id in &service.members {
+                        prop_assert!(observed.contains_key(&Key::LbEndpoint(*id)), "after {:?}", op.key());
+                    }
+                }
+                if let Object::Port(port) = object {
+                    prop_assert!(observed.contains_key(&Key::LbService(port.service)), "after {:?}", op.key());
+                }
+                if let Object::Fdb(fdb) = object {
+                    prop_assert!(observed.contains_key(&Key::Vxlan(fdb.link.clone())), "after {:?}", op.key());
+                }
+            }
+        }
+    }
+}
+
+fn one(desired: DesiredState) -> Vec<Run> {
+    vec![Run { node: 0, service: 0, networks: vec![0, 1], desired, serving: true }]
+}
+
+#[test]
+fn a_task_that_ended_is_not_started_again() {
+    let wanted = desired(&one(DesiredState::Running));
+    let mut observed = wanted.clone();
+    let id = TaskId::from_entropy(1 << 96);
+    observed
+        .insert(Key::Task(id.clone()), Object::Task(Task { id: id.clone(), goal: Goal::Stop, spec: None }));
+    assert!(plan(&wanted, &observed).is_empty());
+}
+
+#[test]
+fn a_stopped_task_loses_its_network_after_its_program() {
+    let observed = desired(&one(DesiredState::Running));
+    let wanted = desired(&one(DesiredState::Shutdown));
+    let plan = plan(&wanted, &observed);
+    let position = |wanted: &dyn Fn(&Op) -> bool| plan.ops().position(wanted).expect("in the plan");
+    let stop = position(&|op| matches!(op, Op::Ensure { object: Object::Task(_), .. }));
+    let leg = position(&|op| matches!(op, Op::Remove { object: Object::Leg(_), task: Some(_) }));
+    let sandbox = position(&|op| matches!(op, Op::Remove { object: Object::Sandbox(_), .. }));
+    let table = position(&|op| matches!(op.object(), Object::LbService(_)));
+    assert!(table < stop && stop < leg && leg < sandbox);
+}
+
+#[test]
+fn a_task_starts_last_and_only_internal_networks_have_no_way_out() {
+    let internal = vec![Run {
+        node: 0,
+        service: 0,
+        networks: vec![0, 2],
+        desired: DesiredState::Running,
+        serving: false,
+    }];
+    let wanted = desired(&internal);
+    let plan = plan(&wanted, &Objects::new());
+    assert_eq!(plan.phases.last().map(|(phase, _)| *phase), Some(Phase::StartTasks));
+    let legs = wanted.values().filter(|object| matches!(object, Object::Leg(_))).count();
+    assert_eq!(legs, 2, "no egress leg");
+    assert!(wanted.values().any(|object| matches!(object, Object::Resolver(r) if !r.forward)));
+    let open = desired(&one(DesiredState::Running));
+    assert_eq!(open.values().filter(|object| matches!(object, Object::Leg(_))).count(), 3);
+}
+
+#[test]
+fn without_a_cluster_view_nothing_is_known() {
+    let empty = Assignment::default();
+    assert_eq!(derive(&empty, &facts(&empty)), None);
+}
+
+#[test]
+fn egress_places_are_kept_and_reused() {
+    let ids: Vec<_> = (1..=4_u128).map(TaskId::from_entropy).collect();
+    let mut egress = EgressFacts {
+        v4: "172.31.240.0/29".parse().expect("literal"),
+        v6: "fd5a::/64".parse().expect("literal"),
+        slots: BTreeMap::new(),
+    };
+    egress.assign(&ids[..3]);
+    let kept = egress.slots[&ids[2]];
+    egress.assign(&ids[1..]);
+    assert_eq!(egress.slots[&ids[2]], kept);
+    assert_eq!(egress.slots[&ids[3]], 2, "the first place became free");
+}
+
+#[test]
+fn marks_round_trip() {
+    use crate::name::Mark;
+    let task = TaskId::from_entropy(5);
+    for mark in [
+        Mark::Bridge(network_id(1)),
+        Mark::Vxlan(network_id(2)),
+        Mark::Veth(task.clone(), EndpointId(77)),
+        Mark::Egress(task),
+        Mark::EgressBridge,
+    ] {
+        assert_eq!(Mark::parse(&mark.to_string()), Some(mark));
+    }
+    assert_eq!(Mark::parse("shoal:bridge:abc:more"), None);
+    assert_eq!(Mark::parse("uplink to the lab"), None);
+}
