@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build_ebpf;
+mod tools;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Tasks of the repository")]
@@ -19,11 +21,14 @@ struct Cli {
 enum Task {
     /// Build the eBPF programs, installing their toolchain if it is missing
     BuildEbpf(build_ebpf::Args),
+    /// Measure shoal beside what it replaces
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -94,6 +94,13 @@ impl Until {
         self.reached_at(Instant::now())
     }
 
+    /// Whole seconds until the deadline; zero when there is none.
+    pub(crate) fn seconds_left(&self) -> u32 {
+        let left =
+            self.deadline.map_or(0, |deadline| deadline.saturating_duration_since(Instant::now()).as_secs());
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
     /// For loops that have read the clock anyway.
     pub(crate) fn reached_at(&self, now: Instant) -> bool {
         self.closed.load(Ordering::Relaxed) || self.deadline.is_some_and(|deadline| now >= deadline)

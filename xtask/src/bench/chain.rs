@@ -1,0 +1,229 @@
+//! The topology: client, node A, node B in a row, with an overlay of the kernel's own between the nodes.
+//!
+//! ```text
+//! client eth0 --- eth0 A eth1 --- eth0 B        A and B: brx0 + vxlan0, a task namespace behind each
+//!        eth1 ---------------------- eth1
+//! ```
+//! The second cable from the client to B is for the bare path only: what the hosts can do with nothing between them.
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::ensure;
+use shoal_netns::{Host, Process, wait_for};
+
+use super::path::Case;
+
+/// The ports of one set of servers.
+#[derive(Clone, Copy)]
+pub(crate) struct Ports {
+    /// Says which process answered.
+    pub(crate) whoami: u16,
+    pub(crate) conn: u16,
+    pub(crate) echo: u16,
+    pub(crate) iperf: u16,
+}
+
+impl Ports {
+    pub(crate) fn all(self) -> [u16; 4] {
+        [self.whoami, self.conn, self.echo, self.iperf]
+    }
+}
+
+/// The servers in a task, and the ports by which node A offers them.
+pub(crate) const TASK_PORTS: Ports = Ports { whoami: 7000, conn: 7001, echo: 7002, iperf: 5201 };
+/// The servers of a host itself: other ports, so that none of them can answer in a task's stead.
+pub(crate) const HOST_PORTS: Ports = Ports { whoami: 7100, conn: 7101, echo: 7102, iperf: 5301 };
+
+const VXLAN_PORT: u16 = 7378;
+const VNI: u32 = 77;
+
+/// Addresses of A, by which the client reaches what A offers.
+pub(crate) const A_FRONT: &str = "10.78.0.1";
+const A_BACK: &str = "10.78.1.1";
+const B_BACK: &str = "10.78.1.2";
+const B_DIRECT: &str = "10.78.2.2";
+
+/// One side of the overlay: the namespace of a task on a node, and how it is addressed.
+pub(crate) struct Task {
+    pub(crate) address: &'static str,
+    mac: &'static str,
+    host: Host,
+}
+
+/// The hosts, cabled, with the overlay up and servers listening everywhere.
+pub(crate) struct Chain {
+    pub(crate) client: Host,
+    pub(crate) a: Host,
+    pub(crate) b: Host,
+    pub(crate) remote: Task,
+    pub(crate) local: Task,
+    pub(crate) cpu: Option<usize>,
+    pub(crate) load: PathBuf,
+    servers: Vec<Servers>,
+}
+
+/// The servers in one place.
+struct Servers {
+    load: Process,
+    _iperf: Process,
+}
+
+const A_ROUTER_MAC: &str = "02:00:00:78:00:0a";
+const A_ROUTER: &str = "10.79.0.1";
+
+impl Chain {
+    pub(crate) fn new(load: &Path, cpu: Option<usize>) -> anyhow::Result<Self> {
+        let remote = Task { address: "10.79.0.12", mac: "02:00:00:78:00:12", host: Host::new("tb")? };
+        let local = Task { address: "10.79.0.11", mac: "02:00:00:78:00:11", host: Host::new("ta")? };
+        let mut chain = Self {
+            client: Host::new("client")?,
+            a: Host::new("a")?,
+            b: Host::new("b")?,
+            remote,
+            local,
+            cpu,
+            load: load.to_owned(),
+            servers: Vec::new(),
+        };
+        chain.cable()?;
+        chain.overlay()?;
+        chain.start_servers()?;
+        Ok(chain)
+    }
+
+    /// Only the hosts and the cables: what a node of shoal starts from.
+    fn cable(&self) -> anyhow::Result<()> {
+        link(&self.client, "eth0", "10.78.0.9/24", &self.a, "eth0", &format!("{A_FRONT}/24"))?;
+        link(&self.a, "eth1", &format!("{A_BACK}/24"), &self.b, "eth0", &format!("{B_BACK}/24"))?;
+        link(&self.client, "eth1", "10.78.2.9/24", &self.b, "eth1", &format!("{B_DIRECT}/24"))?;
+        ensure_no_packet_steering(&self.a)
+    }
+
+    fn overlay(&self) -> anyhow::Result<()> {
+        for (node, local, task, name) in
+            [(&self.a, A_BACK, &self.local, "ta"), (&self.b, B_BACK, &self.remote, "tb")]
+        {
+            node.sysctl("ipv4/ip_forward", "1")?;
+            node.ip(&format!(
+                "link add vxlan0 type vxlan id {VNI} local {local} dstport {VXLAN_PORT} nolearning"
+            ))?;
+            node.ip("link add brx0 mtu 1450 type bridge")?;
+            node.ip("link set vxlan0 master brx0 up")?;
+            node.ip(&format!(
+                "link add {name} mtu 1450 type veth peer name eth0 address {} mtu 1450 netns {}",
+                task.mac,
+                task.host.unique()
+            ))?;
+            node.ip(&format!("link set {name} master brx0 up"))?;
+            node.ip("link set brx0 up")?;
+            task.host.ip(&format!("addr add {}/24 dev eth0", task.address))?;
+            task.host.ip("link set eth0 up")?;
+            task.host.ip(&format!("route add default via {A_ROUTER}"))?;
+            task.host.ip(&format!("neigh replace {A_ROUTER} lladdr {A_ROUTER_MAC} dev eth0"))?;
+        }
+        self.a.ip(&format!("link set brx0 address {A_ROUTER_MAC}"))?;
+        self.a.ip(&format!("addr add {A_ROUTER}/24 dev brx0"))?;
+        for task in [&self.local, &self.remote] {
+            self.a.ip(&format!("neigh replace {} lladdr {} dev brx0", task.address, task.mac))?;
+        }
+        forward(&self.a, self.remote.mac, B_BACK)?;
+        forward(&self.b, A_ROUTER_MAC, A_BACK)?;
+        self.client.ip(&format!("route add 10.79.0.0/24 via {A_FRONT}"))?;
+        Ok(())
+    }
+
+    fn start_servers(&mut self) -> anyhow::Result<()> {
+        let places = [
+            (&self.a, HOST_PORTS),
+            (&self.b, HOST_PORTS),
+            (&self.local.host, TASK_PORTS),
+            (&self.remote.host, TASK_PORTS),
+        ];
+        for (host, ports) in places {
+            // Ports of node A towards a task come round again within a run. The TIME_WAIT that one path left there
+            // would answer the next path's SYN with a stray ACK and cost it a second.
+            host.sysctl("ipv4/tcp_max_tw_buckets", "0")?;
+            let load = host.run(&self.load).args(server_arguments(ports)).cpu(self.cpu);
+            let iperf = host.run_line(&format!("iperf3 -s -p {}", ports.iperf)).cpu(self.cpu);
+            self.servers
+                .push(Servers { load: host.spawn("load", load)?, _iperf: host.spawn("iperf", iperf)? });
+        }
+        Ok(())
+    }
+
+    /// The process that must answer at the end of a path.
+    pub(crate) fn server_pid(&self, case: Case, bare: bool) -> u32 {
+        let index = match (bare, case) {
+            (true, Case::Local) => 0,
+            (true, Case::Remote) => 1,
+            (false, Case::Local) => 2,
+            (false, Case::Remote) => 3,
+        };
+        self.servers[index].load.pid()
+    }
+
+    /// Waits until all servers behind an address answer the client, and the expected process is the one that does.
+    pub(crate) fn wait_until_served(&self, address: &str, ports: Ports, pid: u32) -> anyhow::Result<()> {
+        for port in ports.all() {
+            let target = format!("{address}:{port}").parse()?;
+            wait_for(&format!("{target} to answer"), Duration::from_secs(10), || {
+                let probe = || Ok(TcpStream::connect_timeout(&target, Duration::from_secs(1))?);
+                self.client.enter(probe).map(drop).map_err(|error| format!("{error:#}"))
+            })?;
+        }
+        let target = SocketAddr::new(address.parse()?, ports.whoami);
+        let line = self.client.enter(|| {
+            let mut line = String::new();
+            TcpStream::connect_timeout(&target, Duration::from_secs(1))?.read_to_string(&mut line)?;
+            Ok(line)
+        })?;
+        ensure!(line.contains(&format!(" pid={pid} ")), "not the server meant (process {pid}), but: {line}");
+        Ok(())
+    }
+
+    /// Where the bare path ends: a process of the node that has the task, one cable away.
+    pub(crate) fn bare_address(case: Case) -> &'static str {
+        match case {
+            Case::Remote => B_DIRECT,
+            Case::Local => A_FRONT,
+        }
+    }
+}
+
+/// `shoal-load` as all servers a measurement needs.
+pub(crate) fn server_arguments(ports: Ports) -> Vec<String> {
+    let words = format!("serve --whoami {} --conn {} --echo {}", ports.whoami, ports.conn, ports.echo);
+    words.split(' ').map(str::to_owned).collect()
+}
+
+fn link(
+    one: &Host,
+    dev: &str,
+    address: &str,
+    other: &Host,
+    peer: &str,
+    peer_address: &str,
+) -> anyhow::Result<()> {
+    one.ip(&format!("link add {dev} type veth peer name {peer} netns {}", other.unique()))?;
+    for (host, dev, address) in [(one, dev, address), (other, peer, peer_address)] {
+        host.ip(&format!("addr add {address} dev {dev}"))?;
+        host.ip(&format!("link set {dev} up"))?;
+    }
+    Ok(())
+}
+
+/// A static forwarding entry: frames to this MAC address go to that node.
+fn forward(node: &Host, mac: &str, vtep: &str) -> anyhow::Result<()> {
+    let line = format!("bridge fdb replace {mac} dev vxlan0 dst {vtep} self static");
+    node.run_line(&line).stdout().map(drop)
+}
+
+/// Receive packet steering would move work of the path to other CPUs.
+fn ensure_no_packet_steering(host: &Host) -> anyhow::Result<()> {
+    let mask = host.read_sysctl("core/rps_default_mask")?;
+    ensure!(mask.trim_matches(['0', ',', '\n']).is_empty(), "receive packet steering is on: {mask}");
+    Ok(())
+}

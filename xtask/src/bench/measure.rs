@@ -1,0 +1,104 @@
+//! One measurement of one path.
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use super::chain::Chain;
+use super::path::Open;
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Metric {
+    Tcp1Gbps,
+    Tcp4Gbps,
+    Conn1Rate,
+    Conn8Rate,
+    RrRate,
+    RrP50Us,
+    RrP99Us,
+}
+
+impl Metric {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Tcp1Gbps,
+        Self::Tcp4Gbps,
+        Self::Conn1Rate,
+        Self::Conn8Rate,
+        Self::RrRate,
+        Self::RrP50Us,
+        Self::RrP99Us,
+    ];
+
+    /// Its name in the JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp1Gbps => "tcp1_gbps",
+            Self::Tcp4Gbps => "tcp4_gbps",
+            Self::Conn1Rate => "conn1_rate",
+            Self::Conn8Rate => "conn8_rate",
+            Self::RrRate => "rr_rate",
+            Self::RrP50Us => "rr_p50_us",
+            Self::RrP99Us => "rr_p99_us",
+        }
+    }
+
+    /// Its name for people.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Tcp1Gbps => "TCP 1 stream, Gbit/s",
+            Self::Tcp4Gbps => "TCP 4 streams, Gbit/s",
+            Self::Conn1Rate => "new connections/s, 1 worker",
+            Self::Conn8Rate => "new connections/s, 8 workers",
+            Self::RrRate => "requests/s, one connection",
+            Self::RrP50Us => "p50 of a request, µs",
+            Self::RrP99Us => "p99 of a request, µs",
+        }
+    }
+
+    /// Digits after the point worth reading.
+    pub(crate) fn digits(self) -> usize {
+        match self {
+            Self::Conn1Rate | Self::Conn8Rate | Self::RrRate => 0,
+            Self::Tcp1Gbps | Self::Tcp4Gbps | Self::RrP50Us | Self::RrP99Us => 1,
+        }
+    }
+}
+
+/// Measures everything on one path; one value per metric.
+pub(crate) fn measure(chain: &Chain, path: &Open<'_>, secs: f64) -> anyhow::Result<Vec<(Metric, f64)>> {
+    let connect =
+        |workers: &str| load(chain, path, &["connect", "--workers", workers], path.ports.conn, secs);
+    let requests = load(chain, path, &["rr"], path.ports.echo, secs)?;
+    Ok(vec![
+        (Metric::Tcp1Gbps, throughput(chain, path, 1, secs)?),
+        (Metric::Tcp4Gbps, throughput(chain, path, 4, secs)?),
+        (Metric::Conn1Rate, number(&connect("1")?, "rate")?),
+        (Metric::Conn8Rate, number(&connect("8")?, "rate")?),
+        (Metric::RrRate, number(&requests, "rate")?),
+        (Metric::RrP50Us, number(&requests, "p50_us")?),
+        (Metric::RrP99Us, number(&requests, "p99_us")?),
+    ])
+}
+
+fn load(chain: &Chain, path: &Open<'_>, mode: &[&str], port: u16, secs: f64) -> anyhow::Result<Value> {
+    let run =
+        chain.client.run(&chain.load).args(mode).args(["--target", &format!("{}:{port}", path.address)]);
+    let text = run.args(["--secs", &secs.to_string()]).cpu(chain.cpu).stdout()?;
+    serde_json::from_str(&text).with_context(|| format!("shoal-load {mode:?} printed {text}"))
+}
+
+fn throughput(chain: &Chain, path: &Open<'_>, streams: u32, secs: f64) -> anyhow::Result<f64> {
+    // iperf3 takes whole seconds.
+    let line =
+        format!("iperf3 -c {} -p {} -P {streams} -t {} -J", path.address, path.ports.iperf, secs.ceil());
+    let text = chain.client.run_line(&line).cpu(chain.cpu).stdout()?;
+    let report: Value = serde_json::from_str(&text).context("iperf3 printed no JSON")?;
+    Ok(number(&report["end"]["sum_received"], "bits_per_second")? / 1e9)
+}
+
+fn number(report: &Value, field: &str) -> anyhow::Result<f64> {
+    match report[field].as_f64() {
+        Some(number) => Ok(number),
+        None => bail!("no number '{field}' in {report}"),
+    }
+}

@@ -1,0 +1,123 @@
+//! The paths a connection can take from the client to the task.
+
+use std::fmt::Write as _;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use shoal_netns::Process;
+
+use super::chain::{A_FRONT, Chain, HOST_PORTS, Ports, TASK_PORTS};
+
+/// Where the task is, seen from the node the client talks to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Case {
+    Remote,
+    Local,
+}
+
+impl Case {
+    pub(crate) const ALL: [Self; 2] = [Self::Remote, Self::Local];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Remote => "remote",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// One way to serve a port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Path {
+    /// No overlay and no load balancer: a process on the node itself, one cable away
+    Bare,
+    /// The kernel's overlay, routed to the task's own address; no load balancer
+    Routed,
+    /// nftables on node A: destination NAT to the task, masquerade
+    Nft,
+    /// haproxy on node A as TCP proxy
+    Haproxy,
+}
+
+impl Path {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "bare",
+            Self::Routed => "routed",
+            Self::Nft => "nft",
+            Self::Haproxy => "haproxy",
+        }
+    }
+
+    /// Sets the path up. It is gone when the handle is dropped, so that no path pays for another.
+    pub(crate) fn open(self, chain: &Chain, case: Case) -> anyhow::Result<Open<'_>> {
+        let task = match case {
+            Case::Remote => &chain.remote,
+            Case::Local => &chain.local,
+        };
+        let (address, kept) = match self {
+            Self::Bare => (Chain::bare_address(case), Kept::Nothing),
+            Self::Routed => (task.address, Kept::Nothing),
+            Self::Nft => (A_FRONT, Kept::Nat(nat(chain, task.address)?)),
+            Self::Haproxy => (A_FRONT, Kept::Proxy(proxy(chain, task.address)?)),
+        };
+        let ports = if self == Self::Bare { HOST_PORTS } else { TASK_PORTS };
+        let pid = chain.server_pid(case, self == Self::Bare);
+        chain.wait_until_served(address, ports, pid).with_context(|| format!("path {}", self.name()))?;
+        Ok(Open { address, ports, _kept: kept })
+    }
+}
+
+/// A path that is set up.
+pub(crate) struct Open<'a> {
+    /// Where the client finds the servers.
+    pub(crate) address: &'a str,
+    pub(crate) ports: Ports,
+    _kept: Kept<'a>,
+}
+
+#[expect(dead_code, reason = "held for what dropping them undoes")]
+enum Kept<'a> {
+    Nothing,
+    Nat(Nat<'a>),
+    Proxy(Process),
+}
+
+struct Nat<'a>(&'a Chain);
+
+fn nat<'a>(chain: &'a Chain, task: &str) -> anyhow::Result<Nat<'a>> {
+    let ports = TASK_PORTS.all().map(|port| port.to_string()).join(", ");
+    let rules = format!(
+        "table ip bench {{
+            chain before {{
+                type nat hook prerouting priority dstnat;
+                ip daddr {A_FRONT} tcp dport {{ {ports} }} dnat to {task}
+            }}
+            chain after {{ type nat hook postrouting priority srcnat; oifname brx0 masquerade; }}
+        }}"
+    );
+    let file = chain.a.scratch().join("nat.nft");
+    std::fs::write(&file, rules)?;
+    chain.a.run("nft").args(["-f".as_ref(), file.as_os_str()]).stdout()?;
+    Ok(Nat(chain))
+}
+
+impl Drop for Nat<'_> {
+    fn drop(&mut self) {
+        // The namespace goes in any case; a failure here shows as the next path being slow, and in its log.
+        drop(self.0.a.run_line("nft delete table ip bench").stdout());
+    }
+}
+
+fn proxy(chain: &Chain, task: &str) -> anyhow::Result<Process> {
+    let mut config = "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  mode tcp\n  timeout connect 5s\n  \
+                      timeout client 60s\n  timeout server 60s\n"
+        .to_owned();
+    for port in TASK_PORTS.all() {
+        writeln!(config, "listen p{port}\n  bind {A_FRONT}:{port}\n  server task {task}:{port}")?;
+    }
+    let file = chain.a.scratch().join("haproxy.cfg");
+    std::fs::write(&file, config)?;
+    let run = chain.a.run("haproxy").args(["-db", "-f"]).args([&file]).cpu(chain.cpu);
+    chain.a.spawn("haproxy", run)
+}
