@@ -2,18 +2,26 @@
 //!
 //! A [`Host`] is a namespace, a [`Lan`] joins hosts over a bridge, a [`Run`] is a program started inside one. All of it
 //! ends with its handle; [`Residue`] proves that nothing stayed. Names carry the id of the process that made them, so
-//! any number of fixtures run side by side on one machine.
+//! any number of fixtures run side by side on one machine. A [`Node`] is a host with a `shoald`, a [`Swarm`] three of them
+//! and a client; [`Traffic`] runs while something else happens and reports every gap.
 //!
 //! Needs root and `ip`.
 
 mod command;
 mod host;
 mod lan;
+mod node;
 mod residue;
+mod scrub;
+mod swarm;
+mod traffic;
 mod wait;
 
 pub use command::{Process, Run, kill_hard};
 pub use host::{Host, prefix};
 pub use lan::{DEVICE, Lan, Place};
+pub use node::{Node, Programs};
 pub use residue::{Residue, sweep_stale};
+pub use swarm::Swarm;
+pub use traffic::{Answers, Traffic, ask};
 pub use wait::wait_for;

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::bail;
 
 use crate::command::{Run, kill_hard};
+use crate::scrub;
 
 /// Things on the machine that belong to fixtures with one name prefix, and links of ours in the machine's own namespace.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -101,20 +102,17 @@ fn own_links() -> Vec<String> {
 
 /// Removes what fixtures of processes that no longer run left behind (a test run cut short by SIGKILL).
 pub fn sweep_stale() {
-    let owners = |directory: &Path| children(directory, "sh");
-    for name in owners(Path::new("/run/netns")) {
-        if is_stale(&name) {
-            let pids = Run::line(&format!("ip netns pids {name}")).stdout().unwrap_or_default();
-            for pid in pids.split_whitespace().filter_map(|pid| pid.parse().ok()) {
-                kill_hard(pid);
-            }
-            drop(Run::line(&format!("ip netns del {name}")).stdout());
-        }
+    let mut names = BTreeSet::new();
+    for directory in [Path::new("/run/netns"), &std::env::temp_dir(), Path::new("/sys/fs/bpf")] {
+        names.extend(children(directory, "sh").into_iter().filter(|name| is_stale(name)));
     }
-    for name in owners(&std::env::temp_dir()) {
-        if is_stale(&name) {
-            drop(std::fs::remove_dir_all(std::env::temp_dir().join(name)));
-        }
+    for name in names {
+        let pids = Run::line(&format!("ip netns pids {name}")).stdout().unwrap_or_default();
+        pids.split_whitespace().filter_map(|pid| pid.parse().ok()).for_each(kill_hard);
+        let scratch = std::env::temp_dir().join(&name);
+        scrub::remove_all_of(&name, &scratch);
+        drop(Run::line(&format!("ip netns del {name}")).stdout());
+        drop(std::fs::remove_dir_all(scratch));
     }
 }
 

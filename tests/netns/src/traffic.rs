@@ -1,0 +1,110 @@
+//! Traffic as clients see it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::command::{Process, Run};
+use crate::host::Host;
+use crate::node::Programs;
+
+/// Who answered a series of questions, and whom they saw.
+#[derive(Debug, Deserialize)]
+pub struct Answers {
+    /// Questions answered.
+    pub ok: usize,
+    /// Questions not answered.
+    pub failed: usize,
+    /// Why not.
+    pub errors: Vec<String>,
+    /// Answers by the host name of who gave them.
+    pub hosts: BTreeMap<String, usize>,
+    /// Client addresses the servers saw.
+    pub peers: Vec<IpAddr>,
+    /// Answers whose server also saw the client's own port.
+    pub port_kept: usize,
+}
+
+impl Answers {
+    /// Fails unless every question was answered.
+    pub fn complete(self) -> anyhow::Result<Self> {
+        ensure!(
+            self.failed == 0 && self.ok > 0,
+            "{} of {} failed: {:?}",
+            self.failed,
+            self.failed + self.ok,
+            self.errors
+        );
+        Ok(self)
+    }
+}
+
+/// Asks a `whoami` server `count` times from a host, each time from another port.
+pub fn ask(
+    host: &Host,
+    programs: &Programs,
+    target: SocketAddr,
+    udp: bool,
+    count: usize,
+) -> anyhow::Result<Answers> {
+    let run = host.run(&programs.load).args([
+        "ask",
+        "--target",
+        &target.to_string(),
+        "--count",
+        &count.to_string(),
+    ]);
+    let output = run.args(udp.then_some("--udp")).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let error = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_str(&text).with_context(|| format!("asking {target}: {text}{error}"))
+}
+
+/// Traffic that runs until it is asked what it saw.
+pub struct Traffic {
+    process: Process,
+}
+
+impl Traffic {
+    /// Numbered lines over so many connections to an echo server.
+    pub fn streams(
+        host: &Host,
+        programs: &Programs,
+        target: SocketAddr,
+        streams: u32,
+    ) -> anyhow::Result<Self> {
+        let mode =
+            ["stream", "--streams", &streams.to_string(), "--interval-ms", "20", "--timeout-ms", "8000"];
+        Self::start(host, programs, target, &mode)
+    }
+
+    /// New connections at a steady rate, one byte each way.
+    pub fn connections(
+        host: &Host,
+        programs: &Programs,
+        target: SocketAddr,
+        per_second: u32,
+    ) -> anyhow::Result<Self> {
+        Self::start(host, programs, target, &["connect", "--rate", &per_second.to_string()])
+    }
+
+    fn start(host: &Host, programs: &Programs, target: SocketAddr, mode: &[&str]) -> anyhow::Result<Self> {
+        let run: Run =
+            host.run(&programs.load).args(mode).args(["--target", &target.to_string(), "--until-eof"]);
+        Ok(Self { process: run.stdin_piped().spawn_captured()? })
+    }
+
+    /// Ends it; what it saw, or an error if it wasn't all well.
+    pub fn finish(self) -> anyhow::Result<Value> {
+        let line = self.process.command_line().to_owned();
+        let output = self.process.finish()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            bail!("{line}: {}: {text}", output.status);
+        }
+        serde_json::from_str(&text).with_context(|| format!("{line} printed {text}"))
+    }
+}
