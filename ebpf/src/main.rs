@@ -1,7 +1,109 @@
+//! The eBPF programs: hooks, maps and verdicts. What to do with a packet is decided in `shoal-ebpf-common`.
+
 #![no_std]
 #![no_main]
-use aya_ebpf::{macros::classifier, programs::TcContext};
+
+mod helpers;
+mod maps;
+mod skb;
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use shoal_ebpf_common::reason::{Event, Program, Reason};
+use shoal_ebpf_common::rewrite;
+use shoal_ebpf_common::verdict::{Forward, Out, Verdict, Work};
+use shoal_ebpf_common::{mesh, overlay, task};
+
+use crate::maps::Kernel;
+use crate::skb::Skb;
+
+/// Ingress of each uplink.
 #[classifier]
-pub fn mesh_ingress(_ctx: TcContext) -> i32 { -1 }
+pub fn mesh_ingress(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    let Some(work) = maps::work(Program::MeshIngress) else { return TC_ACT_SHOT };
+    let verdict = mesh::decide(&skb, &Kernel, skb.ifindex(), work);
+    carry_out(&mut skb, Program::MeshIngress, verdict, work)
+}
+
+/// Ingress of each VXLAN device.
+#[classifier]
+pub fn overlay_rx(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    let Some(work) = maps::work(Program::OverlayRx) else { return TC_ACT_SHOT };
+    let verdict = overlay::decide(&skb, &Kernel, skb.ifindex(), work);
+    carry_out(&mut skb, Program::OverlayRx, verdict, work)
+}
+
+/// Ingress of the host side of each task veth: what the task sends.
+#[classifier]
+pub fn task_tx(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    let Some(work) = maps::work(Program::TaskTx) else { return TC_ACT_SHOT };
+    let verdict = task::decide(&skb, &Kernel, skb.ifindex(), work);
+    carry_out(&mut skb, Program::TaskTx, verdict, work)
+}
+
+#[inline(always)]
+fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &Work) -> i32 {
+    maps::count(program, Event::Received);
+    match verdict {
+        Verdict::Pass => pass(program),
+        Verdict::Drop(reason) => drop(program, reason),
+        Verdict::Refuse(reason) => {
+            maps::count_drop(reason);
+            pass(program)
+        }
+        Verdict::Forward => match rewrite::apply(skb, &work.header, &work.forward) {
+            Some(()) => send(skb, program, &work.forward),
+            None => drop(program, Reason::RewriteFailed),
+        },
+        Verdict::Answer(question) => match rewrite::answer(skb, question, work.forward.src_mac) {
+            Some(()) => {
+                maps::count(program, Event::Forwarded);
+                helpers::redirect(skb.ifindex())
+            }
+            None => drop(program, Reason::RewriteFailed),
+        },
+    }
+}
+
+#[inline(always)]
+fn send(skb: &Skb, program: Program, forward: &Forward) -> i32 {
+    maps::count(program, Event::Forwarded);
+    match forward.out {
+        Out::Peer(ifindex) => {
+            // The frame came to a device with another address, so the kernel took it for somebody else's.
+            skb.mark_for_host();
+            helpers::redirect_peer(ifindex)
+        }
+        Out::Device(ifindex) => helpers::redirect(ifindex),
+        Out::Neighbor(ifindex) => helpers::redirect_neigh(ifindex),
+    }
+}
+
+#[inline(always)]
+fn pass(program: Program) -> i32 {
+    maps::count(program, Event::Passed);
+    // Also TCX_NEXT: whoever comes after us on the device has a say.
+    TC_ACT_UNSPEC
+}
+
+#[inline(always)]
+fn drop(program: Program, reason: Reason) -> i32 {
+    maps::count(program, Event::Dropped);
+    maps::count_drop(reason);
+    TC_ACT_SHOT
+}
+
+/// Nothing panics: the verifier would refuse the endless loop this is.
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// The kernel gives some helpers only to programs under its own license.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -19,11 +19,21 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod choose;
+pub mod csum;
+pub mod guard;
 pub mod hash;
 pub mod keys;
 pub mod maglev;
+pub mod mesh;
+pub mod overlay;
+pub mod packet;
 pub mod reason;
+pub mod rewrite;
+pub mod tables;
+pub mod task;
 pub mod values;
+pub mod verdict;
 
 /// Version of the map layouts. It names the directory the maps are pinned in, so that a daemon never adopts maps
 /// of another layout.

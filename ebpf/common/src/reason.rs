@@ -56,8 +56,6 @@ indices! {
         UnknownInterface => "unknown_interface",
         /// The kernel refused to change the packet.
         RewriteFailed => "rewrite_failed",
-        /// A virtual IP has no endpoint in the packet's address family.
-        NoAddress => "no_address",
     }
 }
 

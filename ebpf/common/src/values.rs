@@ -5,15 +5,15 @@ use crate::keys::{Mac, layout};
 
 layout! {
     /// What the node is: the only entry of `CONFIG`.
-    NodeConfig, size 16 {
+    NodeConfig, size 40 {
+        /// IPv4 address of this node's router endpoint, or [`Addr::ANY`].
+        router_ip4 @ 0: Addr,
+        /// IPv6 address of this node's router endpoint, or [`Addr::ANY`].
+        router_ip6 @ 16: Addr,
         /// Address of this node's router endpoint in the ingress network; zero until it has one.
-        router_mac @ 0: Mac,
+        router_mac @ 32: Mac,
         /// UDP port of the tunnels, host order; 0 turns the admission check off.
-        vxlan_port @ 6: u16,
-        /// Interface index of the ingress network's VXLAN device; 0 until there is one.
-        ingress_vxlan @ 8: u32,
-        /// Zero.
-        pad @ 12: u32,
+        vxlan_port @ 38: u16,
     }
 }
 
@@ -76,8 +76,8 @@ pub const ENDPOINT_DRAINING: u16 = 2;
 impl EndpointVal {
     /// The endpoint's address in a family; [`Addr::ANY`] if it has none.
     #[inline(always)]
-    pub const fn addr(&self, v4: bool) -> Addr {
-        if v4 { self.ip4 } else { self.ip6 }
+    pub const fn addr(&self, v4: bool) -> &Addr {
+        if v4 { &self.ip4 } else { &self.ip6 }
     }
 
     /// Whether the task runs on this node.

@@ -1,0 +1,215 @@
+//! Programs at devices: TCX links where the kernel has them, else clsact filters.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
+use aya::programs::{SchedClassifier, TcAttachType};
+use nix::net::if_::if_indextoname;
+use shoal_ebpf_common::reason::Program;
+
+use super::{BpfDriver, BpfError, sys};
+
+/// Priority and handle of our filter on a clsact qdisc, by which it is found again.
+const FILTER_PRIORITY: u16 = 7377;
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// A program at a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attachment {
+    /// The device, in the namespace the attachment was made in.
+    pub ifindex: u32,
+    /// The program.
+    pub program: Program,
+}
+
+/// What is pinned for an attachment.
+enum Pinned {
+    /// A TCX link, and what it says of itself.
+    Link(OwnedFd, sys::LinkInfo),
+    /// The program of a clsact filter.
+    Filter(u32),
+}
+
+impl BpfDriver {
+    /// Attaches a program to the ingress of a device. Returns whether it wrote.
+    pub fn attach(&self, ifindex: u32, program: Program) -> Result<bool, BpfError> {
+        let error = |source| attach_error("attach", ifindex, program, source);
+        let at = Attachment { ifindex, program };
+        let pinned = self.pinned(at)?;
+        if let Some(pinned) = pinned {
+            if is_alive(&pinned, ifindex) {
+                return self.replace(at, &pinned);
+            }
+            self.unpin(at)?;
+        }
+        let fd = self.program(program)?;
+        match sys::tcx_attach(fd.as_fd(), ifindex) {
+            Ok(link) => {
+                sys::object_pin(link.as_fd(), &self.pin(at)).map_err(|e| error(Box::new(e)))?;
+            }
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                self.attach_filter(at).map_err(error)?;
+                sys::object_pin(fd.as_fd(), &self.pin(at)).map_err(|e| error(Box::new(e)))?;
+            }
+            Err(e) => return Err(error(Box::new(e))),
+        }
+        Ok(true)
+    }
+
+    /// Detaches a program from a device. Returns whether it was attached.
+    pub fn detach(&self, ifindex: u32, program: Program) -> Result<bool, BpfError> {
+        let at = Attachment { ifindex, program };
+        let Some(pinned) = self.pinned(at)? else { return Ok(false) };
+        if matches!(pinned, Pinned::Filter(_)) && is_alive(&pinned, ifindex) {
+            detach_filter(ifindex).map_err(|source| attach_error("detach", ifindex, program, source))?;
+        }
+        self.unpin(at)?;
+        Ok(true)
+    }
+
+    /// The live attachments. Marks of devices that are gone are cleared away on the way.
+    pub fn attached(&self) -> Result<BTreeSet<Attachment>, BpfError> {
+        let mut attached = BTreeSet::new();
+        for at in self.pins()? {
+            match self.pinned(at)? {
+                Some(pinned) if is_alive(&pinned, at.ifindex) => {
+                    attached.insert(at);
+                }
+                Some(_) => self.unpin(at)?,
+                None => {}
+            }
+        }
+        Ok(attached)
+    }
+
+    /// Makes every attachment run this build's program. Returns how many were replaced.
+    pub(crate) fn replace_programs(&self) -> Result<usize, BpfError> {
+        let mut replaced = 0;
+        for at in self.pins()? {
+            if let Some(pinned) = self.pinned(at)?
+                && is_alive(&pinned, at.ifindex)
+            {
+                replaced += usize::from(self.replace(at, &pinned)?);
+            }
+        }
+        Ok(replaced)
+    }
+
+    /// Replaces an attachment's program atomically if it is not this build's.
+    fn replace(&self, at: Attachment, pinned: &Pinned) -> Result<bool, BpfError> {
+        let error = |source| attach_error("replace", at.ifindex, at.program, source);
+        let fd = self.program(at.program)?;
+        let wanted = sys::program_id(fd.as_fd()).map_err(|e| error(Box::new(e)))?;
+        match pinned {
+            Pinned::Link(_, info) if info.program == wanted => Ok(false),
+            Pinned::Filter(program) if *program == wanted => Ok(false),
+            Pinned::Link(link, _) => {
+                sys::link_update(link.as_fd(), fd.as_fd()).map_err(|e| error(Box::new(e)))?;
+                Ok(true)
+            }
+            Pinned::Filter(_) => {
+                self.attach_filter(at).map_err(error)?;
+                self.unpin(at)?;
+                sys::object_pin(fd.as_fd(), &self.pin(at)).map_err(|e| error(Box::new(e)))?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Puts our filter on the device's clsact qdisc, or replaces the program of the one there.
+    fn attach_filter(&self, at: Attachment) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let name = if_indextoname(at.ifindex)?.into_string()?;
+        // It exists already more often than not; if it could not be made, attaching says so.
+        drop(qdisc_add_clsact(&name));
+        let mut classifier = SchedClassifier::from_pin(self.dirs.program(at.program))?;
+        let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+        let attached =
+            classifier.attach_with_options(&name, TcAttachType::Ingress, TcAttachOptions::Netlink(options));
+        let id = match attached {
+            Ok(id) => id,
+            Err(_) => classifier.attach_to_link(our_filter(&name)?)?,
+        };
+        // Dropping the link would detach the filter; it is found again by priority and handle.
+        std::mem::forget(classifier.take_link(id)?);
+        Ok(())
+    }
+
+    fn program(&self, program: Program) -> Result<OwnedFd, BpfError> {
+        let path = self.dirs.program(program);
+        match sys::object_get(&path) {
+            Ok(Some(fd)) => Ok(fd),
+            Ok(None) => Err(BpfError::Pin { path, action: "open", source: io::ErrorKind::NotFound.into() }),
+            Err(source) => Err(BpfError::Pin { path, action: "open", source }),
+        }
+    }
+
+    fn pin(&self, at: Attachment) -> PathBuf {
+        self.dirs.links.join(format!("{}@{}", at.program.name(), at.ifindex))
+    }
+
+    fn unpin(&self, at: Attachment) -> Result<(), BpfError> {
+        let path = self.pin(at);
+        fs::remove_file(&path).map_err(|source| BpfError::Pin { path, action: "remove", source })
+    }
+
+    /// What our pins name, alive or not.
+    fn pins(&self) -> Result<Vec<Attachment>, BpfError> {
+        let error = |source| BpfError::Pin { path: self.dirs.links.clone(), action: "list", source };
+        let mut pins = Vec::new();
+        for entry in fs::read_dir(&self.dirs.links).map_err(error)? {
+            let name = entry.map_err(error)?.file_name();
+            if let Some(at) = name.to_str().and_then(parse_pin) {
+                pins.push(at);
+            }
+        }
+        Ok(pins)
+    }
+
+    fn pinned(&self, at: Attachment) -> Result<Option<Pinned>, BpfError> {
+        let path = self.pin(at);
+        let error = |source| BpfError::Pin { path: path.clone(), action: "read", source };
+        let Some(fd) = sys::object_get(&path).map_err(error)? else { return Ok(None) };
+        match sys::link_info(fd.as_fd()).map_err(error)? {
+            Some(info) => Ok(Some(Pinned::Link(fd, info))),
+            None => Ok(Some(Pinned::Filter(sys::program_id(fd.as_fd()).map_err(error)?))),
+        }
+    }
+}
+
+fn parse_pin(name: &str) -> Option<Attachment> {
+    let (program, ifindex) = name.split_once('@')?;
+    let program = Program::ALL.iter().copied().find(|candidate| candidate.name() == program)?;
+    Some(Attachment { ifindex: ifindex.parse().ok()?, program })
+}
+
+fn is_alive(pinned: &Pinned, ifindex: u32) -> bool {
+    match pinned {
+        // A link outlives its device and then names none.
+        Pinned::Link(_, info) => info.ifindex == ifindex,
+        Pinned::Filter(_) => if_indextoname(ifindex).is_ok(),
+    }
+}
+
+fn our_filter(name: &str) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(name, TcAttachType::Ingress, FILTER_PRIORITY, FILTER_HANDLE, None)
+}
+
+fn detach_filter(ifindex: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    use aya::programs::links::Link;
+    let name = if_indextoname(ifindex)?.into_string()?;
+    our_filter(&name)?.detach()?;
+    Ok(())
+}
+
+fn attach_error(
+    action: &'static str,
+    ifindex: u32,
+    program: Program,
+    source: Box<dyn std::error::Error + Send + Sync>,
+) -> BpfError {
+    BpfError::Attach { program: program.name(), ifindex, action, source }
+}

@@ -1,0 +1,53 @@
+//! What the programs count.
+
+use std::collections::BTreeMap;
+
+use aya::maps::{MapData, MapError, PerCpuArray};
+use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
+
+use super::table::map_error;
+use super::{BpfDriver, BpfError};
+
+impl BpfDriver {
+    /// Packets dropped, by reason.
+    pub fn drops(&self) -> Result<BTreeMap<Reason, u64>, BpfError> {
+        let read = |&reason: &Reason| Ok((reason, sum(&self.drops, "DROPS", reason.index())?));
+        Reason::ALL.iter().map(read).collect()
+    }
+
+    /// What each program did.
+    pub fn stats(&self) -> Result<BTreeMap<(Program, Event), u64>, BpfError> {
+        let mut stats = BTreeMap::new();
+        for &program in Program::ALL {
+            for &event in Event::ALL {
+                stats.insert((program, event), sum(&self.stats, "STATS", stat_index(program, event))?);
+            }
+        }
+        Ok(stats)
+    }
+
+    /// New flows each service was given.
+    pub fn connections(&self) -> Result<BTreeMap<u64, u64>, BpfError> {
+        let mut connections = BTreeMap::new();
+        for entry in self.connections.iter() {
+            let (service, counts) = entry.map_err(|source| map_error("CONNECTIONS", "list", source))?;
+            connections.insert(service, counts.iter().sum());
+        }
+        Ok(connections)
+    }
+
+    pub(crate) fn forget_connections(&mut self, service: u64) -> Result<(), BpfError> {
+        match self.connections.remove(&service) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(())
+            }
+            Err(source) => Err(map_error("CONNECTIONS", "remove from", source)),
+        }
+    }
+}
+
+fn sum(map: &PerCpuArray<MapData, u64>, name: &'static str, index: u32) -> Result<u64, BpfError> {
+    let counts = map.get(&index, 0).map_err(|source| map_error(name, "read", source))?;
+    Ok(counts.iter().sum())
+}

@@ -1,0 +1,209 @@
+//! Loading, pinning, adopting and removing the data plane.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use shoal_ebpf_common::ABI_VERSION;
+use shoal_ebpf_common::reason::Program;
+use shoal_ebpf_common::values::ServiceVal;
+
+use super::slots::Slots;
+use super::table::{Table, map_error, open_map};
+use super::{BpfConfig, BpfDriver, BpfError, OBJECT, sys};
+
+/// Every map, by the name it has in the object and on bpffs.
+const MAPS: [&str; 16] = [
+    "CONFIG",
+    "PORTS",
+    "SERVICES",
+    "SLOTS",
+    "ENDPOINTS",
+    "LOCAL",
+    "ROUTERS",
+    "MEMBERS",
+    "LOCAL_ADDRS",
+    "TASK_IFS",
+    "VIPS",
+    "FLOWS",
+    "REPLIES",
+    "DROPS",
+    "STATS",
+    "CONNECTIONS",
+];
+
+/// What opening found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// Nothing, or programs of another build: the object was loaded.
+    Loaded {
+        /// Attachments whose program was replaced in place.
+        replaced: usize,
+    },
+    /// This build's programs and maps: nothing was written.
+    Adopted,
+}
+
+/// Where things are pinned.
+#[derive(Clone, Debug)]
+pub(crate) struct Dirs {
+    pub(crate) base: PathBuf,
+    pub(crate) generation: PathBuf,
+    pub(crate) maps: PathBuf,
+    pub(crate) programs: PathBuf,
+    pub(crate) links: PathBuf,
+}
+
+impl Dirs {
+    fn new(base: &Path) -> Self {
+        let mut hasher = DefaultHasher::new();
+        OBJECT.hash(&mut hasher);
+        let generation = base.join(format!("gen-{ABI_VERSION}"));
+        Self {
+            base: base.to_owned(),
+            maps: generation.join("maps"),
+            programs: generation.join(format!("progs-{:016x}", hasher.finish())),
+            links: generation.join("links"),
+            generation,
+        }
+    }
+
+    pub(crate) fn program(&self, program: Program) -> PathBuf {
+        self.programs.join(program.name())
+    }
+}
+
+impl BpfDriver {
+    /// Opens the data plane: adopts what is pinned if it is this build's, else loads the object over the maps that
+    /// exist and replaces the program of each attachment in place, so that no packet misses one.
+    pub fn open(config: &BpfConfig) -> Result<(Self, Opened), BpfError> {
+        let dirs = Dirs::new(&config.dir);
+        let directory = |source| BpfError::Directory { path: config.dir.clone(), source };
+        sys::ensure_bpffs(&config.dir).map_err(directory)?;
+        let complete = MAPS.iter().all(|map| dirs.maps.join(map).exists())
+            && Program::ALL.iter().all(|&program| dirs.program(program).exists());
+        if !complete {
+            for dir in [&dirs.maps, &dirs.programs, &dirs.links] {
+                fs::create_dir_all(dir).map_err(directory)?;
+            }
+            load(config, &dirs)?;
+        }
+        let driver = Self::adopt(dirs)?;
+        let replaced = driver.replace_programs()?;
+        driver.remove_old_programs()?;
+        let opened = if complete { Opened::Adopted } else { Opened::Loaded { replaced } };
+        Ok((driver, opened))
+    }
+
+    /// Opens pinned maps.
+    fn adopt(dirs: Dirs) -> Result<Self, BpfError> {
+        let maps = &dirs.maps;
+        let services = Table::open(maps, "SERVICES")?;
+        let slots = typed(maps, "SLOTS")?;
+        let free_slots = free_slots(&services, aya::maps::Array::len(&slots))?;
+        Ok(Self {
+            ports: Table::open(maps, "PORTS")?,
+            endpoints: Table::open(maps, "ENDPOINTS")?,
+            local: Table::open(maps, "LOCAL")?,
+            routers: Table::open(maps, "ROUTERS")?,
+            members: Table::open(maps, "MEMBERS")?,
+            local_addrs: Table::open(maps, "LOCAL_ADDRS")?,
+            task_ifs: Table::open(maps, "TASK_IFS")?,
+            vips: Table::open(maps, "VIPS")?,
+            flows: Table::open(maps, "FLOWS")?,
+            replies: Table::open(maps, "REPLIES")?,
+            config: typed(maps, "CONFIG")?,
+            drops: typed(maps, "DROPS")?,
+            stats: typed(maps, "STATS")?,
+            connections: typed(maps, "CONNECTIONS")?,
+            services,
+            slots,
+            free_slots,
+            dirs,
+        })
+    }
+
+    /// Takes everything out of the kernel: attachments first, then programs and maps, of every ABI version.
+    pub fn remove_all(self) -> Result<(), BpfError> {
+        for attachment in self.attached()? {
+            self.detach(attachment.ifindex, attachment.program)?;
+        }
+        remove_tree(&self.dirs.base)
+    }
+
+    /// Removes programs of other builds.
+    fn remove_old_programs(&self) -> Result<(), BpfError> {
+        let pin_error = |source| BpfError::Pin { path: self.dirs.generation.clone(), action: "list", source };
+        for entry in fs::read_dir(&self.dirs.generation).map_err(pin_error)? {
+            let entry = entry.map_err(pin_error)?;
+            if entry.file_name().to_string_lossy().starts_with("progs-") && entry.path() != self.dirs.programs
+            {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn typed<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
+    maps: &Path,
+    name: &'static str,
+) -> Result<T, BpfError> {
+    open_map(maps, name)?.try_into().map_err(|source| map_error(name, "open", source))
+}
+
+/// Which slots no service uses.
+fn free_slots(services: &Table<u64, ServiceVal>, capacity: u32) -> Result<Slots, BpfError> {
+    let mut slots = Slots::new(capacity);
+    for service in services.dump()?.values() {
+        if !slots.reserve(service.base, service.len) {
+            return Err(BpfError::Layout { map: "SLOTS" });
+        }
+    }
+    Ok(slots)
+}
+
+fn load(config: &BpfConfig, dirs: &Dirs) -> Result<(), BpfError> {
+    let mut object = EbpfLoader::new()
+        .default_map_pin_directory(&dirs.maps)
+        .map_max_entries("FLOWS", config.flow_entries)
+        .map_max_entries("REPLIES", config.flow_entries)
+        .map_max_entries("SLOTS", config.slot_entries)
+        .map_max_entries("ENDPOINTS", config.endpoint_entries)
+        .load(OBJECT)
+        .map_err(|source| BpfError::Load { program: None, source: Box::new(source) })?;
+    for &program in Program::ALL {
+        let path = dirs.program(program);
+        if !path.exists() {
+            load_program(&mut object, program.name(), &path)
+                .map_err(|source| BpfError::Load { program: Some(program.name()), source })?;
+        }
+    }
+    Ok(())
+}
+
+fn load_program(
+    object: &mut Ebpf,
+    name: &'static str,
+    path: &Path,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let program = object.program_mut(name).ok_or("the object has no such program")?;
+    let classifier: &mut SchedClassifier = program.try_into()?;
+    classifier.load()?;
+    classifier.pin(path)?;
+    Ok(())
+}
+
+/// Removes a directory of pins. (On bpffs, removing a pin drops the kernel's reference to the object.)
+fn remove_tree(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(()),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        // The directory itself may be a mount point; its contents are gone.
+        Err(source) if source.raw_os_error() == Some(libc::EBUSY) => Ok(()),
+        Err(source) => Err(BpfError::Pin { path: path.to_owned(), action: "remove", source }),
+    }
+}

@@ -1,0 +1,155 @@
+//! The few bpf(2) commands on links that aya hides or ties to interface names, and mounting bpffs.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_TCX_INGRESS: u32 = 46;
+
+/// `union bpf_attr`, large enough for the commands used here, as 64-bit words.
+#[repr(C, align(8))]
+struct Attr([u64; 16]);
+
+impl Attr {
+    const fn new() -> Self {
+        Self([0; 16])
+    }
+
+    /// Two 32-bit fields that share a word.
+    fn pair(mut self, word: usize, first: u32, second: u32) -> Self {
+        let (a, b) = (first.to_ne_bytes(), second.to_ne_bytes());
+        self.0[word] = u64::from_ne_bytes([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]);
+        self
+    }
+
+    fn word(mut self, word: usize, value: u64) -> Self {
+        self.0[word] = value;
+        self
+    }
+}
+
+/// Calls bpf(2).
+///
+/// # Safety
+///
+/// Every address in the attribute must be valid for what the command does with it.
+unsafe fn bpf(command: libc::c_int, attr: &mut Attr) -> io::Result<libc::c_long> {
+    let size = size_of::<Attr>();
+    // SAFETY: the attribute is a live, writable buffer of the size passed; the caller vouches for the addresses in it.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Takes over a file descriptor a command returned.
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just returned this descriptor and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Opens a pinned object; `None` if nothing is pinned there.
+pub(crate) fn object_get(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let path = c_path(path)?;
+    let mut attr = Attr::new().word(0, path.as_ptr().expose_provenance() as u64);
+    // SAFETY: the path is a live C string.
+    match unsafe { bpf(BPF_OBJ_GET, &mut attr) } {
+        Ok(fd) => owned(fd).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Pins an object.
+pub(crate) fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = Attr::new().word(0, path.as_ptr().expose_provenance() as u64).pair(1, raw(object), 0);
+    // SAFETY: the path is a live C string.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attr) }.map(|_| ())
+}
+
+/// Attaches a program to the ingress of a device of the calling thread's network namespace, as the last of its list.
+pub(crate) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let mut attr = Attr::new().pair(0, raw(program), ifindex).pair(1, BPF_TCX_INGRESS, 0);
+    // SAFETY: the attribute holds no addresses.
+    let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?;
+    owned(fd)
+}
+
+/// Replaces the program of a link atomically.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = Attr::new().pair(0, raw(link), raw(program));
+    // SAFETY: the attribute holds no addresses.
+    unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(|_| ())
+}
+
+/// What a TCX link says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinkInfo {
+    /// The attached program's id.
+    pub(crate) program: u32,
+    /// The device; 0 once it is gone.
+    pub(crate) ifindex: u32,
+}
+
+/// Reads what a link is attached to; `None` if the object is no link but a program.
+pub(crate) fn link_info(object: BorrowedFd<'_>) -> io::Result<Option<LinkInfo>> {
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()))?;
+    if name.as_os_str() != "anon_inode:bpf_link" && name.as_os_str() != "anon_inode:[bpf_link]" {
+        return Ok(None);
+    }
+    // struct bpf_link_info: type, id, prog_id, (padding), then the union with ifindex first for TCX.
+    let words = object_info(object)?;
+    Ok(Some(LinkInfo { program: words[2], ifindex: words[4] }))
+}
+
+/// Reads the id of a program.
+pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // struct bpf_prog_info: type, id, …
+    Ok(object_info(program)?[1])
+}
+
+/// The first words of the object's info structure.
+fn object_info(object: BorrowedFd<'_>) -> io::Result<[u32; 16]> {
+    let mut info = [0_u32; 16];
+    let size = u32::try_from(size_of_val(&info)).map_err(io::Error::other)?;
+    let address = info.as_mut_ptr().expose_provenance() as u64;
+    let mut attr = Attr::new().pair(0, raw(object), size).word(1, address);
+    // SAFETY: the kernel writes at most `size` bytes to the live, writable array.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
+}
+
+/// Sees to it that a directory lies on a bpffs: mounts one where the distribution would have, or on the directory.
+pub(crate) fn ensure_bpffs(dir: &Path) -> io::Result<()> {
+    const USUAL: &str = "/sys/fs/bpf";
+    let mut existing: PathBuf = dir.to_owned();
+    while !existing.exists() {
+        if !existing.pop() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no existing parent directory"));
+        }
+    }
+    if statfs(&existing)?.filesystem_type() != BPF_FS_MAGIC {
+        let point = if dir.starts_with(USUAL) { Path::new(USUAL) } else { dir };
+        std::fs::create_dir_all(point)?;
+        mount(Some("bpf"), point, Some("bpf"), MsFlags::empty(), Some("mode=0700"))?;
+    }
+    std::fs::create_dir_all(dir)
+}

@@ -1,0 +1,92 @@
+//! One hash map of the data plane, written only where it differs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+
+use super::BpfError;
+use super::pod::{Layout, Plain};
+
+/// A pinned hash map from `K` to `V`.
+pub struct Table<K: Layout, V: Layout> {
+    name: &'static str,
+    map: HashMap<MapData, Plain<K>, Plain<V>>,
+}
+
+/// A dump visits at most this many entries, so that a table that changes under it cannot hold it for ever.
+const DUMP_LIMIT: usize = 8_000_000;
+
+impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
+    /// Opens the map pinned in a directory.
+    pub(crate) fn open(maps: &Path, name: &'static str) -> Result<Self, BpfError> {
+        let map = open_map(maps, name)?.try_into().map_err(|source| map_error(name, "open", source))?;
+        Ok(Self { name, map })
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &K) -> Result<Option<V>, BpfError> {
+        match self.map.get(&Plain(*key), 0) {
+            Ok(value) => Ok(Some(value.0)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(self.error("read", source)),
+        }
+    }
+
+    /// Sets the value of a key; reads first and writes only a difference. Returns whether it wrote.
+    pub fn upsert(&mut self, key: &K, value: &V) -> Result<bool, BpfError> {
+        if self.get(key)?.as_ref() == Some(value) {
+            return Ok(false);
+        }
+        self.map.insert(Plain(*key), Plain(*value), 0).map_err(|source| self.error("write", source))?;
+        Ok(true)
+    }
+
+    /// Removes a key. Returns whether it was there.
+    pub fn remove(&mut self, key: &K) -> Result<bool, BpfError> {
+        match self.map.remove(&Plain(*key)) {
+            Ok(()) => Ok(true),
+            Err(source) if is_not_found(&source) => Ok(false),
+            Err(source) => Err(self.error("remove from", source)),
+        }
+    }
+
+    /// Every entry.
+    pub fn dump(&self) -> Result<BTreeMap<K, V>, BpfError> {
+        let mut entries = BTreeMap::new();
+        for entry in self.map.iter().take(DUMP_LIMIT) {
+            match entry {
+                Ok((key, value)) => {
+                    entries.insert(key.0, value.0);
+                }
+                // Removed between the key and its value.
+                Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(self.error("list", source)),
+            }
+        }
+        Ok(entries)
+    }
+
+    fn error(&self, action: &'static str, source: MapError) -> BpfError {
+        map_error(self.name, action, source)
+    }
+}
+
+/// Opens a pinned map.
+pub(crate) fn open_map(maps: &Path, name: &'static str) -> Result<Map, BpfError> {
+    let data = MapData::from_pin(maps.join(name)).map_err(|source| map_error(name, "open", source))?;
+    Map::from_map_data(data).map_err(|source| map_error(name, "open", source))
+}
+
+/// An error about a map.
+pub(crate) fn map_error(map: &'static str, action: &'static str, source: MapError) -> BpfError {
+    BpfError::Map { map, action, source: Box::new(source) }
+}
+
+fn is_not_found(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(syscall) => syscall.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
+    }
+}

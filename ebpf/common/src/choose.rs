@@ -1,0 +1,138 @@
+//! Choosing an endpoint and remembering the choice.
+
+use crate::hash;
+use crate::keys::{FlowKey, Mac, same_mac};
+use crate::maglev;
+use crate::packet::{TCP, reply_key};
+use crate::tables::Tables;
+use crate::values::{EndpointVal, FlowVal, REPLY_RESTORE, ReplyVal};
+use crate::verdict::Work;
+
+/// Slots tried before a service counts as having no endpoint. More than one only helps while the agent is between
+/// two writes, or to avoid an endpoint.
+const PROBES: u32 = 8;
+/// Source ports tried for a flow whose own is taken.
+const PORT_TRIES: u64 = 4;
+
+/// A flow's endpoint.
+#[derive(Clone, Copy)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub struct Choice<'a> {
+    /// The endpoint's id.
+    pub id: u64,
+    /// The endpoint.
+    pub endpoint: &'a EndpointVal,
+}
+
+/// What the flow table says of a packet.
+#[derive(Clone, Copy)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub enum Known<'a> {
+    /// Its flow goes on to its endpoint.
+    Flow(&'a FlowVal, &'a EndpointVal),
+    /// Its flow's endpoint is gone, and with it the connection.
+    Gone,
+    /// It needs an endpoint.
+    New,
+}
+
+/// Looks the flow of a packet up by [`Work::key`].
+///
+/// An established connection stays with its endpoint whatever happens to the service. A packet that may begin
+/// something does so only while the endpoint exists: UDP goes on with it, a SYN asks for the published port again,
+/// which may lead elsewhere by now.
+#[inline(always)]
+pub fn known<'a, T: Tables>(tables: &'a T, work: &Work) -> Known<'a> {
+    if work.header.is_syn() {
+        return Known::New;
+    }
+    let Some(flow) = tables.flow(&work.key) else { return Known::New };
+    match tables.endpoint(flow.endpoint) {
+        Some(endpoint) => Known::Flow(flow, endpoint),
+        None if work.header.proto == TCP => Known::Gone,
+        None => Known::New,
+    }
+}
+
+/// Chooses an endpoint of a service for a flow: the one it has if that still takes new flows, else by the Maglev
+/// table. `avoid` is the address of a task that is the client itself.
+#[inline(always)]
+pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &Mac) -> Option<Choice<'a>> {
+    let v4 = work.header.v4;
+    if let Some(flow) = tables.flow(&work.key)
+        && flow.service == service
+        && let Some(endpoint) = tables.endpoint(flow.endpoint)
+        && is_usable(endpoint, v4, avoid)
+    {
+        return Some(Choice { id: flow.endpoint, endpoint });
+    }
+    let table = tables.service(service)?;
+    let (base, len) = (table.base, table.len);
+    if len == 0 {
+        return None;
+    }
+    let first = maglev::slot(hash::flow(&work.key, table.seed), len);
+    for probe in 0..PROBES {
+        let slot = first + probe;
+        let slot = if slot >= len { slot - len } else { slot };
+        if let Some(id) = tables.slot(base + slot)
+            && let Some(endpoint) = tables.endpoint(id)
+            && is_usable(endpoint, v4, avoid)
+        {
+            return Some(Choice { id, endpoint });
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn is_usable(endpoint: &EndpointVal, v4: bool, avoid: &Mac) -> bool {
+    !endpoint.is_draining() && !endpoint.addr(v4).is_any() && !same_mac(&endpoint.mac, avoid)
+}
+
+/// Records a new flow of the mesh ([`Work::flow`]) in both directions.
+///
+/// If the answers could be taken for those of another flow (the same client address and port reached the same task
+/// through another address of this node), the client's port is translated for this one.
+#[inline(always)]
+pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, uplink: u32) {
+    work.reply = ReplyVal {
+        addr: work.key.dst,
+        port: work.key.dport,
+        client_port: work.key.sport,
+        ifindex: uplink,
+        mac: [0; 6],
+        kind: REPLY_RESTORE,
+    };
+    work.answers = reply_key(&work.key, &work.flow, endpoint.addr(work.header.v4));
+    for salt in 1..=PORT_TRIES {
+        let Some(other) = tables.reply(&work.answers) else { break };
+        if !is_another_flow(other, &work.reply) {
+            break;
+        }
+        work.flow.source_port = other_port(&work.key, salt);
+        work.answers.dport = work.flow.source_port;
+    }
+    write(tables, work);
+}
+
+/// Writes a new flow and its answers.
+#[inline(always)]
+pub fn write<T: Tables>(tables: &T, work: &Work) {
+    tables.set_flow(&work.key, &work.flow);
+    tables.set_reply(&work.answers, &work.reply);
+    tables.count_connection(work.flow.service);
+}
+
+#[inline(always)]
+fn is_another_flow(other: &ReplyVal, own: &ReplyVal) -> bool {
+    other.kind == REPLY_RESTORE
+        && (other.addr != own.addr || other.port != own.port || other.client_port != own.client_port)
+}
+
+/// A source port that is not the client's: from the dynamic range, by the flow.
+#[inline(always)]
+const fn other_port(key: &FlowKey, salt: u64) -> u16 {
+    let [low, high, ..] = hash::flow(key, salt).to_le_bytes();
+    u16::from_le_bytes([low, high]) | 0xc000
+}

@@ -1,0 +1,95 @@
+//! `mesh_ingress`: what arrives at an uplink.
+
+use crate::addr::Addr;
+use crate::choose::{self, Known};
+use crate::keys::PortKey;
+use crate::packet::{self, Fragment, Header, Packet, UDP};
+use crate::reason::Reason;
+use crate::tables::Tables;
+use crate::values::{EndpointVal, NodeConfig, PortVal};
+use crate::verdict::{Forward, Out, Verdict, Work};
+
+/// Decides on a packet that arrived at the uplink `ifindex`.
+#[inline(always)]
+pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
+    let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
+    if packet::header(packet, ethernet.kind, &mut work.header).is_err() {
+        return Verdict::Pass;
+    }
+    let Some(config) = tables.config() else { return Verdict::Pass };
+    if is_tunnel(&work.header, config) {
+        return admit(tables, &work.header);
+    }
+    if !work.header.has_flow() {
+        return Verdict::Pass;
+    }
+    work.set_key(0);
+    match choose::known(tables, work) {
+        Known::Flow(flow, endpoint) => {
+            return forward(work, config, endpoint, flow.source_port, flow.target_port);
+        }
+        Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),
+        Known::New => {}
+    }
+    let Some(port) = published(tables, &work.header) else { return Verdict::Pass };
+    let Some(choice) = choose::choose(tables, port.service, work, &[0; 6]) else {
+        return Verdict::Refuse(Reason::NoEndpoint);
+    };
+    work.set_flow(choice.id, port.service, port.target_port);
+    choose::record(tables, work, choice.endpoint, ifindex);
+    let (source, target) = (work.flow.source_port, work.flow.target_port);
+    forward(work, config, choice.endpoint, source, target)
+}
+
+/// Whether the packet is one of the tunnels' (or the fragment of one that tells).
+#[inline(always)]
+fn is_tunnel(header: &Header, config: &NodeConfig) -> bool {
+    header.proto == UDP
+        && config.vxlan_port != 0
+        && header.dport == config.vxlan_port
+        && !matches!(header.fragment, Fragment::Later)
+}
+
+/// Tunnel admission: only members may send.
+#[inline(always)]
+fn admit<T: Tables>(tables: &T, header: &Header) -> Verdict {
+    if tables.is_member(&header.src) { Verdict::Pass } else { Verdict::Drop(Reason::NotMember) }
+}
+
+/// What the destination publishes: on the very address, else on every address of the node.
+#[inline(always)]
+fn published<'a, T: Tables>(tables: &'a T, header: &Header) -> Option<&'a PortVal> {
+    if !tables.is_local_addr(&header.dst) {
+        return None;
+    }
+    if let Some(port) = tables.port(&PortKey::new(header.dst, header.dport, header.proto)) {
+        return Some(port);
+    }
+    tables.port(&PortKey::new(Addr::ANY, header.dport, header.proto))
+}
+
+#[inline(always)]
+fn forward(
+    work: &mut Work,
+    config: &NodeConfig,
+    endpoint: &EndpointVal,
+    source: u16,
+    target: u16,
+) -> Verdict {
+    work.forward = Forward {
+        src: work.header.src,
+        dst: *endpoint.addr(work.header.v4),
+        sport: source,
+        dport: target,
+        src_mac: config.router_mac,
+        dst_mac: endpoint.mac,
+        out: out(endpoint),
+    };
+    Verdict::Forward
+}
+
+/// Where an endpoint is.
+#[inline(always)]
+pub(crate) fn out(endpoint: &EndpointVal) -> Out {
+    if endpoint.is_local() { Out::Peer(endpoint.ifindex) } else { Out::Device(endpoint.ifindex) }
+}

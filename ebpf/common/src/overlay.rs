@@ -1,0 +1,82 @@
+//! `overlay_rx`: what arrives through a tunnel.
+
+use crate::keys::{LocalKey, Mac, RouterKey, same_mac};
+use crate::packet::{self, Ethernet, Packet};
+use crate::reason::Reason;
+use crate::tables::Tables;
+use crate::values::{LocalVal, NodeConfig, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, ReplyVal};
+use crate::verdict::{Out, Verdict, Work};
+
+/// Decides on a frame that arrived at the VXLAN device `ifindex`.
+#[inline(always)]
+pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
+    let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
+    if packet::header(packet, ethernet.kind, &mut work.header).is_err() || !work.header.has_flow() {
+        return Verdict::Pass;
+    }
+    let Some(config) = tables.config() else { return Verdict::Pass };
+    if same_mac(&ethernet.dst, &config.router_mac) {
+        return to_router(tables, work, &ethernet, config);
+    }
+    let Some(local) = tables.local(&LocalKey::new(ifindex, ethernet.dst)) else { return Verdict::Pass };
+    if tables.is_router(&RouterKey::new(ethernet.src)) {
+        return from_router(tables, work, &ethernet, local);
+    }
+    from_task(tables, work, &ethernet, local)
+}
+
+/// An endpoint's answer to a flow that entered by this node.
+#[inline(always)]
+fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config: &NodeConfig) -> Verdict {
+    let router = if work.header.v4 { &config.router_ip4 } else { &config.router_ip6 };
+    if work.header.dst == *router {
+        return Verdict::Pass;
+    }
+    work.set_key(0);
+    match tables.reply(&work.key) {
+        Some(reply) if reply.kind == REPLY_RESTORE => {
+            work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex));
+            Verdict::Forward
+        }
+        _ => Verdict::Drop(Reason::UnknownReply),
+    }
+}
+
+/// A packet of a flow that entered by another node: remember which, for the answers.
+#[inline(always)]
+fn from_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local: &LocalVal) -> Verdict {
+    let expected = if work.header.v4 { &local.ip4 } else { &local.ip6 };
+    if work.header.dst != *expected {
+        return Verdict::Pass;
+    }
+    work.answers = work.header.reverse_key(0);
+    steer(tables, work, ethernet.src);
+    work.forward_unchanged(ethernet, Out::Peer(local.veth));
+    Verdict::Forward
+}
+
+/// Sends the answers of a flow to a router from now on.
+#[inline(always)]
+fn steer<T: Tables>(tables: &T, work: &mut Work, router: Mac) {
+    if let Some(known) = tables.reply(&work.answers)
+        && known.kind == REPLY_STEER
+        && same_mac(&known.mac, &router)
+    {
+        return;
+    }
+    work.reply = ReplyVal { mac: router, kind: REPLY_STEER, ..ReplyVal::default() };
+    tables.set_reply(&work.answers, &work.reply);
+}
+
+/// A packet from a task elsewhere: perhaps the answer to a connection made through a virtual IP.
+#[inline(always)]
+fn from_task<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local: &LocalVal) -> Verdict {
+    work.set_key(local.network);
+    match tables.reply(&work.key) {
+        Some(reply) if reply.kind == REPLY_VIP => {
+            work.forward_restored(ethernet, reply, Out::Peer(local.veth));
+            Verdict::Forward
+        }
+        _ => Verdict::Pass,
+    }
+}

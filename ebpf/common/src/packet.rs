@@ -1,0 +1,303 @@
+//! Reading packets: Ethernet, IPv4 and IPv6 with their options and extension headers, and the ports.
+
+use crate::addr::Addr;
+use crate::keys::{FlowKey, Mac};
+use crate::values::FlowVal;
+
+/// IP protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// IP protocol number of TCP.
+pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
+/// IP protocol number of ICMPv6.
+pub const ICMPV6: u8 = 58;
+
+/// Ethertype of IPv4.
+pub const ETH_IPV4: u16 = 0x0800;
+/// Ethertype of ARP.
+pub const ETH_ARP: u16 = 0x0806;
+/// Ethertype of IPv6.
+pub const ETH_IPV6: u16 = 0x86dd;
+/// Length of an Ethernet header.
+pub const ETH_LEN: u32 = 14;
+
+const TCP_FIN: u8 = 0x01;
+const TCP_SYN: u8 = 0x02;
+const TCP_RST: u8 = 0x04;
+const TCP_ACK: u8 = 0x10;
+
+/// Extension headers walked before a packet counts as malformed.
+const MAX_EXTENSIONS: u32 = 6;
+
+/// Read access to a packet that starts with its Ethernet header.
+pub trait Packet {
+    /// The `N` bytes at an offset; `None` if the packet ends before.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+}
+
+/// An Ethernet header.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub struct Ethernet {
+    /// Destination.
+    pub dst: Mac,
+    /// Source.
+    pub src: Mac,
+    /// Ethertype.
+    pub kind: u16,
+}
+
+/// Whether a packet is part of a larger one.
+#[repr(u8)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub enum Fragment {
+    /// It is whole.
+    #[default]
+    Whole,
+    /// The first fragment: it has the ports.
+    First,
+    /// A later fragment: it has none.
+    Later,
+}
+
+/// What the data plane wants to know of an IP packet.
+#[derive(Clone, Copy, Default)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub struct Header {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Source port of TCP and UDP, else 0.
+    pub sport: u16,
+    /// Destination port of TCP and UDP, else 0.
+    pub dport: u16,
+    /// Where the upper layer starts, from the Ethernet header.
+    pub l4: u32,
+    /// Where the IP packet ends by its own account, from the Ethernet header.
+    pub end: u32,
+    /// Whether it is IPv4.
+    pub v4: bool,
+    /// Upper layer protocol.
+    pub proto: u8,
+    /// Flags of TCP, else 0.
+    pub tcp_flags: u8,
+    /// Whether it is a fragment.
+    pub fragment: Fragment,
+}
+
+/// Why a packet has no [`Header`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub enum ParseError {
+    /// It is neither IPv4 nor IPv6.
+    NotIp,
+    /// It is, but ends early, contradicts itself or has too many extension headers.
+    Malformed,
+}
+
+impl Header {
+    /// The key of the packet's flow in a network (0: the mesh).
+    #[inline(always)]
+    pub const fn key(&self, network: u32) -> FlowKey {
+        FlowKey {
+            src: self.src,
+            dst: self.dst,
+            sport: self.sport,
+            dport: self.dport,
+            scope: FlowKey::scope(network, self.proto),
+        }
+    }
+
+    /// The key of the packets that answer this one.
+    #[inline(always)]
+    pub const fn reverse_key(&self, network: u32) -> FlowKey {
+        FlowKey {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            scope: FlowKey::scope(network, self.proto),
+        }
+    }
+
+    /// Whether it is a whole TCP or UDP packet: one that has a flow.
+    #[inline(always)]
+    pub fn has_flow(&self) -> bool {
+        (self.proto == TCP || self.proto == UDP) && matches!(self.fragment, Fragment::Whole)
+    }
+
+    /// Whether it opens a TCP connection.
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
+    }
+}
+
+/// The key of an endpoint's answers to a flow.
+#[inline(always)]
+pub const fn reply_key(key: &FlowKey, flow: &FlowVal, endpoint: &Addr) -> FlowKey {
+    FlowKey {
+        src: *endpoint,
+        dst: key.src,
+        sport: flow.target_port,
+        dport: flow.source_port,
+        scope: key.scope,
+    }
+}
+
+/// Reads the Ethernet header.
+#[inline(always)]
+pub fn ethernet<P: Packet>(packet: &P) -> Option<Ethernet> {
+    let h = packet.load::<14>(0)?;
+    Some(Ethernet {
+        dst: [h[0], h[1], h[2], h[3], h[4], h[5]],
+        src: [h[6], h[7], h[8], h[9], h[10], h[11]],
+        kind: be16(h[12], h[13]),
+    })
+}
+
+/// Reads the IP header and what follows.
+#[inline(always)]
+pub fn header<P: Packet>(packet: &P, kind: u16, header: &mut Header) -> Result<(), ParseError> {
+    match kind {
+        ETH_IPV4 => ipv4(packet, header)?,
+        ETH_IPV6 => ipv6(packet, header)?,
+        _ => return Err(ParseError::NotIp),
+    }
+    if matches!(header.fragment, Fragment::Later) {
+        return Ok(());
+    }
+    match header.proto {
+        TCP => {
+            let h = packet.load::<14>(header.l4).ok_or(ParseError::Malformed)?;
+            header.sport = be16(h[0], h[1]);
+            header.dport = be16(h[2], h[3]);
+            header.tcp_flags = h[13];
+        }
+        UDP => {
+            let h = packet.load::<8>(header.l4).ok_or(ParseError::Malformed)?;
+            header.sport = be16(h[0], h[1]);
+            header.dport = be16(h[2], h[3]);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn ipv4<P: Packet>(packet: &P, header: &mut Header) -> Result<(), ParseError> {
+    let h = packet.load::<20>(ETH_LEN).ok_or(ParseError::Malformed)?;
+    let length = u32::from(h[0] & 0x0f) * 4;
+    let total = u32::from(be16(h[2], h[3]));
+    if h[0] >> 4 != 4 || length < 20 || total < length {
+        return Err(ParseError::Malformed);
+    }
+    *header = Header {
+        src: Addr::v4([h[12], h[13], h[14], h[15]]),
+        dst: Addr::v4([h[16], h[17], h[18], h[19]]),
+        sport: 0,
+        dport: 0,
+        l4: ETH_LEN + length,
+        end: ETH_LEN + total,
+        v4: true,
+        proto: h[9],
+        tcp_flags: 0,
+        fragment: fragment(be16(h[6], h[7]) & 0x1fff, h[6] & 0x20 != 0),
+    };
+    Ok(())
+}
+
+#[inline(always)]
+fn ipv6<P: Packet>(packet: &P, header: &mut Header) -> Result<(), ParseError> {
+    let h = packet.load::<40>(ETH_LEN).ok_or(ParseError::Malformed)?;
+    if h[0] >> 4 != 6 {
+        return Err(ParseError::Malformed);
+    }
+    *header = Header {
+        src: Addr::v6(sixteen(&h, 8)),
+        dst: Addr::v6(sixteen(&h, 24)),
+        sport: 0,
+        dport: 0,
+        l4: ETH_LEN + 40,
+        end: ETH_LEN + 40 + u32::from(be16(h[4], h[5])),
+        v4: false,
+        proto: h[6],
+        tcp_flags: 0,
+        fragment: Fragment::Whole,
+    };
+    for _ in 0..MAX_EXTENSIONS {
+        if !is_extension(header.proto) || matches!(header.fragment, Fragment::Later) {
+            return Ok(());
+        }
+        extension(packet, header)?;
+    }
+    Err(ParseError::Malformed)
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION: u8 = 60;
+
+#[inline(always)]
+const fn is_extension(proto: u8) -> bool {
+    matches!(proto, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION)
+}
+
+/// Steps over one IPv6 extension header (RFC 8200 section 4).
+#[inline(always)]
+fn extension<P: Packet>(packet: &P, header: &mut Header) -> Result<(), ParseError> {
+    let h = packet.load::<8>(header.l4).ok_or(ParseError::Malformed)?;
+    let length = match header.proto {
+        FRAGMENT => {
+            header.fragment = fragment(be16(h[2], h[3]) >> 3, h[3] & 1 != 0);
+            8
+        }
+        AUTHENTICATION => (u32::from(h[1]) + 2) * 4,
+        _ => (u32::from(h[1]) + 1) * 8,
+    };
+    header.proto = h[0];
+    header.l4 += length;
+    Ok(())
+}
+
+#[inline(always)]
+const fn fragment(offset: u16, more: bool) -> Fragment {
+    match (offset, more) {
+        (0, false) => Fragment::Whole,
+        (0, true) => Fragment::First,
+        _ => Fragment::Later,
+    }
+}
+
+#[inline(always)]
+pub(crate) const fn be16(high: u8, low: u8) -> u16 {
+    u16::from_be_bytes([high, low])
+}
+
+/// Sixteen bytes from a constant place in a larger array.
+#[inline(always)]
+pub(crate) const fn sixteen<const N: usize>(h: &[u8; N], at: usize) -> [u8; 16] {
+    [
+        h[at],
+        h[at + 1],
+        h[at + 2],
+        h[at + 3],
+        h[at + 4],
+        h[at + 5],
+        h[at + 6],
+        h[at + 7],
+        h[at + 8],
+        h[at + 9],
+        h[at + 10],
+        h[at + 11],
+        h[at + 12],
+        h[at + 13],
+        h[at + 14],
+        h[at + 15],
+    ]
+}

@@ -1,0 +1,140 @@
+//! Changing packets.
+
+use crate::addr::Addr;
+use crate::csum;
+use crate::guard;
+use crate::keys::Mac;
+use crate::packet::{ETH_LEN, Header, Packet, UDP};
+use crate::verdict::{Forward, Out, Question};
+
+/// How a transport checksum is changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub struct Cover {
+    /// The difference is one of the pseudo header, not of the segment itself.
+    pub pseudo: bool,
+    /// A checksum of zero means there is none: it stays, and none becomes zero (UDP).
+    pub optional: bool,
+}
+
+/// Write access to a packet, as the kernel's helpers give it.
+pub trait PacketMut: Packet {
+    /// Writes bytes. `counted`: the change is not made up for by a checksum inside the same header, so a checksum
+    /// the device computed over the whole packet must follow it.
+    #[must_use]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], counted: bool) -> Option<()>;
+    /// Applies a difference to the IPv4 header checksum at an offset.
+    #[must_use]
+    fn change_ip_checksum(&mut self, offset: u32, diff: u32) -> Option<()>;
+    /// Applies a difference to a transport checksum at an offset.
+    #[must_use]
+    fn change_checksum(&mut self, offset: u32, diff: u32, cover: Cover) -> Option<()>;
+}
+
+const IPV4_CHECK: u32 = ETH_LEN + 10;
+const IPV4_SRC: u32 = ETH_LEN + 12;
+const IPV4_DST: u32 = ETH_LEN + 16;
+const IPV6_SRC: u32 = ETH_LEN + 8;
+const IPV6_DST: u32 = ETH_LEN + 24;
+const TCP_CHECK: u32 = 16;
+const UDP_CHECK: u32 = 6;
+
+/// Makes a packet what its verdict says; `None` if the kernel refused.
+#[inline(always)]
+pub fn apply<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Option<()> {
+    addresses(packet, header, forward)?;
+    ports(packet, header, forward)?;
+    if matches!(forward.out, Out::Neighbor(_)) {
+        return Some(());
+    }
+    let (d, s) = (forward.dst_mac, forward.src_mac);
+    let macs = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
+    packet.store(0, &macs, false)
+}
+
+#[inline(always)]
+fn addresses<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Option<()> {
+    let (new_src, new_dst) = (header.src != forward.src, header.dst != forward.dst);
+    if !new_src && !new_dst {
+        return Some(());
+    }
+    let diff =
+        csum::add(csum::addr_diff(&header.src, &forward.src), csum::addr_diff(&header.dst, &forward.dst));
+    if new_src {
+        address(packet, header.v4, IPV4_SRC, IPV6_SRC, &forward.src)?;
+    }
+    if new_dst {
+        address(packet, header.v4, IPV4_DST, IPV6_DST, &forward.dst)?;
+    }
+    if header.v4 {
+        packet.change_ip_checksum(IPV4_CHECK, diff)?;
+    }
+    change_transport(packet, header, diff, true)
+}
+
+#[inline(always)]
+fn address<P: PacketMut>(packet: &mut P, v4: bool, at4: u32, at6: u32, addr: &Addr) -> Option<()> {
+    // The IPv4 header makes up for its changed addresses with its own checksum; the IPv6 header has none.
+    if v4 { packet.store(at4, &addr.v4_octets(), false) } else { packet.store(at6, &addr.octets(), true) }
+}
+
+#[inline(always)]
+fn ports<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Option<()> {
+    let (from, to) = ((header.sport, header.dport), (forward.sport, forward.dport));
+    if csum::port_word(from) == csum::port_word(to) {
+        return Some(());
+    }
+    packet.store(header.l4, &csum::port_word(to).to_ne_bytes(), false)?;
+    change_transport(packet, header, csum::port_diff(from, to), false)
+}
+
+#[inline(always)]
+fn change_transport<P: PacketMut>(packet: &mut P, header: &Header, diff: u32, pseudo: bool) -> Option<()> {
+    let udp = header.proto == UDP;
+    let at = header.l4 + if udp { UDP_CHECK } else { TCP_CHECK };
+    packet.change_checksum(at, diff, Cover { pseudo, optional: udp })
+}
+
+/// Turns a question for the Ethernet address of a virtual IP into its answer.
+#[inline(always)]
+pub fn answer<P: PacketMut>(packet: &mut P, question: Question, mac: Mac) -> Option<()> {
+    match question {
+        Question::Arp => answer_arp(packet, mac),
+        Question::Neighbor => answer_neighbor(packet, mac),
+    }
+}
+
+#[inline(always)]
+fn answer_arp<P: PacketMut>(packet: &mut P, m: Mac) -> Option<()> {
+    let arp = guard::arp(packet)?;
+    let (a, s, t) = (arp.sender_mac, arp.sender.v4_octets(), arp.target.v4_octets());
+    packet.store(0, &[a[0], a[1], a[2], a[3], a[4], a[5], m[0], m[1], m[2], m[3], m[4], m[5]], false)?;
+    // Operation 2, then who answers and to whom.
+    let body = [
+        0, 2, m[0], m[1], m[2], m[3], m[4], m[5], t[0], t[1], t[2], t[3], a[0], a[1], a[2], a[3], a[4], a[5],
+        s[0], s[1], s[2], s[3],
+    ];
+    packet.store(ETH_LEN + 6, &body, false)
+}
+
+/// The solicitation has just the length of the advertisement (see [`guard::solicited`]).
+#[inline(always)]
+fn answer_neighbor<P: PacketMut>(packet: &mut P, m: Mac) -> Option<()> {
+    let l4 = ETH_LEN + 40;
+    let asker = packet.load::<6>(6)?;
+    let source = packet.load::<16>(IPV6_SRC)?;
+    let target = packet.load::<16>(l4 + 8)?;
+    let (src, dst) = (Addr::v6(target), Addr::v6(source));
+    // Type 136, solicited and overriding; the target; its address in option 2.
+    let head = [136, 0, 0, 0, 0x60, 0, 0, 0];
+    let option = [2, 1, m[0], m[1], m[2], m[3], m[4], m[5]];
+    let sum = csum::sum(&head, csum::sum(&target, csum::sum(&option, 0)));
+    let check = !csum::fold(csum::add(sum, csum::pseudo(&src, &dst, crate::packet::ICMPV6, 32)));
+    let [high, low] = check.to_ne_bytes();
+    let a = asker;
+    packet.store(0, &[a[0], a[1], a[2], a[3], a[4], a[5], m[0], m[1], m[2], m[3], m[4], m[5]], false)?;
+    packet.store(IPV6_SRC, &target, false)?;
+    packet.store(IPV6_DST, &source, false)?;
+    packet.store(l4, &[136, 0, high, low, 0x60, 0, 0, 0], false)?;
+    packet.store(l4 + 24, &option, false)
+}

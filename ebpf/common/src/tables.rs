@@ -1,0 +1,47 @@
+//! The maps, as the decisions see them.
+
+use crate::addr::Addr;
+use crate::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use crate::values::{
+    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+};
+
+/// Access to the maps: the kernel's in the programs, ordinary memory in the host's tests.
+///
+/// Values are borrowed, not copied: a program's stack is small. They may change under the borrower, who must not
+/// rely on reading the same twice. The setters take `&self` because kernel maps are shared anyway; they cannot fail in a way a packet could be
+/// helped with.
+pub trait Tables {
+    /// `CONFIG`.
+    fn config(&self) -> Option<&NodeConfig>;
+    /// `PORTS`.
+    fn port(&self, key: &PortKey) -> Option<&PortVal>;
+    /// `SERVICES`.
+    fn service(&self, id: u64) -> Option<&ServiceVal>;
+    /// `SLOTS`.
+    fn slot(&self, index: u32) -> Option<u64>;
+    /// `ENDPOINTS`.
+    fn endpoint(&self, id: u64) -> Option<&EndpointVal>;
+    /// `LOCAL`.
+    fn local(&self, key: &LocalKey) -> Option<&LocalVal>;
+    /// `ROUTERS`.
+    fn is_router(&self, key: &RouterKey) -> bool;
+    /// `MEMBERS`.
+    fn is_member(&self, addr: &Addr) -> bool;
+    /// `LOCAL_ADDRS`.
+    fn is_local_addr(&self, addr: &Addr) -> bool;
+    /// `TASK_IFS`.
+    fn task_if(&self, ifindex: u32) -> Option<&TaskIf>;
+    /// `VIPS`.
+    fn vip(&self, key: &VipKey) -> Option<&VipVal>;
+    /// `FLOWS`.
+    fn flow(&self, key: &FlowKey) -> Option<&FlowVal>;
+    /// `REPLIES`.
+    fn reply(&self, key: &FlowKey) -> Option<&ReplyVal>;
+    /// Records a flow.
+    fn set_flow(&self, key: &FlowKey, value: &FlowVal);
+    /// Records what happens to answers.
+    fn set_reply(&self, key: &FlowKey, value: &ReplyVal);
+    /// Counts a new flow of a service.
+    fn count_connection(&self, service: u64);
+}

@@ -1,0 +1,207 @@
+//! `task_tx`: what a task sends.
+
+use crate::addr::Addr;
+use crate::choose::{self, Choice, Known};
+use crate::guard;
+use crate::keys::{Mac, VipKey, same_mac};
+use crate::mesh::out;
+use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Ethernet, Packet};
+use crate::reason::Reason;
+use crate::tables::Tables;
+use crate::values::{
+    EndpointVal, REPLY_HAIRPIN, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, ReplyVal, TaskIf, VipVal,
+};
+use crate::verdict::{Forward, Out, Question, Verdict, Work};
+
+/// Decides on a frame the task behind the veth `ifindex` sends.
+#[inline(always)]
+pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
+    let Some(task) = tables.task_if(ifindex) else { return Verdict::Drop(Reason::UnknownInterface) };
+    let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Drop(Reason::Malformed) };
+    if !same_mac(&ethernet.src, &task.mac) {
+        return Verdict::Drop(Reason::SpoofedMac);
+    }
+    match ethernet.kind {
+        ETH_ARP => arp(packet, tables, task, work),
+        ETH_IPV4 | ETH_IPV6 => {
+            if packet::header(packet, ethernet.kind, &mut work.header).is_err() {
+                return Verdict::Drop(Reason::Malformed);
+            }
+            ip(packet, tables, &Sender { task, ifindex }, &ethernet, work)
+        }
+        _ => Verdict::Drop(Reason::UnknownEthertype),
+    }
+}
+
+/// Who sends.
+struct Sender<'a> {
+    task: &'a TaskIf,
+    ifindex: u32,
+}
+
+#[inline(always)]
+fn arp<P: Packet, T: Tables>(packet: &P, tables: &T, task: &TaskIf, work: &mut Work) -> Verdict {
+    let Some(arp) = guard::arp(packet) else { return Verdict::Drop(Reason::Malformed) };
+    if let Err(reason) = guard::check_arp(task, &arp) {
+        return Verdict::Drop(reason);
+    }
+    if arp.operation != 1 || arp.sender != task.ip4 {
+        return Verdict::Pass;
+    }
+    answer(tables, task, arp.target, Question::Arp, work)
+}
+
+/// The answer for the Ethernet address of a virtual IP, if it is one.
+#[inline(always)]
+fn answer<T: Tables>(
+    tables: &T,
+    task: &TaskIf,
+    target: Addr,
+    question: Question,
+    work: &mut Work,
+) -> Verdict {
+    let Some(vip) = vip(tables, task, target) else { return Verdict::Pass };
+    work.forward.src_mac = vip.mac;
+    Verdict::Answer(question)
+}
+
+#[inline(always)]
+fn ip<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    sender: &Sender<'_>,
+    ethernet: &Ethernet,
+    work: &mut Work,
+) -> Verdict {
+    let task = sender.task;
+    if mesh_reply(tables, task, ethernet, work) {
+        return Verdict::Forward;
+    }
+    if let Err(reason) = guard::check_ip(packet, task, &work.header) {
+        return Verdict::Drop(reason);
+    }
+    if task.network == 0 {
+        return Verdict::Pass;
+    }
+    if !work.header.has_flow() {
+        return match guard::solicited(packet, &work.header) {
+            Some(target) => answer(tables, task, target, Question::Neighbor, work),
+            None => Verdict::Pass,
+        };
+    }
+    work.set_key(task.network);
+    if vip_reply(tables, task, ethernet, work) {
+        return Verdict::Forward;
+    }
+    match vip(tables, task, work.header.dst) {
+        Some(vip) => to_vip(tables, sender, vip, work),
+        None => Verdict::Pass,
+    }
+}
+
+#[inline(always)]
+fn vip<'a, T: Tables>(tables: &'a T, task: &TaskIf, addr: Addr) -> Option<&'a VipVal> {
+    if task.network == 0 { None } else { tables.vip(&VipKey { addr, network: task.network }) }
+}
+
+/// The answer to a flow of the mesh goes back the way the flow came.
+///
+/// It may leave by any of the task's legs, and with the address of that leg: a server that listens on every address
+/// and answers with `sendto` gets the source of its default route. The flow is found by the ingress address, and
+/// the answer leaves with it.
+#[inline(always)]
+fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &mut Work) -> bool {
+    let (ingress, own) =
+        if work.header.v4 { (&task.ingress_ip4, &task.ip4) } else { (&task.ingress_ip6, &task.ip6) };
+    let src = &work.header.src;
+    if ingress.is_any() || !work.header.has_flow() || (src != ingress && src != own) {
+        return false;
+    }
+    work.set_key(0);
+    work.key.src = *ingress;
+    let Some(reply) = tables.reply(&work.key) else { return false };
+    match reply.kind {
+        REPLY_RESTORE => work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex)),
+        REPLY_STEER => {
+            work.forward_unchanged(ethernet, Out::Device(task.ingress_vxlan));
+            work.forward.src = *ingress;
+            work.forward.src_mac = task.ingress_mac;
+            work.forward.dst_mac = reply.mac;
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// The answer to a task of this node that came through a virtual IP.
+#[inline(always)]
+fn vip_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &mut Work) -> bool {
+    let Some(reply) = tables.reply(&work.key) else { return false };
+    match reply.kind {
+        REPLY_VIP => work.forward_restored(ethernet, reply, Out::Peer(reply.ifindex)),
+        REPLY_HAIRPIN => {
+            // To a task that is its own client the frame looks as if the virtual IP had sent it.
+            work.forward_restored(ethernet, reply, Out::Peer(reply.ifindex));
+            work.forward.dst = work.header.src;
+            work.forward.src_mac = reply.mac;
+            work.forward.dst_mac = task.mac;
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// A packet to a virtual IP goes to an endpoint of its service.
+#[inline(always)]
+fn to_vip<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, work: &mut Work) -> Verdict {
+    match choose::known(tables, work) {
+        Known::Flow(_, endpoint) => return forward(sender.task, vip, endpoint, work),
+        Known::Gone => return Verdict::Drop(Reason::NoEndpoint),
+        Known::New => {}
+    }
+    let mut choice = choose::choose(tables, vip.service, work, &sender.task.mac);
+    if choice.is_none() {
+        // Nobody else: the task is its own server.
+        choice = choose::choose(tables, vip.service, work, &NOBODY);
+    }
+    let Some(choice) = choice else { return Verdict::Drop(Reason::NoEndpoint) };
+    record(tables, sender, vip, &choice, work);
+    forward(sender.task, vip, choice.endpoint, work)
+}
+
+const NOBODY: Mac = [0; 6];
+
+#[inline(always)]
+fn record<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, choice: &Choice<'_>, work: &mut Work) {
+    let is_hairpin = same_mac(&choice.endpoint.mac, &sender.task.mac);
+    work.set_flow(choice.id, vip.service, work.header.dport);
+    work.answers = packet::reply_key(&work.key, &work.flow, choice.endpoint.addr(work.header.v4));
+    if is_hairpin {
+        work.answers.dst = work.header.dst;
+    }
+    work.reply = ReplyVal {
+        addr: work.header.dst,
+        port: work.header.dport,
+        client_port: work.header.sport,
+        ifindex: sender.ifindex,
+        mac: vip.mac,
+        kind: if is_hairpin { REPLY_HAIRPIN } else { REPLY_VIP },
+    };
+    choose::write(tables, work);
+}
+
+#[inline(always)]
+fn forward(task: &TaskIf, vip: &VipVal, endpoint: &EndpointVal, work: &mut Work) -> Verdict {
+    let header = &work.header;
+    let is_hairpin = same_mac(&endpoint.mac, &task.mac);
+    work.forward = Forward {
+        src: if is_hairpin { header.dst } else { header.src },
+        dst: *endpoint.addr(header.v4),
+        sport: header.sport,
+        dport: header.dport,
+        src_mac: if is_hairpin { vip.mac } else { task.mac },
+        dst_mac: endpoint.mac,
+        out: out(endpoint),
+    };
+    Verdict::Forward
+}

@@ -1,0 +1,131 @@
+//! What is to be done with a packet.
+
+use crate::addr::Addr;
+use crate::keys::{FlowKey, Mac};
+use crate::packet::{Ethernet, Header};
+use crate::reason::Reason;
+use crate::values::{FlowVal, ReplyVal};
+
+/// What is to be done with a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub enum Verdict {
+    /// It is not ours: the stack or the bridge goes on with it.
+    Pass,
+    /// It goes no further, and is counted.
+    Drop(Reason),
+    /// The stack shall refuse it, which it does because nothing listens there; it is counted.
+    Refuse(Reason),
+    /// It goes on, changed as [`Work::forward`] says.
+    Forward,
+    /// It becomes the answer to its own question, with the Ethernet address in [`Forward::src_mac`].
+    Answer(Question),
+}
+
+/// What a decision works on. A program keeps it in a per-CPU map, because its stack is too small.
+///
+/// All zeroes is a valid value.
+#[derive(Clone, Copy, Default)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub struct Work {
+    /// The packet as it came.
+    pub header: Header,
+    /// The packet as it goes on.
+    pub forward: Forward,
+    /// Its flow.
+    pub key: FlowKey,
+    /// The answers to its flow.
+    pub answers: FlowKey,
+    /// What is recorded for the flow.
+    pub flow: FlowVal,
+    /// What is recorded for its answers.
+    pub reply: ReplyVal,
+}
+
+impl Work {
+    /// The packet goes on as it is, out of `out`.
+    #[inline(always)]
+    pub fn forward_unchanged(&mut self, ethernet: &Ethernet, out: Out) {
+        self.forward = Forward {
+            src: self.header.src,
+            dst: self.header.dst,
+            sport: self.header.sport,
+            dport: self.header.dport,
+            src_mac: ethernet.src,
+            dst_mac: ethernet.dst,
+            out,
+        };
+    }
+
+    /// The packet, an answer, goes on with the source its client expects.
+    #[inline(always)]
+    pub fn forward_restored(&mut self, ethernet: &Ethernet, reply: &ReplyVal, out: Out) {
+        self.forward_unchanged(ethernet, out);
+        self.forward.src = reply.addr;
+        self.forward.sport = reply.port;
+        self.forward.dport = reply.client_port;
+    }
+
+    /// Sets the flow's key, in a network (0: the mesh).
+    #[inline(always)]
+    pub fn set_key(&mut self, network: u32) {
+        self.key = self.header.key(network);
+    }
+
+    /// Sets what is to be recorded for the flow.
+    #[inline(always)]
+    pub fn set_flow(&mut self, endpoint: u64, service: u64, target_port: u16) {
+        let source_port = self.header.sport;
+        self.flow = FlowVal { endpoint, service, target_port, source_port, pad: 0 };
+    }
+}
+
+/// What asks for an Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub enum Question {
+    /// An ARP request.
+    Arp,
+    /// A neighbor solicitation.
+    Neighbor,
+}
+
+/// How a packet goes on.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub struct Forward {
+    /// Its source from now on.
+    pub src: Addr,
+    /// Its destination from now on.
+    pub dst: Addr,
+    /// Its source port from now on.
+    pub sport: u16,
+    /// Its destination port from now on.
+    pub dport: u16,
+    /// Its Ethernet source from now on; of no effect with [`Out::Neighbor`].
+    pub src_mac: Mac,
+    /// Its Ethernet destination from now on; of no effect with [`Out::Neighbor`].
+    pub dst_mac: Mac,
+    /// Where it leaves.
+    pub out: Out,
+}
+
+/// Where a packet leaves.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub enum Out {
+    /// Into the namespace behind a veth, by the index of the side in this one.
+    Peer(u32),
+    /// Out of a device, with the Ethernet header it has.
+    Device(u32),
+    /// Out of a device, with the Ethernet header the kernel's neighbor table gives it.
+    Neighbor(u32),
+}
+
+impl Default for Out {
+    #[inline(always)]
+    fn default() -> Self {
+        Self::Peer(0)
+    }
+}

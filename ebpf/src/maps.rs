@@ -1,0 +1,182 @@
+//! The maps, pinned by name; the agent sizes some of them when it loads the object.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
+use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
+use shoal_ebpf_common::tables::Tables;
+use shoal_ebpf_common::values::{
+    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+};
+use shoal_ebpf_common::verdict::Work;
+
+/// Tables only the agent writes take memory for what is in them, not for their limit.
+const SPARSE: u32 = BPF_F_NO_PREALLOC;
+
+#[map]
+static CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
+#[map]
+static PORTS: HashMap<PortKey, PortVal> = HashMap::pinned(65_536, SPARSE);
+#[map]
+static SERVICES: HashMap<u64, ServiceVal> = HashMap::pinned(65_536, SPARSE);
+#[map]
+static SLOTS: Array<u64> = Array::pinned(1 << 20, 0);
+#[map]
+static ENDPOINTS: HashMap<u64, EndpointVal> = HashMap::pinned(1 << 17, SPARSE);
+#[map]
+static LOCAL: HashMap<LocalKey, LocalVal> = HashMap::pinned(16_384, SPARSE);
+#[map]
+static ROUTERS: HashMap<RouterKey, u32> = HashMap::pinned(16_384, SPARSE);
+#[map]
+static MEMBERS: HashMap<Addr, u32> = HashMap::pinned(65_536, SPARSE);
+#[map]
+static LOCAL_ADDRS: HashMap<Addr, u32> = HashMap::pinned(4_096, SPARSE);
+#[map]
+static TASK_IFS: HashMap<u32, TaskIf> = HashMap::pinned(16_384, SPARSE);
+#[map]
+static VIPS: HashMap<VipKey, VipVal> = HashMap::pinned(65_536, SPARSE);
+#[map]
+static FLOWS: LruHashMap<FlowKey, FlowVal> = LruHashMap::pinned(1 << 18, 0);
+#[map]
+static REPLIES: LruHashMap<FlowKey, ReplyVal> = LruHashMap::pinned(1 << 18, 0);
+#[map]
+static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::ALL.len() as u32, 0);
+#[map]
+static STATS: PerCpuArray<u64> = PerCpuArray::pinned((Program::ALL.len() * Event::ALL.len()) as u32, 0);
+#[map]
+static CONNECTIONS: PerCpuHashMap<u64, u64> = PerCpuHashMap::pinned(65_536, SPARSE);
+
+/// What each program works on: its stack is too small.
+#[map]
+static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(Program::ALL.len() as u32, 0);
+
+/// A program's working memory.
+#[inline(always)]
+pub fn work(program: Program) -> Option<&'static mut Work> {
+    // SAFETY: the map begins as zeroes, a valid value of every field, and only this function's callers write it. A
+    // program is not interrupted by itself on one CPU, and each has an element of its own.
+    WORK.get_ptr_mut(program.index()).map(|work| unsafe { &mut *work })
+}
+
+/// The kernel's maps.
+pub struct Kernel;
+
+/// Looks a value up in a hash map.
+macro_rules! lookup {
+    ($map:ident, $key:expr) => {
+        // SAFETY: the value is plain data and the program runs in an RCU section, which keeps its memory. The kernel
+        // replaces whole elements of the tables the agent writes; of flows, another CPU may be writing this very
+        // value, so at worst a packet meets half of one update of its own flow.
+        unsafe { $map.get($key) }
+    };
+}
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn config(&self) -> Option<&NodeConfig> {
+        CONFIG.get(0)
+    }
+
+    #[inline(always)]
+    fn port(&self, key: &PortKey) -> Option<&PortVal> {
+        lookup!(PORTS, key)
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u64) -> Option<&ServiceVal> {
+        lookup!(SERVICES, &id)
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u64> {
+        SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, id: u64) -> Option<&EndpointVal> {
+        lookup!(ENDPOINTS, &id)
+    }
+
+    #[inline(always)]
+    fn local(&self, key: &LocalKey) -> Option<&LocalVal> {
+        lookup!(LOCAL, key)
+    }
+
+    #[inline(always)]
+    fn is_router(&self, key: &RouterKey) -> bool {
+        lookup!(ROUTERS, key).is_some()
+    }
+
+    #[inline(always)]
+    fn is_member(&self, addr: &Addr) -> bool {
+        lookup!(MEMBERS, addr).is_some()
+    }
+
+    #[inline(always)]
+    fn is_local_addr(&self, addr: &Addr) -> bool {
+        lookup!(LOCAL_ADDRS, addr).is_some()
+    }
+
+    #[inline(always)]
+    fn task_if(&self, ifindex: u32) -> Option<&TaskIf> {
+        lookup!(TASK_IFS, &ifindex)
+    }
+
+    #[inline(always)]
+    fn vip(&self, key: &VipKey) -> Option<&VipVal> {
+        lookup!(VIPS, key)
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<&FlowVal> {
+        lookup!(FLOWS, key)
+    }
+
+    #[inline(always)]
+    fn reply(&self, key: &FlowKey) -> Option<&ReplyVal> {
+        lookup!(REPLIES, key)
+    }
+
+    #[inline(always)]
+    fn set_flow(&self, key: &FlowKey, value: &FlowVal) {
+        // A full LRU map makes room; the one other error, a table being changed on this very CPU, costs this flow
+        // its memory, and its next packet is led to the same endpoint by the Maglev table.
+        let _ = FLOWS.insert(key, value, 0);
+    }
+
+    #[inline(always)]
+    fn set_reply(&self, key: &FlowKey, value: &ReplyVal) {
+        let _ = REPLIES.insert(key, value, 0);
+    }
+
+    #[inline(always)]
+    fn count_connection(&self, service: u64) {
+        match CONNECTIONS.get_ptr_mut(&service) {
+            // SAFETY: the pointer is to this CPU's value, and a program is not interrupted by another here.
+            Some(count) => unsafe { *count += 1 },
+            None => {
+                let _ = CONNECTIONS.insert(&service, &1, 0);
+            }
+        }
+    }
+}
+
+/// Counts a packet.
+#[inline(always)]
+pub fn count(program: Program, event: Event) {
+    if let Some(count) = STATS.get_ptr_mut(stat_index(program, event)) {
+        // SAFETY: as above.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Counts a packet that was dropped or refused.
+#[inline(always)]
+pub fn count_drop(reason: Reason) {
+    if let Some(count) = DROPS.get_ptr_mut(reason.index()) {
+        // SAFETY: as above.
+        unsafe { *count += 1 };
+    }
+}

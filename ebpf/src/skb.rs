@@ -1,0 +1,84 @@
+//! The one place that reads and writes packets: through helpers, which check bounds and take packets apart that are
+//! not linear, on every kernel alike.
+
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::generated::{
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
+use aya_ebpf::programs::TcContext;
+use shoal_ebpf_common::packet::Packet;
+use shoal_ebpf_common::rewrite::{Cover, PacketMut};
+
+/// `PACKET_HOST` of `linux/if_packet.h`.
+const PACKET_HOST: u32 = 0;
+
+/// The packet a program was called for.
+pub struct Skb {
+    raw: *mut __sk_buff,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub fn new(ctx: TcContext) -> Self {
+        Self { raw: ctx.skb.skb }
+    }
+
+    /// The device the program is attached to.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel's context is valid for the whole run of the program.
+        unsafe { (*self.raw).ifindex }
+    }
+
+    /// Makes the receiving stack take the packet for its own.
+    #[inline(always)]
+    pub fn mark_for_host(&self) {
+        // SAFETY: the context is valid. It fails only for packets that are not being received.
+        unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the buffer has N bytes, and the helper checks the packet's bounds.
+        let result = unsafe {
+            bpf_skb_load_bytes(self.raw as *const c_void, offset, bytes.as_mut_ptr() as *mut c_void, N as u32)
+        };
+        // SAFETY: the helper has filled the buffer (it does even when it fails).
+        (result == 0).then(|| unsafe { bytes.assume_init() })
+    }
+}
+
+impl PacketMut for Skb {
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], counted: bool) -> Option<()> {
+        let flags = if counted { BPF_F_RECOMPUTE_CSUM } else { 0 };
+        // SAFETY: the buffer has N bytes, and the helper checks the packet's bounds.
+        let result = unsafe {
+            bpf_skb_store_bytes(self.raw, offset, bytes.as_ptr() as *const c_void, N as u32, flags as u64)
+        };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn change_ip_checksum(&mut self, offset: u32, diff: u32) -> Option<()> {
+        // SAFETY: takes no pointers but the context; size 0 says that the last value is a difference.
+        let result = unsafe { bpf_l3_csum_replace(self.raw, offset, 0, diff as u64, 0) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn change_checksum(&mut self, offset: u32, diff: u32, cover: Cover) -> Option<()> {
+        let pseudo = if cover.pseudo { BPF_F_PSEUDO_HDR } else { 0 };
+        let optional = if cover.optional { BPF_F_MARK_MANGLED_0 } else { 0 };
+        // SAFETY: takes no pointers but the context; size 0 says that the value is a difference.
+        let result =
+            unsafe { bpf_l4_csum_replace(self.raw, offset, 0, diff as u64, (pseudo | optional) as u64) };
+        (result == 0).then_some(())
+    }
+}
