@@ -8,6 +8,9 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod build_ebpf;
+mod ci;
+mod test;
+mod tidy;
 mod tools;
 
 #[derive(Parser)]
@@ -23,12 +26,21 @@ enum Task {
     BuildEbpf(build_ebpf::Args),
     /// Measure shoal beside what it replaces
     Bench(bench::Args),
+    /// Run the tests, all tiers without a flag
+    Test(test::Args),
+    /// Check the laws of the repository that no other tool knows
+    Tidy,
+    /// Everything a change must pass: fmt, clippy, tidy, test
+    Ci,
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Tidy => tidy::run(),
+        Task::Ci => ci::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,6 +18,9 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 
 /// What fixtures of any kind are made with.
 pub(crate) const FIXTURE: [Tool; 2] = [tool("ip", "iproute2"), tool("sysctl", "procps")];
+/// What scenarios look with, or break things with.
+pub(crate) const SCENARIOS: [Tool; 3] =
+    [tool("python3", "python3-minimal"), tool("curl", "curl"), tool("conntrack", "conntrack")];
 /// What the mesh is measured against, and with.
 pub(crate) const BENCH: [Tool; 3] =
     [tool("nft", "nftables"), tool("haproxy", "haproxy"), tool("iperf3", "iperf3")];
