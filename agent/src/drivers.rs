@@ -1,4 +1,5 @@
 //! What reads and writes the kernel: one module for each facility, each with observe, ensure and remove.
 
+pub mod bpf;
 pub mod dns;
 pub mod runtime;

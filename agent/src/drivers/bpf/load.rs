@@ -126,12 +126,26 @@ impl BpfDriver {
         })
     }
 
-    /// Takes everything out of the kernel: attachments first, then programs and maps, of every ABI version.
+    /// Takes everything out of the kernel: attachments first, then programs and maps, of every ABI version, and the
+    /// bpffs if it was mounted just for them.
     pub fn remove_all(self) -> Result<(), BpfError> {
         for attachment in self.attached()? {
             self.detach(attachment.ifindex, attachment.program)?;
         }
-        remove_tree(&self.dirs.base)
+        let base = self.dirs.base.clone();
+        let error = |action, source| BpfError::Pin { path: base.clone(), action, source };
+        for entry in fs::read_dir(&base).map_err(|source| error("list", source))? {
+            let entry = entry.map_err(|source| error("list", source))?;
+            if entry.file_name().to_string_lossy().starts_with("gen-") {
+                remove_tree(&entry.path())?;
+            }
+        }
+        sys::release_bpffs(&base).map_err(|source| error("release", source))
+    }
+
+    /// Where a program of this build is pinned.
+    pub fn program_pin(&self, program: Program) -> PathBuf {
+        self.dirs.program(program)
     }
 
     /// Removes programs of other builds.
@@ -202,8 +216,6 @@ fn remove_tree(path: &Path) -> Result<(), BpfError> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(()),
         Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
-        // The directory itself may be a mount point; its contents are gone.
-        Err(source) if source.raw_os_error() == Some(libc::EBUSY) => Ok(()),
         Err(source) => Err(BpfError::Pin { path: path.to_owned(), action: "remove", source }),
     }
 }

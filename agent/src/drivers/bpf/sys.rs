@@ -4,9 +4,10 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 const BPF_OBJ_PIN: libc::c_int = 6;
@@ -137,9 +138,11 @@ fn object_info(object: BorrowedFd<'_>) -> io::Result<[u32; 16]> {
     Ok(info)
 }
 
+/// Where distributions mount a bpffs.
+const USUAL: &str = "/sys/fs/bpf";
+
 /// Sees to it that a directory lies on a bpffs: mounts one where the distribution would have, or on the directory.
 pub(crate) fn ensure_bpffs(dir: &Path) -> io::Result<()> {
-    const USUAL: &str = "/sys/fs/bpf";
     let mut existing: PathBuf = dir.to_owned();
     while !existing.exists() {
         if !existing.pop() {
@@ -152,4 +155,13 @@ pub(crate) fn ensure_bpffs(dir: &Path) -> io::Result<()> {
         mount(Some("bpf"), point, Some("bpf"), MsFlags::empty(), Some("mode=0700"))?;
     }
     std::fs::create_dir_all(dir)
+}
+
+/// Removes the directory, and the bpffs on it if [`ensure_bpffs`] mounted one there.
+pub(crate) fn release_bpffs(dir: &Path) -> io::Result<()> {
+    let parent = dir.parent().unwrap_or(Path::new("/"));
+    if dir.metadata()?.dev() != parent.metadata()?.dev() && dir != Path::new(USUAL) {
+        umount(dir)?;
+    }
+    std::fs::remove_dir(dir)
 }
