@@ -9,6 +9,7 @@ use std::path::Path;
 use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use tokio::io::unix::AsyncFd;
 
 /// Moves the calling thread into new namespaces.
 pub(crate) fn unshare(flags: CloneFlags) -> io::Result<()> {
@@ -71,6 +72,15 @@ pub(crate) fn pidfd_send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()>
         libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, no_info, 0)
     })
     .map(drop)
+}
+
+/// Waits until a pidfd's process has ended. Cancel safe.
+pub(crate) async fn pidfd_ended(pidfd: OwnedFd) -> io::Result<()> {
+    let interest = tokio::io::Interest::READABLE;
+    // SAFETY: the descriptor is owned by the `AsyncFd` and an `OwnedFd` is open, and the same, until dropped.
+    let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, interest) }?;
+    let _ready = pidfd.readable().await?;
+    Ok(())
 }
 
 /// Marks every descriptor from 3 on close-on-exec, whatever opened it.

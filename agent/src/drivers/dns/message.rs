@@ -19,7 +19,7 @@ pub(super) enum Incoming {
     /// A question to be decided on.
     Query(Request),
     /// Not a question we can read, but one that deserves an error.
-    Refuse(Vec<u8>, ResponseCode),
+    Refuse(Vec<u8>),
     /// Nothing that may be answered: too short to have an id, or itself a response.
     Ignore,
 }
@@ -56,7 +56,7 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
         return Incoming::Ignore;
     }
     let op_code = OpCode::from_u8((header[2] >> 3) & 0x0f);
-    let refuse = |code| Incoming::Refuse(error(id, op_code, code), code);
+    let refuse = |code| Incoming::Refuse(error(id, op_code, code));
     if op_code != OpCode::Query {
         return refuse(ResponseCode::NotImp);
     }
@@ -80,7 +80,7 @@ pub(super) fn read(bytes: &[u8]) -> Incoming {
     };
     if message.edns.is_some_and(|edns| edns.version() != 0) {
         let response = request.respond(ResponseCode::BADVERS, Vec::new(), false, Transport::Udp);
-        return Incoming::Refuse(response, ResponseCode::BADVERS);
+        return Incoming::Refuse(response);
     }
     Incoming::Query(request)
 }

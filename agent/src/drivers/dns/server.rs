@@ -135,7 +135,7 @@ impl Context {
         let metrics = &self.shared.metrics;
         let request = match read(bytes) {
             Incoming::Query(request) => request,
-            Incoming::Refuse(response, _) => {
+            Incoming::Refuse(response) => {
                 metrics.malformed.inc();
                 return Action::Respond(response);
             }

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::drivers::runtime::Limits;
 
-/// What the kernel takes for "no limit" in most of these files.
+/// The period that a quota of processor time is counted in.
 const PERIOD_US: u64 = 100_000;
 /// How long a group may take to become empty after its last process was killed.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,7 +59,8 @@ pub(super) struct Cgroups {
     legacy: Vec<(Controller, PathBuf)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Controller {
     Cpu,
     Memory,
@@ -126,11 +129,17 @@ impl Cgroups {
         }
     }
 
+    /// Whether this host can set these limits.
+    pub(super) fn check(&self, limits: Limits) -> Result<(), CgroupError> {
+        match self.missing(limits) {
+            Some(missing) => Err(CgroupError::NoController(missing.name())),
+            None => Ok(()),
+        }
+    }
+
     /// Makes a task's group with its limits. Making it again sets the limits again.
     pub(super) fn ensure(&self, task: &str, limits: Limits) -> Result<Cgroup, CgroupError> {
-        if let Some(missing) = self.missing(limits) {
-            return Err(CgroupError::NoController(missing.name()));
-        }
+        self.check(limits)?;
         let group = self.group(task);
         if let (Some((parent, controllers)), Some(path)) = (&self.unified, &group.unified) {
             make(parent)?;
@@ -157,6 +166,7 @@ impl Cgroups {
         Ok(group)
     }
 
+    /// The first controller that a limit needs and the host hasn't.
     fn missing(&self, limits: Limits) -> Option<Controller> {
         Controller::ALL.into_iter().filter(|controller| controller.is_wanted(limits)).find(|controller| {
             let unified = self.unified.as_ref().is_some_and(|(_, all)| all.contains(controller.name()));
@@ -175,7 +185,7 @@ impl Cgroups {
 }
 
 /// A task's group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Cgroup {
     unified: Option<PathBuf>,
     legacy: Vec<(Controller, PathBuf)>,
