@@ -3,7 +3,7 @@
 use shoal_types::object::Timestamp;
 
 /// `2026-03-01 10:12` in UTC (the calendar of Howard Hinnant's `civil_from_days`).
-pub fn utc(at: Timestamp) -> String {
+pub(crate) fn utc(at: Timestamp) -> String {
     let minutes = at.0 / 60_000;
     let (days, minute_of_day) = (minutes / 1_440, minutes % 1_440);
     // Days since 0000-03-01, so that a leap day is the last of its year.

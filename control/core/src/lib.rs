@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod addresses;
 mod apply;
 pub mod assignment;
 mod clock_text;
@@ -24,6 +25,7 @@ mod ports;
 pub mod rejection;
 mod requests;
 mod state;
+mod subnets;
 pub mod view;
 
 pub use command::{Command, Entry, Outcome};

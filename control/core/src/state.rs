@@ -167,6 +167,34 @@ impl State {
         self.denied.get(node).copied()
     }
 
+    /// Changes a task, keeping the lookups right. What the change returns is handed on.
+    pub(crate) fn edit_task<R>(&mut self, id: &TaskId, change: impl FnOnce(&mut Task) -> R) -> Option<R> {
+        let task = self.tasks.get_mut(id)?;
+        self.index.drop(task);
+        let result = change(task);
+        self.index.add(task);
+        Some(result)
+    }
+
+    /// Adds a task.
+    pub(crate) fn put_task(&mut self, task: Task) {
+        self.index.add(&task);
+        self.tasks.insert(task.id.clone(), task);
+    }
+
+    /// Forgets a task and what was remembered of it.
+    pub(crate) fn drop_task(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.remove(id) {
+            self.index.drop(&task);
+        }
+        self.tracks.remove(id);
+    }
+
+    /// What is remembered of a task beside its status.
+    pub(crate) fn track(&self, id: &TaskId) -> Track {
+        self.tracks.get(id).cloned().unwrap_or_default()
+    }
+
     pub(crate) fn service_named(&self, name: &Name) -> Option<&Service> {
         self.services.get(self.index.service_names.get(name)?)
     }
