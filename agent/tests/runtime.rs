@@ -1,0 +1,474 @@
+//! The process runtime against the real kernel, as root: each test has its own directories, control group name
+//! and network namespaces, and leaves none of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use shoal_agent::drivers::runtime::process::{ProcessConfig, ProcessRuntime};
+use shoal_agent::drivers::runtime::{
+    ExitCause, LogQuery, LogSource, Runtime, RuntimeError, RuntimeSpec, RuntimeState, StartStage, TaskExit,
+    Ulimit,
+};
+use shoal_agent::netns::NetnsDir;
+
+/// A node's directories, network namespaces and control groups.
+struct Node {
+    dir: tempfile::TempDir,
+    netns: NetnsDir,
+    cgroup: String,
+}
+
+impl Node {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let dir = tempfile::Builder::new().prefix("shoal-runtime-").tempdir().expect("directory");
+        let netns = NetnsDir::new(&dir.path().join("run"));
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self { netns, cgroup: format!("shoaltest-{}-{count}", std::process::id()), dir }
+    }
+
+    fn config(&self) -> ProcessConfig {
+        let (state, run) = (self.dir.path().join("state"), self.dir.path().join("run"));
+        let mut config = ProcessConfig::new(&state, &run, &self.cgroup);
+        config.executable = env!("CARGO_BIN_EXE_shoald").into();
+        config
+    }
+
+    async fn runtime(&self) -> ProcessRuntime {
+        ProcessRuntime::open(self.config()).await.expect("runtime opens")
+    }
+
+    fn spec(&self, task: &str, script: &str) -> RuntimeSpec {
+        let netns = self.netns.ensure(task).expect("namespace");
+        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        RuntimeSpec::new(task, command, netns.path())
+    }
+
+    /// Removes all tasks and proves that nothing is left of them.
+    async fn finish(self, runtime: ProcessRuntime) {
+        for task in runtime.observe().await.expect("observes") {
+            runtime.remove(&task.spec.task).await.expect("removes");
+        }
+        assert_eq!(runtime.observe().await.expect("observes"), []);
+        runtime.remove_own().expect("removes its own");
+        self.netns.remove_all().expect("removes namespaces");
+        let path = self.dir.path().to_str().expect("UTF-8").to_owned();
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+        assert!(!mounts.contains(&path), "mounts left:\n{mounts}");
+        assert_eq!(processes_naming(&path), Vec::<String>::new(), "processes left");
+        assert_eq!(groups_called(&self.cgroup), Vec::<PathBuf>::new(), "control groups left");
+        assert!(!self.dir.path().join("state/tasks").exists(), "task directories left");
+    }
+}
+
+/// Command lines of living processes that contain a text: monitors name their task's directory.
+fn processes_naming(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("lists /proc").flatten() {
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(text) {
+            found.push(command);
+        }
+    }
+    found
+}
+
+fn groups_called(name: &str) -> Vec<PathBuf> {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").expect("lists hierarchies").flatten();
+    hierarchies
+        .map(|entry| entry.path())
+        .chain([PathBuf::from("/sys/fs/cgroup")])
+        .map(|path| path.join(name))
+        .filter(|path| path.exists())
+        .collect()
+}
+
+async fn run(runtime: &ProcessRuntime, spec: &RuntimeSpec) -> TaskExit {
+    runtime.prepare(spec).await.expect("prepares");
+    runtime.start(&spec.task).await.expect("starts");
+    let ended = tokio::time::timeout(Duration::from_secs(20), runtime.wait(&spec.task)).await;
+    ended.expect("ends in time").expect("ends")
+}
+
+async fn output(runtime: &ProcessRuntime, task: &str) -> String {
+    let mut text = String::new();
+    let mut entries = runtime.logs(task, LogQuery::default()).await.expect("log");
+    while let Some(entry) = entries.next().await {
+        text.push_str(&String::from_utf8_lossy(&entry.expect("entry").line));
+        text.push('\n');
+    }
+    text
+}
+
+async fn refusal(runtime: &ProcessRuntime, spec: &RuntimeSpec) -> (StartStage, String) {
+    runtime.prepare(spec).await.expect("prepares");
+    match runtime.start(&spec.task).await {
+        Err(RuntimeError::Rejected { failure, .. }) => (failure.stage, failure.reason),
+        other => panic!("expected a refused start, got {other:?}"),
+    }
+}
+
+fn pid_of(state: &RuntimeState) -> i32 {
+    match state {
+        RuntimeState::Running { pid, .. } => *pid,
+        other => panic!("expected a running task, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_task_ends_with_its_code_and_its_output_is_kept() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let mut ends = runtime.subscribe();
+    let exit = run(&runtime, &node.spec("t1", "echo out; echo err >&2; exit 7")).await;
+    assert_eq!(exit.cause, ExitCause::Code { code: 7 });
+    assert_eq!(ends.recv().await.expect("told").task, "t1");
+    let mut entries = runtime.logs("t1", LogQuery::default()).await.expect("log");
+    let mut seen = Vec::new();
+    while let Some(entry) = entries.next().await {
+        let entry = entry.expect("entry");
+        seen.push((entry.source, String::from_utf8(entry.line).expect("UTF-8")));
+    }
+    seen.sort_by_key(|(source, _)| *source == LogSource::Stderr);
+    assert_eq!(seen, [(LogSource::Stdout, "out".to_owned()), (LogSource::Stderr, "err".to_owned())]);
+    assert!(matches!(runtime.start("t1").await, Ok(RuntimeState::Exited(_))), "never run twice");
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn a_task_sees_its_own_world() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let mut spec = node.spec(
+        "t1",
+        "hostname; cat /etc/resolv.conf /etc/hosts; echo pid $$ of $(ls -d /proc/[0-9]* | wc -l); pwd; \
+         echo \"env $A $HOME $UNSET\"; ls /sys/class/net; \
+         grep -E '^(CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs)' /proc/self/status",
+    );
+    spec.hostname = "web-1".to_owned();
+    spec.resolv_conf = "nameserver 127.0.0.11\n".to_owned();
+    spec.hosts = "10.1.2.3 web-1\n".to_owned();
+    spec.env = vec![("A".to_owned(), "b c".to_owned())];
+    spec.workdir = Some("/usr".into());
+    let exit = run(&runtime, &spec).await;
+    let text = output(&runtime, "t1").await;
+    assert!(exit.is_success(), "{text}");
+    for expected in [
+        "web-1\nnameserver 127.0.0.11\n10.1.2.3 web-1\n",
+        "\n/usr\n",
+        "\nenv b c /root \n",
+        "\nlo\n",
+        "CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n\
+         CapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\n",
+    ] {
+        assert!(text.contains(expected), "{expected:?} not in:\n{text}");
+    }
+    assert!(text.contains("pid 2 of"), "{text}");
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn a_task_cannot_reach_the_host() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    fs::create_dir_all(node.dir.path().join("run")).expect("run directory");
+    fs::write(node.dir.path().join("run/api.sock"), "secret").expect("file");
+    let run_dir = node.dir.path().join("run").display().to_string();
+    // Each line prints something only if the task got where it must not.
+    let script = format!(
+        "for f in /etc/x /usr/x /proc/sys/kernel/core_pattern /sys/kernel/x; do \
+           (echo x >$f) 2>/dev/null && echo wrote $f; done
+         ls {run_dir}/api.sock 2>/dev/null
+         ls -A {run_dir} {tasks} 2>/dev/null | grep -v :
+         ls /proc/1/root/ 2>/dev/null
+         ls -l /proc/1/fd 2>/dev/null | grep -- '->'
+         mount -t tmpfs x /mnt 2>/dev/null && echo mounted
+         mknod /tmp/x-{pid} b 8 0 2>/dev/null && echo device
+         ls /dev | grep -E '^(vd|sd|kvm|mem|kmsg)'
+         kill -9 1 2>/dev/null; kill -0 {pid} 2>/dev/null && echo saw the host
+         ls /sys/fs/cgroup 2>/dev/null | head -1
+         echo done",
+        tasks = node.dir.path().join("state").display(),
+        pid = std::process::id(),
+    );
+    let exit = run(&runtime, &node.spec("t1", &script)).await;
+    let text = output(&runtime, "t1").await;
+    assert!(exit.is_success(), "{exit:?} {text}");
+    assert_eq!(text.trim(), "done");
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn capabilities_and_user_are_as_given() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let script = "id -u; id -g; grep -E '^Cap(Eff|Bnd|Amb)' /proc/self/status; ulimit -n";
+    let mut spec = node.spec("t1", script);
+    spec.user = Some("nobody".to_owned());
+    spec.capabilities = vec!["CAP_NET_RAW".to_owned()];
+    spec.ulimits = vec![Ulimit { name: "nofile".to_owned(), soft: 77, hard: 99 }];
+    run(&runtime, &spec).await;
+    let text = output(&runtime, "t1").await;
+    let raw = "0000000000002000";
+    assert_eq!(text, format!("65534\n65534\nCapEff:\t{raw}\nCapBnd:\t{raw}\nCapAmb:\t{raw}\n77\n"));
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn a_low_port_needs_no_capability() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let mut spec = node.spec("t1", "");
+    let program = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 80)); print('bound')";
+    spec.command = ["python3", "-c", program].map(str::to_owned).to_vec();
+    spec.user = Some("nobody".to_owned());
+    run(&runtime, &spec).await;
+    assert_eq!(output(&runtime, "t1").await, "bound\n");
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn starts_that_cannot_be_are_refused_with_the_reason() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let bad_interpreter = node.dir.path().join("bad");
+    fs::write(&bad_interpreter, "#!/no/such/interpreter\n").expect("file");
+    Command::new("chmod").arg("755").arg(node.dir.path()).arg(&bad_interpreter).status().expect("chmod");
+    type Change = Box<dyn Fn(&mut RuntimeSpec)>;
+    let command = |path: &str| -> Change {
+        let path = path.to_owned();
+        Box::new(move |spec| spec.command = vec![path.clone()])
+    };
+    let cases: Vec<(Change, StartStage, &str)> = vec![
+        (command("/no/such"), StartStage::Program, "/no/such"),
+        (command("no-such-program"), StartStage::Program, "not found in PATH"),
+        (command("/etc/passwd"), StartStage::Program, "not executable"),
+        (command(bad_interpreter.to_str().expect("UTF-8")), StartStage::Program, "interpreter"),
+        (Box::new(|spec| spec.user = Some("nobody-here".to_owned())), StartStage::User, "nobody-here"),
+        (Box::new(|spec| spec.workdir = Some("/no/dir".into())), StartStage::Workdir, "/no/dir"),
+        (Box::new(|spec| spec.root = Some("/no/root".into())), StartStage::Root, "/no/root"),
+        (Box::new(|spec| spec.netns = "/no/netns".into()), StartStage::Namespaces, "/no/netns"),
+        (Box::new(|spec| spec.netns = "/etc/passwd".into()), StartStage::Namespaces, "/etc/passwd"),
+    ];
+    for (number, (change, stage, reason)) in cases.into_iter().enumerate() {
+        let mut spec = node.spec(&format!("t{number}"), "true");
+        change(&mut spec);
+        let (was_stage, was_reason) = refusal(&runtime, &spec).await;
+        assert_eq!(was_stage, stage, "{was_reason}");
+        assert!(was_reason.contains(reason), "{was_reason}");
+        let state = runtime.state(&spec.task).await.expect("state").expect("known");
+        assert!(matches!(state, RuntimeState::Rejected(_)), "{state:?}");
+    }
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn a_stop_asks_first_and_kills_all_of_it_then() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let polite = node.spec("polite", "trap 'exit 3' TERM; while :; do sleep 0.05; done");
+    let stubborn = node.spec("stubborn", "trap '' TERM; setsid sleep 1000 & while :; do sleep 0.05; done");
+    let other = RuntimeSpec {
+        stop_signal: "USR1".to_owned(),
+        ..node.spec("other", "trap 'exit 4' USR1; while :; do sleep 0.05; done")
+    };
+    for spec in [&polite, &stubborn, &other] {
+        runtime.prepare(spec).await.expect("prepares");
+        runtime.start(&spec.task).await.expect("starts");
+    }
+    // Until the traps are set.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let grace = Duration::from_secs(10);
+    let exit = runtime.stop("polite", grace).await.expect("stops");
+    assert_eq!(exit.cause, ExitCause::Code { code: 3 });
+    let exit = runtime.stop("other", grace).await.expect("stops");
+    assert_eq!(exit.cause, ExitCause::Code { code: 4 });
+    let begun = Instant::now();
+    let exit = runtime.stop("stubborn", Duration::from_millis(500)).await.expect("stops");
+    assert_eq!(exit.cause, ExitCause::Signal { signal: 9 });
+    assert!((500..2000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn a_killed_task_is_noticed_at_once() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let mut slowest = Duration::ZERO;
+    for number in 0..5 {
+        let spec = node.spec(&format!("t{number}"), "sleep 1000 & exec sleep 1000");
+        runtime.prepare(&spec).await.expect("prepares");
+        let pid = pid_of(&runtime.start(&spec.task).await.expect("starts"));
+        let mut ends = runtime.subscribe();
+        let begun = Instant::now();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+            .expect("kills");
+        let ended = ends.recv().await.expect("told");
+        slowest = slowest.max(begun.elapsed());
+        assert_eq!(ended.exit.cause, ExitCause::Signal { signal: 9 });
+    }
+    assert!(slowest < Duration::from_millis(50), "{slowest:?}");
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn limits_are_kept() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let mut hungry = node.spec("hungry", "");
+    let eat = "b = bytearray(200 << 20); print('full')";
+    hungry.command = ["python3", "-c", eat].map(str::to_owned).to_vec();
+    hungry.limits.memory_bytes = Some(64 << 20);
+    let exit = run(&runtime, &hungry).await;
+    assert_eq!(exit.cause, ExitCause::Signal { signal: 9 }, "{}", output(&runtime, "hungry").await);
+    assert!(exit.out_of_memory);
+
+    let mut forks = node.spec("forks", "");
+    let fork = "import os, time\nn = 0\ntry:\n  while n < 50:\n    if os.fork() == 0: time.sleep(100)\n    n += 1\n\
+                except OSError: print('refused after', n)";
+    forks.command = ["python3", "-c", fork].map(str::to_owned).to_vec();
+    forks.limits.pids = Some(10);
+    let exit = run(&runtime, &forks).await;
+    assert!(exit.is_success());
+    assert_eq!(output(&runtime, "forks").await, "refused after 9\n");
+
+    let mut busy = node.spec("busy", "");
+    let spin = "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass\nprint(time.process_time())";
+    busy.command = ["python3", "-c", spin].map(str::to_owned).to_vec();
+    busy.limits.cpu_millis = Some(200);
+    run(&runtime, &busy).await;
+    let used: f64 = output(&runtime, "busy").await.trim().parse().expect("seconds");
+    assert!(used < 0.5, "used {used} s of one second with a limit of 0.2 CPU");
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_restarts_adopts_its_tasks() {
+    let node = Node::new();
+    let first = node.runtime().await;
+    let stays = node.spec("stays", "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.02; done");
+    let goes = node.spec("goes", "sleep 0.3; exit 5");
+    let mut pids = Vec::new();
+    for spec in [&stays, &goes] {
+        first.prepare(spec).await.expect("prepares");
+        pids.push(pid_of(&first.start(&spec.task).await.expect("starts")));
+    }
+    drop(first);
+    // While no agent is there: output goes on, one task ends.
+    tokio::time::sleep(Duration::from_millis(800)).await;
+
+    let second = node.runtime().await;
+    let observed = second.observe().await.expect("observes");
+    let state_of = |task: &str| {
+        let found = observed.iter().find(|observed| observed.spec.task == task);
+        found.expect("observed").state.clone()
+    };
+    assert_eq!(observed.iter().find(|task| task.spec.task == "stays").expect("observed").spec, stays);
+    assert_eq!(pid_of(&state_of("stays")), pids[0]);
+    let RuntimeState::Exited(exit) = state_of("goes") else { panic!("{:?}", state_of("goes")) };
+    assert_eq!(exit.cause, ExitCause::Code { code: 5 });
+    assert!(output(&second, "stays").await.lines().count() > 20, "output while no agent was there");
+
+    let mut ends = second.subscribe();
+    second.stop("stays", Duration::from_secs(5)).await.expect("stops");
+    assert_eq!(ends.recv().await.expect("told").task, "stays");
+    node.finish(second).await;
+}
+
+#[tokio::test]
+async fn a_killed_monitor_takes_its_task_along() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let spec = node.spec("t1", "setsid sleep 1000 & sleep 1000");
+    runtime.prepare(&spec).await.expect("prepares");
+    let pid = pid_of(&runtime.start("t1").await.expect("starts"));
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("parent");
+    let monitor = nix::unistd::Pid::from_raw(parent.trim().parse().expect("number"));
+    nix::sys::signal::kill(monitor, nix::sys::signal::Signal::SIGKILL).expect("kills");
+    let exit = runtime.wait("t1").await.expect("ends");
+    assert_eq!(exit.cause, ExitCause::Lost);
+    assert_eq!(runtime.wait("t1").await.expect("ends"), exit, "the verdict is final");
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn logs_can_be_followed_and_cut() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let spec = node.spec("t1", "for n in 1 2 3; do echo $n; done; sleep 0.4; echo 4; echo 5");
+    runtime.prepare(&spec).await.expect("prepares");
+    runtime.start("t1").await.expect("starts");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let query = LogQuery { tail: Some(2), follow: true, since: None };
+    let entries = runtime.logs("t1", query).await.expect("log");
+    let all = tokio::time::timeout(Duration::from_secs(10), entries.collect::<Vec<_>>()).await;
+    let all: Vec<_> = all
+        .expect("the stream ends with the task")
+        .into_iter()
+        .map(|entry| String::from_utf8(entry.expect("entry").line).expect("UTF-8"))
+        .collect();
+    assert_eq!(all, ["2", "3", "4", "5"]);
+    let at = std::time::SystemTime::now() + Duration::from_secs(3600);
+    let query = LogQuery { since: Some(at), ..LogQuery::default() };
+    let late = runtime.logs("t1", query).await.expect("log");
+    assert_eq!(late.count().await, 0);
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn a_task_can_have_a_root_of_its_own() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let root = node.dir.path().join("root");
+    // The host's programs, seen through links of a file system that is otherwise the task's own.
+    for name in ["bin", "lib", "lib64", "usr"] {
+        let host = Path::new("/").join(name);
+        if host.is_symlink() {
+            let to = fs::read_link(&host).expect("link");
+            fs::create_dir_all(&root).expect("root");
+            std::os::unix::fs::symlink(to, root.join(name)).expect("link");
+        } else if host.is_dir() {
+            fs::create_dir_all(root.join(name)).expect("root");
+        }
+    }
+    let copy = |path: &str| {
+        let to = root.join(path);
+        fs::create_dir_all(to.parent().expect("parent")).expect("directory");
+        fs::copy(Path::new("/").join(path), to).expect("copy");
+    };
+    for program in ["usr/bin/sh", "usr/bin/cat", "usr/bin/ls"] {
+        copy(program);
+        let libraries = Command::new("ldd").arg(Path::new("/").join(program)).output().expect("ldd");
+        for word in String::from_utf8_lossy(&libraries.stdout).split_whitespace() {
+            if let Some(path) = word.strip_prefix('/').filter(|_| Path::new(word).is_file()) {
+                let real = fs::canonicalize(word).expect("library");
+                let to =
+                    root.join(if path.starts_with("usr") { path.to_owned() } else { format!("usr/{path}") });
+                fs::create_dir_all(to.parent().expect("parent")).expect("directory");
+                fs::copy(real, to).expect("copy");
+            }
+        }
+    }
+    let mut spec = node.spec("t1", "ls /; cat /etc/hosts /etc/resolv.conf; echo x >/x && echo wrote");
+    spec.root = Some(root.clone());
+    spec.hosts = "10.0.0.1 me\n".to_owned();
+    spec.resolv_conf = "nameserver 127.0.0.11\n".to_owned();
+    let exit = run(&runtime, &spec).await;
+    let text = output(&runtime, "t1").await;
+    assert!(exit.is_success(), "{exit:?} {text}");
+    assert!(text.ends_with("10.0.0.1 me\nnameserver 127.0.0.11\nwrote\n"), "{text}");
+    assert!(!text.contains("home"), "the host's root shows: {text}");
+    assert!(!root.join("etc/hosts").exists(), "the root directory itself was changed");
+
+    let mut spec = RuntimeSpec { task: "t2".to_owned(), read_only: true, ..spec };
+    spec.command[2] = "echo x >/y && echo wrote; echo done".to_owned();
+    run(&runtime, &spec).await;
+    assert!(!output(&runtime, "t2").await.contains("wrote"));
+    node.finish(runtime).await;
+}
