@@ -72,6 +72,7 @@ fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::SubnetOverlap
         | ErrorCode::InUse
         | ErrorCode::NodeBusy
+        | ErrorCode::TasksFailing
         | ErrorCode::NotMember
         | ErrorCode::NotManager
         | ErrorCode::Preflight => Code::FailedPrecondition,

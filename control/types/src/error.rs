@@ -59,6 +59,8 @@ codes! {
     NodeBusy = 220, exit 5;
     /// The manager has no leader to ask, or can't be reached.
     NoLeader = 300, exit 6;
+    /// The tasks of a service keep failing.
+    TasksFailing = 310, exit 1;
     /// The identity may not call this.
     PermissionDenied = 400, exit 7;
     /// The token is not of this format.

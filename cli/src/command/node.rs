@@ -1,0 +1,81 @@
+//! `shoal node`
+
+use shoal_api::pb;
+
+use super::change::end_dry_run;
+use super::cluster::{nodes, print_tasks, tasks};
+use super::{filtered, find, for_each, lookup};
+use crate::args::{InspectArgs, ListFlags, NodeCommand, RemoveArgs};
+use crate::client::{Ctx, request_id};
+use crate::failure::Failure;
+use crate::output::listing::{Row, print_list, print_objects};
+use crate::view::{NODE_COLUMNS, node_object, node_row};
+
+pub(super) async fn run(ctx: &Ctx, command: NodeCommand) -> Result<(), Failure> {
+    match command {
+        NodeCommand::Ls { list } => ls(ctx, &list).await,
+        NodeCommand::Inspect(args) => inspect(ctx, &args).await,
+        NodeCommand::Ps { list, all, targets } => ps(ctx, &list, all, targets).await,
+        NodeCommand::Rm { force, remove } => rm(ctx, force, &remove).await,
+    }
+}
+
+async fn ls(ctx: &Ctx, list: &ListFlags) -> Result<(), Failure> {
+    let control = ctx.control().await?;
+    let (mut nodes, lookup) = tokio::try_join!(nodes(&control), lookup(&control, list.no_trunc))?;
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    let rows: Vec<Row> = nodes.iter().map(|n| node_row(n, &control.local.node_id, &lookup)).collect();
+    let keys = [
+        ("id", "/id"),
+        ("name", "/name"),
+        ("role", "/role"),
+        ("status", "/state"),
+        ("availability", "/availability"),
+        ("label", "/labels"),
+    ];
+    let rows = filtered(list, &keys, rows)?;
+    print_list(&ctx.out, "NodeList", list.format.as_deref(), NODE_COLUMNS, &rows)
+}
+
+async fn inspect(ctx: &Ctx, args: &InspectArgs) -> Result<(), Failure> {
+    let control = ctx.control().await?;
+    let (nodes, lookup) = tokio::try_join!(nodes(&control), lookup(&control, true))?;
+    let own = control.local.node_id.as_str();
+    let found: Vec<Row> = args
+        .targets
+        .iter()
+        .map(|target| find(&nodes, if target == "self" { own } else { target }))
+        .map(|node| node.map(|node| node_object(node, &lookup)))
+        .collect::<Result<_, _>>()?;
+    print_objects(&ctx.out, "Node", args.format.as_deref(), &found)
+}
+
+async fn ps(ctx: &Ctx, list: &ListFlags, all: bool, targets: Vec<String>) -> Result<(), Failure> {
+    let control = ctx.control().await?;
+    let lookup = lookup(&control, list.no_trunc).await?;
+    let targets = if targets.is_empty() { vec![control.local.node_id.clone()] } else { targets };
+    let mut found = Vec::new();
+    for target in targets {
+        let node = if target == "self" { control.local.node_id.clone() } else { target };
+        found.extend(tasks(&control, pb::ListTasksRequest { node, all, ..Default::default() }).await?);
+    }
+    print_tasks(ctx, list, &lookup, found)
+}
+
+async fn rm(ctx: &Ctx, force: bool, args: &RemoveArgs) -> Result<(), Failure> {
+    let control = ctx.control().await?;
+    for_each(ctx, &args.targets, async |target| {
+        let request = pb::RemoveNodeRequest {
+            target: target.to_owned(),
+            request_id: request_id(),
+            dry_run: args.dry_run,
+            force,
+        };
+        let gone = control.call(request, |mut api, r| async move { api.remove_node(r).await }).await?;
+        if args.dry_run {
+            return end_dry_run(ctx, "NodeDryRun", &gone.name, &[format!("- node '{}'", gone.name)]);
+        }
+        ctx.out.changed("Node", &gone.id, &gone.name, &gone.name)
+    })
+    .await
+}

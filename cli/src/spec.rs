@@ -1,0 +1,244 @@
+//! From flags to specs, without I/O besides environment files: what `create` sends and what `update` makes of the
+//! present spec.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use shoal_api::pb;
+use shoal_api::pb::service_spec;
+
+use crate::args::{CreateArgs, Mode, TaskFlags, UpdateArgs};
+use crate::failure::Failure;
+use crate::parse;
+
+/// Stop signal, grace and drain of a new service (SIGTERM; SURFACE's table of defaults).
+const STOP_SIGNAL: i32 = 15;
+const STOP_GRACE_MS: u64 = 10_000;
+const DRAIN_MS: u64 = 5_000;
+
+/// The spec that `service create` asks for.
+pub(crate) fn created(args: &CreateArgs) -> Result<pb::ServiceSpec, Failure> {
+    let mode = match (args.mode, args.replicas) {
+        (Mode::Replicated, replicas) => service_spec::Mode::Replicas(replicas.unwrap_or(1)),
+        (Mode::Global, None) => service_spec::Mode::Global(pb::Empty {}),
+        (Mode::Global, Some(_)) => {
+            return Err(Failure::Usage(
+                "--replicas is for --mode replicated; a global service has a task on every node".to_owned(),
+            ));
+        }
+    };
+    let mut env = Vec::new();
+    for path in &args.env_file {
+        env = parse::merge_env(env, parse::env_file(path).map_err(Failure::Usage)?);
+    }
+    env = parse::merge_env(env, given_env("--env", &args.env)?);
+    let process = pb::ProcessSpec { command: args.command.clone(), env, ..Default::default() };
+    let mut spec = pb::ServiceSpec {
+        name: args.name.clone(),
+        mode: Some(mode),
+        task: Some(pb::TaskSpec {
+            process: Some(process),
+            restart: Some(shoal_types::spec::RestartPolicy::default().into()),
+            resources: Some(pb::Resources::default()),
+            stop_grace_ms: STOP_GRACE_MS,
+            stop_signal: STOP_SIGNAL,
+            constraints: args.constraint.clone(),
+            ..Default::default()
+        }),
+        networks: args.network.clone(),
+        ports: args.publish.clone(),
+        update: Some(shoal_types::spec::UpdateConfig::default().into()),
+        drain_ms: DRAIN_MS,
+        labels: args.label.iter().cloned().collect(),
+    };
+    apply_task_flags(&args.task, &mut spec);
+    Ok(spec)
+}
+
+fn given_env(flag: &str, given: &[String]) -> Result<Vec<String>, Failure> {
+    let mut pairs = Vec::new();
+    for text in given {
+        pairs.extend(parse::env(text).map_err(|error| Failure::Usage(format!("{flag}: {error}")))?);
+    }
+    Ok(pairs)
+}
+
+fn set<T: Copy>(place: &mut T, given: Option<T>) {
+    if let Some(value) = given {
+        *place = value;
+    }
+}
+
+/// An empty text takes the setting away.
+fn set_text(place: &mut Option<String>, given: Option<&String>) {
+    if let Some(text) = given {
+        *place = Some(text.clone()).filter(|text| !text.is_empty());
+    }
+}
+
+fn apply_task_flags(flags: &TaskFlags, spec: &mut pb::ServiceSpec) {
+    set(&mut spec.drain_ms, flags.drain);
+    let update = spec.update.get_or_insert_default();
+    set(&mut update.parallelism, flags.update_parallelism);
+    set(&mut update.delay_ms, flags.update_delay);
+    set(&mut update.order, flags.update_order.map(|order| pb::UpdateOrder::from(order).into()));
+    let task = spec.task.get_or_insert_default();
+    set(&mut task.stop_signal, flags.stop_signal);
+    set(&mut task.stop_grace_ms, flags.stop_grace_period);
+    set(&mut task.max_per_node, flags.replicas_max_per_node);
+    let restart = task.restart.get_or_insert_default();
+    set(&mut restart.condition, flags.restart_condition.map(|c| pb::RestartCondition::from(c).into()));
+    set(&mut restart.delay_ms, flags.restart_delay);
+    set(&mut restart.max_attempts, flags.restart_max_attempts);
+    set(&mut restart.window_ms, flags.restart_window);
+    let resources = task.resources.get_or_insert_default();
+    set(&mut resources.limit_cpu_milli, flags.limit_cpu);
+    set(&mut resources.limit_memory, flags.limit_memory);
+    set(&mut resources.limit_pids, flags.limit_pids);
+    set(&mut resources.reserve_cpu_milli, flags.reserve_cpu);
+    set(&mut resources.reserve_memory, flags.reserve_memory);
+    let process = task.process.get_or_insert_default();
+    set_text(&mut process.workdir, flags.workdir.as_ref());
+    set_text(&mut process.user, flags.user.as_ref());
+    set_text(&mut process.hostname, flags.hostname.as_ref());
+    set(&mut process.read_only, flags.read_only);
+    for capability in &flags.cap_add {
+        add_once(&mut process.cap_add, capability.clone());
+    }
+}
+
+fn add_once(list: &mut Vec<String>, item: String) {
+    if !list.contains(&item) {
+        list.push(item);
+    }
+}
+
+/// Removes what matches; a warning when nothing did.
+fn remove<T>(list: &mut Vec<T>, warnings: &mut Vec<String>, what: &str, matches: impl Fn(&T) -> bool) {
+    let before = list.len();
+    list.retain(|item| !matches(item));
+    if list.len() == before {
+        warnings.push(format!("{what}: there is none"));
+    }
+}
+
+/// The spec that `service update` asks for, and warnings about removals of what is not there. `names` are the names
+/// of networks by id.
+pub(crate) fn updated(
+    args: &UpdateArgs,
+    mut spec: pb::ServiceSpec,
+    names: &BTreeMap<String, String>,
+) -> Result<(pb::ServiceSpec, Vec<String>), Failure> {
+    let mut warnings = Vec::new();
+    if let Some(replicas) = args.replicas {
+        if matches!(spec.mode, Some(service_spec::Mode::Global(_))) {
+            return Err(Failure::Usage(format!(
+                "--replicas: service '{}' is global, it has a task on every node",
+                spec.name
+            )));
+        }
+        spec.mode = Some(service_spec::Mode::Replicas(replicas));
+    }
+    apply_task_flags(&args.task, &mut spec);
+    update_command(args, &mut spec)?;
+    update_task_lists(args, &mut spec, &mut warnings)?;
+    update_ports(args, &mut spec, &mut warnings);
+    update_networks(args, &mut spec, names, &mut warnings);
+    for key in &args.label_rm {
+        if spec.labels.remove(key).is_none() {
+            warnings.push(format!("--label-rm {key}: there is none"));
+        }
+    }
+    spec.labels.extend(args.label_add.iter().cloned());
+    if args.force {
+        let task = spec.task.get_or_insert_default();
+        task.force_update = task.force_update.saturating_add(1);
+    }
+    Ok((spec, warnings))
+}
+
+fn update_command(args: &UpdateArgs, spec: &mut pb::ServiceSpec) -> Result<(), Failure> {
+    let words = |flag: &str, text: &str| {
+        parse::split_words(text).map_err(|error| Failure::Usage(format!("{flag}: {error}")))
+    };
+    let process = spec.task.get_or_insert_default().process.get_or_insert_default();
+    if !args.program.is_empty() {
+        process.command.clone_from(&args.program);
+    }
+    if let Some(text) = &args.command {
+        let command = words("--command", text)?;
+        if command.is_empty() {
+            return Err(Failure::Usage("--command: names no program".to_owned()));
+        }
+        // Both flags given: --command names the program, --args what it gets.
+        process.command = command;
+    }
+    if let Some(text) = &args.args {
+        process.command.truncate(1);
+        process.command.extend(words("--args", text)?);
+    }
+    Ok(())
+}
+
+fn update_task_lists(
+    args: &UpdateArgs,
+    spec: &mut pb::ServiceSpec,
+    warnings: &mut Vec<String>,
+) -> Result<(), Failure> {
+    let task = spec.task.get_or_insert_default();
+    for constraint in &args.constraint_rm {
+        remove(&mut task.constraints, warnings, &format!("--constraint-rm {constraint}"), |c| {
+            c == constraint
+        });
+    }
+    for constraint in &args.constraint_add {
+        add_once(&mut task.constraints, constraint.clone());
+    }
+    let process = task.process.get_or_insert_default();
+    for key in &args.env_rm {
+        remove(&mut process.env, warnings, &format!("--env-rm {key}"), |pair| {
+            pair.split_once('=').map_or(pair.as_str(), |(k, _)| k) == key
+        });
+    }
+    let env = std::mem::take(&mut process.env);
+    process.env = parse::merge_env(env, given_env("--env-add", &args.env_add)?);
+    for capability in &args.cap_rm {
+        remove(&mut process.cap_add, warnings, &format!("--cap-rm {capability}"), |c| c == capability);
+    }
+    Ok(())
+}
+
+fn update_ports(args: &UpdateArgs, spec: &mut pb::ServiceSpec, warnings: &mut Vec<String>) {
+    for port in &args.publish_rm {
+        if !port.remove_from(&mut spec.ports) {
+            warnings.push(format!("--publish-rm {port}: no such port is published"));
+        }
+    }
+    for port in &args.publish_add {
+        // The same published number again changes its target, as in docker.
+        spec.ports.retain(|old| {
+            old.protocol != port.protocol || old.published == 0 || old.published != port.published
+        });
+        spec.ports.push(*port);
+    }
+}
+
+fn update_networks(
+    args: &UpdateArgs,
+    spec: &mut pb::ServiceSpec,
+    names: &BTreeMap<String, String>,
+    warnings: &mut Vec<String>,
+) {
+    let is = |attachment: &pb::AttachmentSpec, wanted: &str| {
+        attachment.network == wanted || names.get(&attachment.network).is_some_and(|name| name == wanted)
+    };
+    for network in &args.network_rm {
+        remove(&mut spec.networks, warnings, &format!("--network-rm {network}"), |a| is(a, network));
+    }
+    for added in &args.network_add {
+        spec.networks.retain(|a| !is(a, &added.network));
+        spec.networks.push(added.clone());
+    }
+}

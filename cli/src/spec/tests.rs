@@ -1,0 +1,172 @@
+use clap::Parser as _;
+
+use super::*;
+use crate::args::{Cli, Command, ServiceCommand};
+
+fn create(flags: &[&str]) -> Result<pb::ServiceSpec, Failure> {
+    let cli =
+        Cli::try_parse_from(["shoal", "service", "create", "--name", "web"].iter().chain(flags)).unwrap();
+    match cli.command {
+        Command::Service(ServiceCommand::Create(args)) => created(&args),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn update(spec: pb::ServiceSpec, flags: &[&str]) -> Result<(pb::ServiceSpec, Vec<String>), Failure> {
+    let cli = Cli::try_parse_from(["shoal", "service", "update"].iter().chain(flags)).unwrap();
+    let names = BTreeMap::from([("net1".to_owned(), "app".to_owned())]);
+    match cli.command {
+        Command::Service(ServiceCommand::Update(args)) => updated(&args, spec, &names),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn process(spec: &pb::ServiceSpec) -> pb::ProcessSpec {
+    spec.task.clone().unwrap().process.unwrap()
+}
+
+#[test]
+fn defaults_are_those_of_the_surface_and_the_wire_takes_them() {
+    let spec = create(&["true"]).unwrap();
+    assert_eq!(spec.mode, Some(service_spec::Mode::Replicas(1)));
+    assert_eq!(spec.drain_ms, 5_000);
+    assert_eq!(spec.update.unwrap().order(), pb::UpdateOrder::StartFirst);
+    let task = spec.task.clone().unwrap();
+    assert_eq!((task.stop_signal, task.stop_grace_ms), (15, 10_000));
+    let typed = shoal_types::spec::ServiceSpec::try_from(spec.clone()).unwrap();
+    assert_eq!(pb::ServiceSpec::from(&typed), spec);
+}
+
+#[test]
+fn everything_given_arrives() {
+    let line = "--replicas 3 -p 8080:80 -p 53:53/udp --network app,alias=www -e A=1 -e A=2 \
+        --constraint node.role==worker --label team=blue --workdir /srv --user nobody --hostname h \
+        --cap-add cap_net_raw --read-only --limit-cpu 0.5 --limit-memory 64m --limit-pids 10 --reserve-cpu 0.1 \
+        --reserve-memory 32m --replicas-max-per-node 1 --restart-condition on-failure --restart-delay 1s \
+        --restart-max-attempts 3 --restart-window 1m --update-parallelism 2 --update-delay 3s \
+        --update-order stop-first --stop-signal INT --stop-grace-period 2s --drain 0 -- python3 -m http.server 80";
+    let spec = create(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
+    assert_eq!(spec.mode, Some(service_spec::Mode::Replicas(3)));
+    assert_eq!(spec.ports.len(), 2);
+    assert_eq!(spec.networks[0].aliases, ["www"]);
+    assert_eq!((spec.drain_ms, spec.labels["team"].as_str()), (0, "blue"));
+    let update = spec.update.unwrap();
+    assert_eq!((update.parallelism, update.delay_ms, update.order()), (2, 3_000, pb::UpdateOrder::StopFirst));
+    let task = spec.task.clone().unwrap();
+    assert_eq!(task.constraints, ["node.role==worker"]);
+    assert_eq!((task.stop_signal, task.stop_grace_ms, task.max_per_node), (2, 2_000, 1));
+    let restart = task.restart.unwrap();
+    assert_eq!(restart.condition(), pb::RestartCondition::OnFailure);
+    assert_eq!((restart.delay_ms, restart.max_attempts, restart.window_ms), (1_000, 3, 60_000));
+    let want = pb::Resources {
+        limit_cpu_milli: 500,
+        limit_memory: 64 << 20,
+        limit_pids: 10,
+        reserve_cpu_milli: 100,
+        reserve_memory: 32 << 20,
+    };
+    assert_eq!(task.resources, Some(want));
+    let process = process(&spec);
+    assert_eq!(process.command, ["python3", "-m", "http.server", "80"]);
+    assert_eq!(process.env, ["A=2"]);
+    assert_eq!(process.cap_add, ["NET_RAW"]);
+    assert!(process.read_only);
+    assert_eq!(process.user.as_deref(), Some("nobody"));
+}
+
+#[test]
+fn global_has_no_replicas() {
+    assert_eq!(
+        create(&["--mode", "global", "true"]).unwrap().mode,
+        Some(service_spec::Mode::Global(pb::Empty {}))
+    );
+    assert!(matches!(create(&["--mode", "global", "--replicas", "2", "true"]), Err(Failure::Usage(_))));
+    let global = create(&["--mode", "global", "true"]).unwrap();
+    assert!(matches!(update(global, &["--replicas", "2", "web"]), Err(Failure::Usage(_))));
+}
+
+#[test]
+fn an_update_without_flags_changes_nothing() {
+    let spec = create(&["-p", "8080:80", "-e", "A=1", "--label", "x=y", "true"]).unwrap();
+    assert_eq!(update(spec.clone(), &["web"]).unwrap(), (spec, vec![]));
+}
+
+#[test]
+fn lists_are_edited_in_place() {
+    let mut spec =
+        create(&["-p", "8080:80", "-p", "9000:90", "-e", "A=1", "-e", "B=2", "--label", "x=y", "true"])
+            .unwrap();
+    spec.networks.push(pb::AttachmentSpec { network: "net1".into(), aliases: vec![] });
+    let (new, warnings) = update(
+        spec,
+        &[
+            "--publish-rm",
+            "80",
+            "--publish-add",
+            "9000:91",
+            "--env-rm",
+            "A",
+            "--env-add",
+            "B=3",
+            "--env-add",
+            "C=4",
+            "--label-rm",
+            "x",
+            "--label-add",
+            "z=1",
+            "--network-rm",
+            "app",
+            "--network-add",
+            "back",
+            "--constraint-add",
+            "node.role==worker",
+            "--replicas",
+            "7",
+            "--limit-memory",
+            "1g",
+            "--force",
+            "web",
+        ],
+    )
+    .unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(new.ports, [pb::PortSpec { protocol: 1, published: 9000, target: 91 }]);
+    assert_eq!(process(&new).env, ["B=3", "C=4"]);
+    assert_eq!(new.labels.into_iter().collect::<Vec<_>>(), [("z".to_owned(), "1".to_owned())]);
+    assert_eq!(new.networks.iter().map(|n| n.network.as_str()).collect::<Vec<_>>(), ["back"]);
+    assert_eq!(new.mode, Some(service_spec::Mode::Replicas(7)));
+    let task = new.task.unwrap();
+    assert_eq!((task.force_update, task.constraints.len()), (1, 1));
+    assert_eq!(task.resources.unwrap().limit_memory, 1 << 30);
+}
+
+#[test]
+fn removing_what_is_not_there_warns() {
+    let spec = create(&["true"]).unwrap();
+    let flags = ["--publish-rm", "80/udp", "--env-rm", "A", "--network-rm", "app", "--label-rm", "x", "web"];
+    let (new, warnings) = update(spec.clone(), &flags).unwrap();
+    assert_eq!(new, spec);
+    assert_eq!(warnings.len(), 4, "{warnings:?}");
+    assert!(warnings.contains(&"--publish-rm 80/udp: no such port is published".to_owned()));
+}
+
+#[test]
+fn the_command_can_be_replaced_whole_or_in_part() {
+    let spec = create(&["python3", "-m", "http.server", "80"]).unwrap();
+    for (flags, want) in [
+        (vec!["web", "--", "sh", "-c", "exit 1"], vec!["sh", "-c", "exit 1"]),
+        (vec!["--args", "-m http.server 81", "web"], vec!["python3", "-m", "http.server", "81"]),
+        (vec!["--command", "sleep 'a b'", "web"], vec!["sleep", "a b"]),
+        (vec!["--command", "sleep", "--args", "5", "web"], vec!["sleep", "5"]),
+    ] {
+        assert_eq!(process(&update(spec.clone(), &flags).unwrap().0).command, want);
+    }
+    assert!(update(spec.clone(), &["--command", " ", "web"]).is_err());
+    assert!(update(spec, &["--args", "'", "web"]).is_err());
+}
+
+#[test]
+fn an_empty_text_takes_a_setting_away() {
+    let spec = create(&["--workdir", "/srv", "true"]).unwrap();
+    assert_eq!(process(&update(spec, &["--workdir", "", "web"]).unwrap().0).workdir, None);
+}

@@ -1,0 +1,124 @@
+use serde_json::Value;
+use shoal_api::pb;
+
+use super::words::{command_text, ports_text, protocol};
+use super::*;
+use crate::output::listing::{Row, check_columns};
+
+fn lookup() -> Lookup {
+    let network = |id: &str, name: &str, ingress| pb::NetworkInfo {
+        id: id.into(),
+        spec: Some(pb::NetworkSpec { name: name.into(), ..Default::default() }),
+        ingress,
+        ..Default::default()
+    };
+    Lookup::new(&[network("ni", "ingress", true), network("na", "app", false)], false, 1_000_000)
+}
+
+fn attachment(network: &str, v4: &str) -> pb::Attachment {
+    pb::Attachment { endpoint: 7, network: network.into(), v4: v4.into(), v6: "fd00::7".into() }
+}
+
+fn task() -> pb::TaskInfo {
+    pb::TaskInfo {
+        id: "abcdefghijklmnopqrstuvwxy".into(),
+        name: "web.1".into(),
+        service_name: "web".into(),
+        node_name: "n2".into(),
+        slot: Some(pb::Slot { slot: Some(pb::slot::Slot::Number(1)) }),
+        desired: pb::DesiredState::Running.into(),
+        status: Some(pb::TaskStatus {
+            state: pb::TaskState::Failed.into(),
+            since_ms: 880_000,
+            message: "ended\nat once".into(),
+            exit_code: Some(3),
+            pid: None,
+        }),
+        attachments: vec![attachment("ni", "10.255.0.3"), attachment("na", "10.9.0.12")],
+        ..Default::default()
+    }
+}
+
+fn field<'a>(row: &'a Row, name: &str) -> &'a Value {
+    row.fields.get(name).unwrap_or(&Value::Null)
+}
+
+#[test]
+fn every_default_column_has_its_field() {
+    let l = lookup();
+    check_columns(SERVICE_COLUMNS, &service_row(&pb::ServiceInfo::default(), &l));
+    check_columns(TASK_COLUMNS, &task_row(&pb::TaskInfo::default(), &l));
+    check_columns(NODE_COLUMNS, &node_row(&pb::NodeInfo::default(), "", &l));
+    check_columns(NETWORK_COLUMNS, &network_row(&pb::NetworkInfo::default(), &l));
+    check_columns(TOKEN_COLUMNS, &token_row(&pb::TokenInfo::default(), &l));
+}
+
+#[test]
+fn a_task_shows_age_overlay_address_and_reason() {
+    let row = task_row(&task(), &lookup());
+    assert_eq!(row.id, "abcdefghijkl");
+    assert_eq!(field(&row, "CurrentState"), "failed 2m");
+    assert_eq!(field(&row, "Address"), "10.9.0.12");
+    assert_eq!(field(&row, "Reason"), "ended at once (exit code 3)");
+    assert_eq!(row.item["addresses"][1]["network"], "app");
+    assert_eq!(row.item["exitCode"], 3);
+    let mut alone = task();
+    alone.attachments.truncate(1);
+    assert_eq!(field(&task_row(&alone, &lookup()), "Address"), "10.255.0.3");
+}
+
+#[test]
+fn tasks_are_ordered_by_slot_then_newest() {
+    let with = |slot, created_at_ms| {
+        let slot = Some(pb::Slot { slot: Some(pb::slot::Slot::Number(slot)) });
+        pb::TaskInfo { slot, created_at_ms, ..task() }
+    };
+    let mut tasks = [with(10, 1), with(2, 1), with(2, 9)];
+    tasks.sort_by_key(task_order);
+    let order: Vec<_> =
+        tasks.iter().map(|t| (t.slot.clone().unwrap().slot.unwrap(), t.created_at_ms)).collect();
+    assert_eq!(
+        order,
+        [(pb::slot::Slot::Number(2), 9), (pb::slot::Slot::Number(2), 1), (pb::slot::Slot::Number(10), 1)]
+    );
+}
+
+#[test]
+fn ports_and_commands_as_text() {
+    let port = |proto: pb::Protocol, published, target| pb::PublishedPort {
+        protocol: proto.into(),
+        published,
+        target,
+    };
+    assert_eq!(
+        ports_text(&[port(pb::Protocol::Tcp, 8080, 80), port(pb::Protocol::Udp, 53, 53)]),
+        "*:8080->80/tcp, *:53->53/udp"
+    );
+    assert_eq!(protocol(pb::Protocol::Unspecified), "tcp");
+    let own = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(command_text(&own(&["sh", "-c", "echo 'a b'", ""])), r"sh -c 'echo '\''a b'\''' ''");
+}
+
+#[test]
+fn inspect_has_dockers_shape() {
+    let info = pb::ServiceInfo {
+        id: "s1".into(),
+        version: 4,
+        spec: Some(pb::ServiceSpec {
+            name: "web".into(),
+            mode: Some(pb::service_spec::Mode::Replicas(2)),
+            networks: vec![pb::AttachmentSpec { network: "na".into(), aliases: vec![] }],
+            drain_ms: 5,
+            ..Default::default()
+        }),
+        vips: vec![attachment("na", "10.9.0.2")],
+        ..Default::default()
+    };
+    let row = service_object(&info, &lookup());
+    assert_eq!(field(&row, "Version")["Index"], 4);
+    assert_eq!(field(&row, "Spec")["Mode"]["Replicated"]["Replicas"], 2);
+    assert_eq!(field(&row, "Spec")["TaskTemplate"]["Networks"][0]["Name"], "app");
+    assert_eq!(field(&row, "Endpoint")["VirtualIPs"][0]["Addr"], "10.9.0.2");
+    assert_eq!(row.item["spec"]["networks"][0]["network"], "app");
+    assert_eq!(row.item["vips"][0]["v6"], "fd00::7");
+}

@@ -1,0 +1,131 @@
+//! Enumerations and small values as words.
+
+use serde_json::{Map, Value, json};
+use shoal_api::pb;
+
+use super::Lookup;
+
+/// `running`, `failed`, ...
+pub(crate) fn task_state(state: pb::TaskState) -> &'static str {
+    match state {
+        pb::TaskState::Unspecified => "unknown",
+        pb::TaskState::Pending => "pending",
+        pb::TaskState::Assigned => "assigned",
+        pb::TaskState::Preparing => "preparing",
+        pb::TaskState::Starting => "starting",
+        pb::TaskState::Running => "running",
+        pb::TaskState::Complete => "complete",
+        pb::TaskState::Shutdown => "shutdown",
+        pb::TaskState::Failed => "failed",
+        pb::TaskState::Rejected => "rejected",
+        pb::TaskState::Orphaned => "orphaned",
+    }
+}
+
+pub(super) fn desired_state(state: pb::DesiredState) -> &'static str {
+    match state {
+        pb::DesiredState::Unspecified => "unknown",
+        pb::DesiredState::Running => "running",
+        pb::DesiredState::Draining => "draining",
+        pb::DesiredState::Shutdown => "shutdown",
+        pb::DesiredState::Remove => "remove",
+    }
+}
+
+/// `worker` or `manager`.
+pub(crate) fn node_role(role: pb::NodeRole) -> &'static str {
+    match role {
+        pb::NodeRole::Unspecified => "unknown",
+        pb::NodeRole::Worker => "worker",
+        pb::NodeRole::Manager => "manager",
+    }
+}
+
+pub(super) fn node_state(state: pb::NodeState) -> &'static str {
+    match state {
+        pb::NodeState::Unspecified | pb::NodeState::Unknown => "unknown",
+        pb::NodeState::Ready => "ready",
+        pb::NodeState::Suspect => "suspect",
+        pb::NodeState::Down => "down",
+    }
+}
+
+pub(super) fn availability(availability: pb::Availability) -> &'static str {
+    match availability {
+        pb::Availability::Unspecified => "unknown",
+        pb::Availability::Active => "active",
+        pb::Availability::Pause => "pause",
+        pb::Availability::Drain => "drain",
+    }
+}
+
+pub(super) fn protocol(protocol: pb::Protocol) -> &'static str {
+    match protocol {
+        pb::Protocol::Udp => "udp",
+        _ => "tcp",
+    }
+}
+
+pub(super) fn restart_condition(condition: pb::RestartCondition) -> &'static str {
+    match condition {
+        pb::RestartCondition::None => "none",
+        pb::RestartCondition::OnFailure => "on-failure",
+        _ => "any",
+    }
+}
+
+pub(super) fn update_order(order: pb::UpdateOrder) -> &'static str {
+    match order {
+        pb::UpdateOrder::StopFirst => "stop-first",
+        _ => "start-first",
+    }
+}
+
+/// A command as one line, quoted where a shell would need it.
+pub(super) fn command_text(command: &[String]) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=@%+,".contains(c);
+    let word = |w: &String| {
+        if !w.is_empty() && w.chars().all(plain) {
+            w.clone()
+        } else {
+            format!("'{}'", w.replace('\'', r"'\''"))
+        }
+    };
+    command.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// `*:8080->80/tcp`, joined by commas.
+pub(super) fn ports_text(ports: &[pb::PublishedPort]) -> String {
+    let one = |p: &pb::PublishedPort| format!("*:{}->{}/{}", p.published, p.target, protocol(p.protocol()));
+    ports.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Published ports as items.
+pub(super) fn ports_item(ports: &[pb::PublishedPort]) -> Value {
+    let one = |p: &pb::PublishedPort| json!({ "protocol": protocol(p.protocol()), "published": p.published, "target": p.target });
+    ports.iter().map(one).collect()
+}
+
+/// Attachments as items.
+pub(super) fn attachments_item(attachments: &[pb::Attachment], lookup: &Lookup) -> Value {
+    let one = |a: &pb::Attachment| {
+        json!({
+            "network": lookup.network(&a.network), "networkId": a.network, "v4": a.v4, "v6": a.v6,
+            "endpoint": a.endpoint,
+        })
+    };
+    attachments.iter().map(one).collect()
+}
+
+/// Labels in the order of their keys.
+pub(super) fn labels<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Value {
+    let map: Map<String, Value> = labels.into_iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
+    Value::Object(map)
+}
+
+/// `a=1,b=2`.
+pub(super) fn labels_text<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> String {
+    let mut pairs: Vec<String> = labels.into_iter().map(|(k, v)| format!("{k}={v}")).collect();
+    pairs.sort();
+    pairs.join(",")
+}

@@ -1,0 +1,108 @@
+use super::*;
+
+fn task(
+    id: &str,
+    slot: &str,
+    desired: pb::DesiredState,
+    state: pb::TaskState,
+    message: &str,
+) -> pb::TaskInfo {
+    pb::TaskInfo {
+        id: id.into(),
+        name: slot.into(),
+        node_name: "n2".into(),
+        desired: desired.into(),
+        status: Some(pb::TaskStatus { state: state.into(), message: message.into(), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+fn wanted(id: &str, slot: &str, state: pb::TaskState) -> pb::TaskInfo {
+    task(id, slot, pb::DesiredState::Running, state, "")
+}
+
+fn progress(running: u32, of: u32, tasks: Vec<pb::TaskInfo>) -> pb::ServiceProgress {
+    let service = pb::ServiceInfo { running, wanted: of, updated: running, ..Default::default() };
+    pb::ServiceProgress { service: Some(service), tasks, converged: false, gone: false }
+}
+
+#[test]
+fn the_line_counts_what_is_on_its_way() {
+    let tracker = Tracker::new(Goal::Updated, "web");
+    let message = progress(
+        4,
+        10,
+        vec![
+            wanted("a", "web.1", pb::TaskState::Running),
+            wanted("b", "web.2", pb::TaskState::Starting),
+            wanted("c", "web.3", pb::TaskState::Assigned),
+            task("d", "web.4", pb::DesiredState::Running, pb::TaskState::Pending, "0 of 3 nodes fit"),
+            task("e", "web.2", pb::DesiredState::Draining, pb::TaskState::Running, ""),
+        ],
+    );
+    assert_eq!(
+        tracker.summary(&message),
+        "web  4/10 updated  1 pending  2 starting  1 stopping   web.4 on n2: 0 of 3 nodes fit"
+    );
+    assert_eq!(Tracker::new(Goal::Gone, "web").summary(&message), "web  5 to stop");
+}
+
+#[test]
+fn a_failure_is_told_once_and_history_never() {
+    let failed = task("a", "web.1", pb::DesiredState::Shutdown, pb::TaskState::Failed, "no such file");
+    let message = progress(0, 1, vec![failed]);
+    let mut create = Tracker::new(Goal::Running, "web");
+    assert_eq!(create.events(&message), ["web.1 on n2 failed: no such file"]);
+    assert_eq!(create.events(&message), Vec::<String>::new());
+    assert_eq!(create.summary(&message), "web  0/1 running  1 failed");
+    assert_eq!(Tracker::new(Goal::Updated, "web").events(&message), Vec::<String>::new());
+}
+
+#[test]
+fn a_slot_that_keeps_failing_is_hopeless() {
+    let mut tracker = Tracker::new(Goal::Running, "web");
+    for n in 0..FAILURES_TO_GIVE_UP {
+        let failed = task(
+            &n.to_string(),
+            "web.1",
+            pb::DesiredState::Shutdown,
+            pb::TaskState::Rejected,
+            "no such user",
+        );
+        let message = progress(0, 1, vec![failed]);
+        assert_eq!(tracker.verdict(&message), Verdict::GoOn);
+        tracker.events(&message);
+    }
+    let last = task("x", "web.1", pb::DesiredState::Shutdown, pb::TaskState::Rejected, "no such user");
+    let Verdict::Hopeless(why) = tracker.verdict(&progress(0, 1, vec![last])) else { panic!("not hopeless") };
+    assert_eq!(why, "task web.1 failed 5 times and does not come up: web.1 on n2 rejected: no such user");
+    let up = progress(0, 1, vec![wanted("y", "web.1", pb::TaskState::Running)]);
+    assert_eq!(tracker.verdict(&up), Verdict::GoOn);
+}
+
+#[test]
+fn what_is_not_restarted_is_hopeless_at_once() {
+    let mut tracker = Tracker::new(Goal::Running, "web");
+    let failed = task("a", "web.1", pb::DesiredState::Shutdown, pb::TaskState::Failed, "exit code 1");
+    let mut message = progress(0, 1, vec![failed]);
+    let mut restart = pb::RestartPolicy::default();
+    restart.set_condition(pb::RestartCondition::None);
+    let task = pb::TaskSpec { restart: Some(restart), ..Default::default() };
+    message.service.as_mut().unwrap().spec = Some(pb::ServiceSpec { task: Some(task), ..Default::default() });
+    tracker.events(&message);
+    assert!(matches!(tracker.verdict(&message), Verdict::Hopeless(_)));
+}
+
+#[test]
+fn converged_gone_and_removed_meanwhile() {
+    let tracker = Tracker::new(Goal::Running, "web");
+    let mut message = progress(1, 1, vec![wanted("a", "web.1", pb::TaskState::Running)]);
+    message.converged = true;
+    assert_eq!(tracker.verdict(&message), Verdict::Converged(BTreeSet::from(["a".to_owned()])));
+    assert_eq!(Tracker::new(Goal::Gone, "web").verdict(&message), Verdict::GoOn);
+    message.converged = false;
+    message.service.as_mut().unwrap().removing = true;
+    assert!(matches!(tracker.verdict(&message), Verdict::Hopeless(_)));
+    message.gone = true;
+    assert_eq!(tracker.verdict(&message), Verdict::Gone);
+}
