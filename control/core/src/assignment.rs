@@ -1,13 +1,128 @@
-//! What one node is told, computed from the state.
+//! What one node is told, computed from the state. The cost follows what the node gets: members, published
+//! services, and the endpoints of the networks it takes part in.
 
-use shoal_types::assignment::Assignment;
-use shoal_types::id::NodeId;
+use std::collections::BTreeSet;
+
+use shoal_types::assignment::{
+    AssignedNetwork, AssignedService, AssignedTask, Assignment, ClusterView, Endpoint, Member, Object, Vip,
+};
+use shoal_types::id::{NetworkId, NodeId, ServiceId};
+use shoal_types::object::{Cluster, DesiredState, Generation, Network, Node, NodeState, Service, Task};
 
 use crate::state::State;
 
 /// Everything the node needs and nothing else, as of that log index. `None` when the node is no member.
 pub fn for_node(state: &State, node: &NodeId, index: u64) -> Option<Assignment> {
-    let _ = index;
-    state.nodes.get(node)?;
-    None
+    let me = state.nodes.get(node)?;
+    let cluster = state.cluster.as_ref()?;
+    let networks = networks_of(state, node);
+    let endpoints: Vec<Endpoint> = networks.iter().flat_map(|n| endpoints_in(state, n)).collect();
+    let owners: BTreeSet<&ServiceId> = endpoints.iter().map(|e| &e.service).collect();
+
+    let mut objects = vec![Object::Cluster(cluster_view(cluster, me))];
+    objects.extend(state.nodes.values().map(|n| Object::Member(member(n))));
+    objects
+        .extend(networks.iter().filter_map(|n| state.networks.get(n)).map(|n| Object::Network(assigned(n))));
+    objects.extend(
+        state
+            .services
+            .values()
+            .filter(|s| {
+                !s.ports.is_empty()
+                    || owners.contains(&s.id)
+                    || s.vips.iter().any(|v| networks.contains(&v.network))
+            })
+            .map(|s| Object::Service(service(s, &networks))),
+    );
+    objects
+        .extend(state.tasks_of_node(node).filter_map(|t| task(state, t)).map(|t| Object::Task(Box::new(t))));
+    objects.extend(endpoints.iter().cloned().map(Object::Endpoint));
+    Some(Assignment::new(Generation(index), objects))
+}
+
+/// Every node is in ingress; beyond that only where its own tasks are.
+fn networks_of(state: &State, node: &NodeId) -> BTreeSet<NetworkId> {
+    let of_tasks = state.tasks_of_node(node).flat_map(|t| &t.attachments).map(|at| &at.network);
+    state.ingress.iter().chain(of_tasks).cloned().collect()
+}
+
+fn endpoints_in<'a>(state: &'a State, network: &'a NetworkId) -> impl Iterator<Item = Endpoint> + 'a {
+    state.tasks_in_network(network).flat_map(move |task| {
+        let node = task.node.as_ref().and_then(|n| state.nodes.get(n));
+        let serving = task.is_serving() && node.is_some_and(|n| n.state == NodeState::Ready);
+        let here = task.attachments.iter().filter(move |at| at.network == *network);
+        here.filter_map(move |at| {
+            Some(Endpoint {
+                id: at.endpoint,
+                network: at.network.clone(),
+                addr: at.addr,
+                node: node?.id.clone(),
+                task: task.id.clone(),
+                service: task.service.clone(),
+                slot: task.slot.clone(),
+                serving,
+            })
+        })
+    })
+}
+
+fn cluster_view(cluster: &Cluster, me: &Node) -> ClusterView {
+    ClusterView {
+        id: cluster.id.clone(),
+        name: cluster.name.clone(),
+        data_port: cluster.data_port,
+        node: me.id.clone(),
+        node_name: me.name.clone(),
+        router: me.router.clone(),
+    }
+}
+
+fn member(node: &Node) -> Member {
+    Member {
+        node: node.id.clone(),
+        name: node.name.clone(),
+        data_addr: node.data_addr,
+        router: node.router.clone(),
+    }
+}
+
+fn assigned(network: &Network) -> AssignedNetwork {
+    AssignedNetwork {
+        id: network.id.clone(),
+        name: network.spec.name.clone(),
+        vni: network.vni,
+        subnets: network.subnets,
+        internal: network.spec.internal,
+        ingress: network.ingress,
+    }
+}
+
+fn service(service: &Service, networks: &BTreeSet<NetworkId>) -> AssignedService {
+    let aliases = |network: &NetworkId| {
+        let spec = service.spec.networks.iter().find(|n| n.network == *network);
+        spec.map(|n| n.aliases.clone()).unwrap_or_default()
+    };
+    let vips = service.vips.iter().filter(|v| networks.contains(&v.network));
+    AssignedService {
+        id: service.id.clone(),
+        index: service.index,
+        name: service.spec.name.clone(),
+        vips: vips.map(|v| Vip { at: v.clone(), aliases: aliases(&v.network) }).collect(),
+        ports: service.ports.clone(),
+    }
+}
+
+fn task(state: &State, task: &Task) -> Option<AssignedTask> {
+    // An ended task stays until it is forgotten, for its logs; it must not be started anew whatever was wanted of it.
+    let desired =
+        if task.status.state.is_terminal() { task.desired.max(DesiredState::Shutdown) } else { task.desired };
+    Some(AssignedTask {
+        id: task.id.clone(),
+        service: task.service.clone(),
+        service_name: state.services.get(&task.service)?.spec.name.clone(),
+        slot: task.slot.clone(),
+        spec: task.spec.clone(),
+        desired,
+        attachments: task.attachments.clone(),
+    })
 }

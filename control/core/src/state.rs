@@ -37,6 +37,8 @@ pub struct State {
     pub(crate) restarts: BTreeMap<(ServiceId, Slot), RestartHistory>,
     /// What is remembered of a task beside its status.
     pub(crate) tracks: BTreeMap<TaskId, Track>,
+    /// Log index of each service's last change: what nodes must have programmed to follow it.
+    pub(crate) service_changes: BTreeMap<ServiceId, u64>,
     /// Addresses of forgotten tasks on nodes that were down then: not free before the node has let go of them.
     pub(crate) stranded: BTreeMap<NodeId, Stranded>,
     /// Derived from the rest.

@@ -1,10 +1,14 @@
 //! Questions the API asks of the state.
 
 use shoal_types::id::{NetworkId, ServiceId};
-use shoal_types::object::{JoinToken, Network, Node, Service, Task};
+use shoal_types::object::{
+    Availability, DesiredState, JoinToken, Network, Node, NodeState, Service, Slot, Task, TaskState,
+};
+use shoal_types::spec::{RestartCondition, ServiceMode};
 
-use crate::leader::LeaderView;
-use crate::rejection::Rejection;
+use crate::leader::slots::ServiceTasks;
+use crate::leader::{LeaderView, scheduler};
+use crate::rejection::{Kind, Rejection};
 use crate::state::State;
 
 /// How far a service is from what was asked.
@@ -31,15 +35,88 @@ pub struct AddressUse {
 
 /// How far a service is. Without a leader's view, what the nodes have programmed is not looked at.
 pub fn convergence(state: &State, service: &ServiceId, view: Option<&LeaderView>) -> Option<Convergence> {
-    let _ = view;
-    state.services.get(service)?;
-    None
+    let service = state.services.get(service)?;
+    let floor = view.map_or(u64::MAX, |v| v.floor(state));
+    let tasks = ServiceTasks::of(state, service);
+    let serves = |task: &Task| task.is_serving() && node_state(state, task) == Some(NodeState::Ready);
+    let everywhere = |task: &Task| state.track(&task.id).running.is_some_and(|(index, _)| floor >= index);
+
+    let wanted = wanted(state, service);
+    let (mut running, mut updated, mut settled) = (0_u32, 0_u32, 0_u32);
+    let mut surplus = false;
+    for slot in tasks.slots.values() {
+        for task in slot.live.iter().filter(|t| serves(t)) {
+            running = running.saturating_add(1);
+            updated = updated.saturating_add(u32::from(task.task_version == service.task_version));
+        }
+        surplus |= slot.alive().count() > 1 || slot.leaving.iter().any(|t| in_balancers(state, t, floor));
+        let good = slot.live.last().is_some_and(|t| {
+            t.task_version == service.task_version && ((serves(t) && everywhere(t)) || is_finished(t))
+        });
+        settled = settled.saturating_add(u32::from(good));
+    }
+    let live = tasks.live_slots().filter(|(slot, _)| !is_on_dead_node(state, slot)).count();
+    let followed = state.service_changes.get(&service.id).is_none_or(|index| floor >= *index);
+    let converged = !service.removing
+        && followed
+        && !surplus
+        && settled >= wanted
+        && u32::try_from(live).is_ok_and(|live| live == wanted);
+    Some(Convergence { running, updated, wanted, converged })
+}
+
+/// Tasks a service should have now.
+fn wanted(state: &State, service: &Service) -> u32 {
+    if service.removing {
+        return 0;
+    }
+    match service.spec.mode {
+        ServiceMode::Replicated { replicas } => replicas,
+        ServiceMode::Global => {
+            let hosts = state.nodes.values().filter(|n| {
+                (n.availability == Availability::Active || stays_paused(state, service, n))
+                    && matches!(n.state, NodeState::Ready | NodeState::Suspect)
+                    && scheduler::unmet_constraint(&service.spec.task, n).is_none()
+            });
+            u32::try_from(hosts.count()).unwrap_or(u32::MAX)
+        }
+    }
+}
+
+/// A paused node takes no new task and keeps the one it has.
+fn stays_paused(state: &State, service: &Service, node: &Node) -> bool {
+    node.availability == Availability::Pause
+        && state
+            .tasks_of_node(&node.id)
+            .any(|t| t.service == service.id && t.desired == DesiredState::Running)
+}
+
+fn node_state(state: &State, task: &Task) -> Option<NodeState> {
+    state.nodes.get(task.node.as_ref()?).map(|n| n.state)
+}
+
+/// A task that ran to its end and is not to be run again.
+fn is_finished(task: &Task) -> bool {
+    task.status.state == TaskState::Complete && task.spec.restart.condition != RestartCondition::Any
+}
+
+/// A leaving task that some ready node may still send new flows to.
+fn in_balancers(state: &State, task: &Task, floor: u64) -> bool {
+    task.desired == DesiredState::Draining
+        && floor < task.desired_index
+        && node_state(state, task).is_some_and(|s| s != NodeState::Down)
+}
+
+fn is_on_dead_node(state: &State, slot: &Slot) -> bool {
+    match slot {
+        Slot::Number(_) => false,
+        Slot::Node(node) => state.nodes.get(node).is_none_or(|n| n.state == NodeState::Down),
+    }
 }
 
 /// Addresses of a network.
 pub fn addresses(state: &State, network: &NetworkId) -> Option<AddressUse> {
-    let _ = (state, network);
-    None
+    state.ipam.capacity(network).map(|(total, used)| AddressUse { used, total })
 }
 
 /// A task's name: `web.1`, or `web.<node>` for a global service.
@@ -56,17 +133,13 @@ pub fn services_on<'a>(state: &'a State, network: &'a NetworkId) -> impl Iterato
 
 /// The node with that id, name or unique id prefix.
 pub fn find_node<'a>(state: &'a State, target: &str) -> Result<&'a Node, Rejection> {
-    find(
-        crate::rejection::Kind::Node,
-        target,
-        state.nodes.values().map(|n| (n.id.as_str(), n.name.as_str().to_owned(), n)),
-    )
+    find(Kind::Node, target, state.nodes.values().map(|n| (n.id.as_str(), n.name.as_str().to_owned(), n)))
 }
 
 /// The network with that id, name or unique id prefix.
 pub fn find_network<'a>(state: &'a State, target: &str) -> Result<&'a Network, Rejection> {
     find(
-        crate::rejection::Kind::Network,
+        Kind::Network,
         target,
         state.networks.values().map(|n| (n.id.as_str(), n.spec.name.as_str().to_owned(), n)),
     )
@@ -75,7 +148,7 @@ pub fn find_network<'a>(state: &'a State, target: &str) -> Result<&'a Network, R
 /// The service with that id, name or unique id prefix.
 pub fn find_service<'a>(state: &'a State, target: &str) -> Result<&'a Service, Rejection> {
     find(
-        crate::rejection::Kind::Service,
+        Kind::Service,
         target,
         state.services.values().map(|s| (s.id.as_str(), s.spec.name.as_str().to_owned(), s)),
     )
@@ -83,24 +156,28 @@ pub fn find_service<'a>(state: &'a State, target: &str) -> Result<&'a Service, R
 
 /// The task with that id, name (`web.1`: the newest of that slot) or unique id prefix.
 pub fn find_task<'a>(state: &'a State, target: &str) -> Result<&'a Task, Rejection> {
-    find(
-        crate::rejection::Kind::Task,
-        target,
-        state.tasks.values().map(|t| (t.id.as_str(), task_name(state, t), t)),
-    )
+    let named = || {
+        // Ids have no dot, names of services neither.
+        let (service, _) = target.split_once('.')?;
+        let service = state.service_named(&service.parse().ok()?)?;
+        state
+            .tasks_of_service(&service.id)
+            .filter(|t| task_name(state, t) == target)
+            .max_by_key(|t| (t.desired == DesiredState::Running, t.task_version, t.created_at, &t.id))
+    };
+    if let Some(task) = named() {
+        return Ok(task);
+    }
+    find(Kind::Task, target, state.tasks.values().map(|t| (t.id.as_str(), task_name(state, t), t)))
 }
 
 /// The token with that id or unique id prefix.
 pub fn find_token<'a>(state: &'a State, target: &str) -> Result<&'a JoinToken, Rejection> {
-    find(
-        crate::rejection::Kind::Token,
-        target,
-        state.tokens.values().map(|t| (t.id.as_str(), String::new(), t)),
-    )
+    find(Kind::Token, target, state.tokens.values().map(|t| (t.id.as_str(), String::new(), t)))
 }
 
 fn find<'a, T>(
-    kind: crate::rejection::Kind,
+    kind: Kind,
     target: &str,
     candidates: impl Iterator<Item = (&'a str, String, &'a T)> + Clone,
 ) -> Result<&'a T, Rejection> {

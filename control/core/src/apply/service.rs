@@ -30,8 +30,9 @@ fn outcome(service: &Service) -> Outcome {
     Outcome::Service { id: service.id.clone(), name: service.spec.name.clone(), version: service.version }
 }
 
-fn put(state: &mut State, service: Service) -> Outcome {
+fn put(state: &mut State, at: At, service: Service) -> Outcome {
     let outcome = outcome(&service);
+    state.service_changes.insert(service.id.clone(), at.index);
     state.index.service_names.insert(service.spec.name.clone(), service.id.clone());
     state.services.insert(service.id.clone(), service);
     outcome
@@ -79,7 +80,7 @@ pub(super) fn create(
         updated_at: at.now,
         removing: false,
     };
-    Ok(put(state, service))
+    Ok(put(state, at, service))
 }
 
 fn allocate_vips(
@@ -135,7 +136,7 @@ pub(super) fn update(
         updated_at: at.now,
         ..old
     };
-    Ok(put(state, service))
+    Ok(put(state, at, service))
 }
 
 /// Whether running tasks have to be replaced to follow the new spec. A task without an ingress endpoint can't be
@@ -166,7 +167,7 @@ pub(super) fn scale(state: &mut State, at: At, id: &ServiceId, replicas: u32) ->
     if replicas > before {
         addresses::require_for_spec(state, id, &spec, &[])?;
     }
-    Ok(put(state, Service { spec, version: old.version + 1, updated_at: at.now, ..old }))
+    Ok(put(state, at, Service { spec, version: old.version + 1, updated_at: at.now, ..old }))
 }
 
 pub(super) fn remove(state: &mut State, at: At, id: &ServiceId) -> Result<Outcome, Rejection> {
@@ -174,7 +175,7 @@ pub(super) fn remove(state: &mut State, at: At, id: &ServiceId) -> Result<Outcom
     if old.removing {
         return Ok(outcome(&old));
     }
-    Ok(put(state, Service { removing: true, version: old.version + 1, updated_at: at.now, ..old }))
+    Ok(put(state, at, Service { removing: true, version: old.version + 1, updated_at: at.now, ..old }))
 }
 
 pub(super) fn finish_removal(state: &mut State, id: &ServiceId) -> Result<Outcome, Rejection> {
@@ -191,5 +192,6 @@ pub(super) fn finish_removal(state: &mut State, id: &ServiceId) -> Result<Outcom
     state.restarts.retain(|(owner, _), _| owner != id);
     state.index.service_names.remove(&service.spec.name);
     state.services.remove(id);
+    state.service_changes.remove(id);
     Ok(outcome(&service))
 }
