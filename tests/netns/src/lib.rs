@@ -15,6 +15,7 @@ mod residue;
 mod scrub;
 mod swarm;
 mod traffic;
+mod view;
 mod wait;
 
 pub use command::{Process, Run, kill_hard};
@@ -24,4 +25,5 @@ pub use node::{Node, Programs};
 pub use residue::{Residue, sweep_stale};
 pub use swarm::Swarm;
 pub use traffic::{Answers, Traffic, ask};
+pub use view::{Attachment, Names, Task, dig};
 pub use wait::wait_for;

@@ -1,0 +1,32 @@
+//! Scenarios: hosts as namespaces, real daemons, real traffic, told from the client's side.
+//!
+//! Scenarios of a group share one swarm, as forming one costs more than most of them. Each removes what it made, and
+//! then the nodes must hold exactly what they held before it. A group ends with all nodes leaving, which must leave
+//! nothing. What can't run here (no root, a program not built) fails; nothing is skipped.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test harness reports to its terminal")]
+
+mod admission;
+mod faults;
+mod flows;
+mod harness;
+mod members;
+mod mesh;
+mod names;
+mod refusals;
+mod upstream;
+
+use std::process::ExitCode;
+
+use harness::{Group, run};
+
+fn main() -> ExitCode {
+    run(&[
+        Group { name: "members", start: members::start, scenarios: members::SCENARIOS },
+        Group { name: "mesh", start: harness::formed, scenarios: mesh::SCENARIOS },
+        Group { name: "flows", start: harness::formed, scenarios: flows::SCENARIOS },
+        Group { name: "names", start: harness::formed, scenarios: names::SCENARIOS },
+        Group { name: "refusals", start: harness::formed, scenarios: refusals::SCENARIOS },
+        Group { name: "admission", start: harness::formed, scenarios: admission::SCENARIOS },
+        Group { name: "faults", start: harness::formed, scenarios: faults::SCENARIOS },
+    ])
+}

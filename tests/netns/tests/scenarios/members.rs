@@ -1,0 +1,124 @@
+//! Who becomes a member: tokens, joining, leaving.
+
+use anyhow::{Context, ensure};
+use shoal_netns::{Node, Programs, Swarm, wait_for};
+
+use crate::harness::{PATIENCE, Scenario};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    ("tokens_that_are_wrong_or_foreign_are_refused", wrong_tokens),
+    ("an_expired_token_is_refused", expired),
+    ("a_used_up_token_is_refused", used_up),
+    ("nodes_join_leave_and_join_again", rejoin),
+];
+
+/// A manager, and two hosts that are not members yet.
+pub(crate) fn start(programs: &Programs) -> anyhow::Result<Swarm> {
+    let swarm = Swarm::unformed(programs)?;
+    swarm.init()?;
+    swarm.wait_ready(1)?;
+    Ok(swarm)
+}
+
+/// `swarm join` that must be refused, leaving the host no member and the swarm as it was.
+fn refused(swarm: &Swarm, node: &Node, token: &str, words: &[&str]) -> anyhow::Result<()> {
+    let members = swarm.manager().items(&["node", "ls"])?.len();
+    let manager = swarm.manager().place.v4.to_string();
+    node.refused(&["swarm", "join", "--token", token, &manager], 7, words)?;
+    let now = swarm.manager().items(&["node", "ls"])?.len();
+    ensure!(members == now, "{members} members became {now}");
+    let listed = node.shoal_output(&["node", "ls"])?;
+    ensure!(!listed.status.success(), "{} believes it is a member", node.name());
+    Ok(())
+}
+
+fn wrong_tokens(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let token = swarm.worker_token(&[])?;
+    let node = &swarm.nodes[1];
+    refused(swarm, node, "hello", &["E0401", "token", "help:"])?;
+    let parts: Vec<_> = token.split('-').collect();
+    ensure!(parts.len() == 5, "SHOAL-1-digest-id-secret: {} parts", parts.len());
+    let with = |index: usize| {
+        let mut parts: Vec<_> = parts.iter().map(|part| (*part).to_owned()).collect();
+        parts[index] = parts[index].chars().rev().collect();
+        parts.join("-")
+    };
+    // A damaged part is caught by the token's own check or by the manager; either way nothing joins.
+    for index in 2..5 {
+        refused(swarm, node, &with(index), &["E040", "help:"])?;
+    }
+    let foreign = foreign_token(swarm)?;
+    refused(swarm, node, &foreign, &["E0405", "help:"])
+}
+
+/// A good token of another swarm, made by a host that is not a member of ours.
+fn foreign_token(swarm: &Swarm) -> anyhow::Result<String> {
+    let other = &swarm.nodes[2];
+    other.shoal(&["swarm", "init", "--advertise-addr", &other.place.v4.to_string()])?;
+    let printed = other.shoal(&["-q", "swarm", "token", "create"])?;
+    other.shoal(&["swarm", "leave", "--force"])?;
+    printed
+        .split_whitespace()
+        .find(|word| word.starts_with("SHOAL-1-"))
+        .map(str::to_owned)
+        .context("no token")
+}
+
+fn expired(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let token = swarm.worker_token(&["--ttl", "1s"])?;
+    let node = &swarm.nodes[1];
+    let manager = swarm.manager();
+    wait_for("the token to expire", PATIENCE, || {
+        let rows = manager.items(&["swarm", "token", "ls"]).map_err(|error| format!("{error:#}"))?;
+        let own = format!("{rows:?}");
+        let id = token.split('-').nth(3).unwrap_or_default();
+        let row = rows.iter().find(|row| row["id"].as_str().is_some_and(|own| own.contains(id)));
+        // Expired tokens may also be gone from the list.
+        let Some(row) = row else { return Ok(()) };
+        let expires = row["expiresAt"].as_str().unwrap_or_default().to_owned();
+        let now = shoal_netns::Run::line("date -u +%Y-%m-%dT%H:%M:%S")
+            .stdout()
+            .map_err(|error| error.to_string())?;
+        if expires.as_str() < now.trim() { Ok(()) } else { Err(own) }
+    })?;
+    refused(swarm, node, &token, &["E0403", "expired", "help:"])
+}
+
+fn used_up(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let token = swarm.worker_token(&["--uses", "1"])?;
+    swarm.join(&swarm.nodes[1], &token)?;
+    refused(swarm, &swarm.nodes[2], &token, &["E0404", "help:"])?;
+    leave(swarm, &swarm.nodes[1])
+}
+
+fn leave(swarm: &Swarm, node: &Node) -> anyhow::Result<()> {
+    node.shoal(&["swarm", "leave", "--force"])?;
+    wait_for(&format!("{} to be gone", node.name()), PATIENCE, || {
+        let rows = swarm.manager().items(&["node", "ls"]).map_err(|error| format!("{error:#}"))?;
+        let own: Vec<_> = rows.iter().filter(|row| row["name"] == node.name()).collect();
+        // It may stay listed as down until it is removed.
+        if own.iter().all(|row| row["state"] == "down") { Ok(()) } else { Err(format!("{own:?}")) }
+    })?;
+    let listed = swarm.manager().items(&["node", "ls"])?;
+    for row in listed.iter().filter(|row| row["name"] == node.name()) {
+        let id = row["id"].as_str().context("a node has an id")?;
+        swarm.manager().shoal(&["--yes", "node", "rm", "--force", id])?;
+    }
+    Ok(())
+}
+
+fn rejoin(swarm: &mut Swarm) -> anyhow::Result<()> {
+    for _ in 0..2 {
+        let token = swarm.worker_token(&[])?;
+        for node in &swarm.nodes[1..] {
+            swarm.join(node, &token)?;
+        }
+        swarm.wait_ready(3)?;
+        let again = swarm.nodes[1].shoal_output(&["swarm", "join", "--token", &token, "10.77.0.1"])?;
+        ensure!(again.status.code() == Some(5), "joining twice: {}", String::from_utf8_lossy(&again.stderr));
+        for node in &swarm.nodes[1..] {
+            leave(swarm, node)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! The routing mesh: a published port answers on every node.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use shoal_netns::{Node, Swarm, wait_for};
+
+use crate::harness::{
+    PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, ask_node, create, ensure_same, host_names, running,
+    web,
+};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    ("every_node_answers_and_the_task_sees_the_client", every_node_answers),
+    ("nodes_without_a_replica_answer_too", one_replica),
+    ("no_conntrack_and_no_rule_on_the_path", no_conntrack),
+    ("payloads_beyond_the_mtu_pass", large_payloads),
+    ("an_unpublished_port_is_closed_and_others_stay", unpublish),
+    ("a_service_on_every_node", global),
+];
+
+/// Every address of every node, from the client.
+fn all_addresses(swarm: &Swarm) -> Vec<IpAddr> {
+    swarm.nodes.iter().flat_map(|node| node.place.addresses()).collect()
+}
+
+fn every_node_answers(swarm: &mut Swarm) -> anyhow::Result<()> {
+    const QUESTIONS: usize = 90;
+    let tasks = web(swarm, 3)?;
+    let nodes: BTreeSet<_> = tasks.iter().map(|task| &task.node).collect();
+    ensure!(nodes.len() == 3, "three replicas spread over three nodes, not {nodes:?}");
+    for address in all_addresses(swarm) {
+        for udp in [false, true] {
+            let answers = ask_node(swarm, address, PUBLISHED_WHOAMI, udp, QUESTIONS)?;
+            let answers = answers.complete().with_context(|| format!("{address} udp {udp}"))?;
+            let place = swarm.client_place;
+            let client: IpAddr = if address.is_ipv4() { place.v4.into() } else { place.v6.into() };
+            ensure_same("client addresses the tasks saw", &answers.peers, &vec![client])?;
+            ensure_same("client ports kept", &answers.port_kept, &QUESTIONS)?;
+            ensure_same("who answered", &answers.hosts.keys().cloned().collect(), &host_names(&tasks))?;
+            let least = answers.hosts.values().min().copied().unwrap_or_default();
+            ensure!(least >= QUESTIONS / 10, "each replica gets its share: {:?}", answers.hosts);
+        }
+    }
+    Ok(())
+}
+
+fn one_replica(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let tasks = web(swarm, 1)?;
+    for address in all_addresses(swarm) {
+        for udp in [false, true] {
+            let answers = ask_node(swarm, address, PUBLISHED_WHOAMI, udp, 5)?.complete();
+            let answers = answers.with_context(|| format!("{address} udp {udp}"))?;
+            ensure_same("who answered", &answers.hosts.keys().cloned().collect(), &host_names(&tasks))?;
+        }
+    }
+    Ok(())
+}
+
+fn no_conntrack(swarm: &mut Swarm) -> anyhow::Result<()> {
+    web(swarm, 3)?;
+    for address in all_addresses(swarm) {
+        for udp in [false, true] {
+            ask_node(swarm, address, PUBLISHED_WHOAMI, udp, 10)?.complete()?;
+        }
+    }
+    let client = swarm.client_place;
+    for node in &swarm.nodes {
+        let mut tables = vec![("node", node.host.netns_path())];
+        tables.extend(node.task_namespaces().into_iter().map(|path| ("task", path)));
+        for (what, path) in tables {
+            let flows = shoal_netns::Run::line("conntrack -L").netns(&path).stdout()?;
+            let v6 = shoal_netns::Run::line("conntrack -L -f ipv6").netns(&path).stdout()?;
+            let seen = [flows, v6].concat();
+            let ours = seen.lines().find(|line| {
+                line.contains(&format!("={} ", client.v4)) || line.contains(&format!("={} ", client.v6))
+            });
+            ensure!(ours.is_none(), "conntrack of a {what} on {} knows the client: {ours:?}", node.name());
+        }
+        let rules = node.host.run_line("nft list ruleset").stdout()?;
+        ensure!(
+            !rules.contains(&PUBLISHED_WHOAMI.to_string()),
+            "a rule about the port on {}: {rules}",
+            node.name()
+        );
+    }
+    Ok(())
+}
+
+fn large_payloads(swarm: &mut Swarm) -> anyhow::Result<()> {
+    web(swarm, 1)?;
+    for address in all_addresses(swarm) {
+        let target = SocketAddr::new(address, PUBLISHED_ECHO).to_string();
+        for size in ["1400", "100000"] {
+            let mode = ["rr", "--target", &target, "--size", size, "--secs", "0.3"];
+            let run = swarm.client.run(&swarm.programs.load).args(mode);
+            let text = run.stdout().with_context(|| format!("{size} bytes through {address}"))?;
+            let report: Value = serde_json::from_str(&text)?;
+            ensure!(report["ok"].as_u64() > Some(10), "{size} bytes through {address} crawl: {report}");
+        }
+    }
+    Ok(())
+}
+
+fn unpublish(swarm: &mut Swarm) -> anyhow::Result<()> {
+    web(swarm, 2)?;
+    let address = swarm.nodes[1].place.v4.into();
+    ask_node(swarm, address, PUBLISHED_WHOAMI, false, 5)?.complete()?;
+    let port = format!("{PUBLISHED_WHOAMI}");
+    swarm.manager().shoal(&["service", "update", "--publish-rm", &port, "web"])?;
+    wait_for("the port to be closed on every node", PATIENCE, || {
+        for node in &swarm.nodes {
+            let answers = ask_node(swarm, node.place.v4.into(), PUBLISHED_WHOAMI, false, 1);
+            let answers = answers.map_err(|error| format!("{error:#}"))?;
+            if answers.ok > 0 {
+                return Err(format!("{} still answers", node.name()));
+            }
+        }
+        Ok(())
+    })?;
+    let target = SocketAddr::new(address, PUBLISHED_ECHO).to_string();
+    swarm.client.run(&swarm.programs.load).args(["rr", "--target", &target, "--secs", "0.2"]).stdout()?;
+    Ok(())
+}
+
+fn global(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let port = format!("{PUBLISHED_WHOAMI}:{}", crate::harness::WHOAMI);
+    create(swarm, "everywhere", "front", &["--mode", "global", "-p", &port])?;
+    let tasks = running(swarm, "everywhere", 3)?;
+    let nodes: BTreeSet<_> = tasks.iter().map(|task| task.node.as_str()).collect();
+    let all: BTreeSet<_> = swarm.nodes.iter().map(Node::name).collect();
+    ensure_same("nodes with a task", &nodes, &all)?;
+    ask_node(swarm, swarm.nodes[2].place.v6.into(), PUBLISHED_WHOAMI, false, 20)?.complete()?;
+    Ok(())
+}
