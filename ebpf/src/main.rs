@@ -59,6 +59,10 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &Work) -> 
             Some(()) => send(skb, program, &work.forward),
             None => drop(program, Reason::RewriteFailed),
         },
+        Verdict::Announce => match rewrite::announce(skb, &work.forward.src) {
+            Some(()) => pass(program),
+            None => drop(program, Reason::RewriteFailed),
+        },
         Verdict::Answer(question) => match rewrite::answer(skb, question, work.forward.src_mac) {
             Some(()) => {
                 maps::count(program, Event::Forwarded);

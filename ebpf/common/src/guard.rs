@@ -55,15 +55,30 @@ pub fn arp<P: Packet>(packet: &P) -> Option<Arp> {
     })
 }
 
-/// Whether a task may send an ARP packet: as itself, or asking whether an address is taken (RFC 5227).
+/// What becomes of a task's ARP packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub enum Speech {
+    /// The task speaks as itself, or asks whether an address is taken (RFC 5227).
+    Own,
+    /// It asks as its ingress address on another leg, as Linux does for a packet with that source unless
+    /// `arp_announce` forbids it: it is to ask as its address there.
+    Elsewhere,
+    /// It speaks for somebody else.
+    Spoofed,
+}
+
+/// Judges a task's ARP packet.
 #[inline(always)]
-pub fn check_arp(task: &TaskIf, arp: &Arp) -> Result<(), Reason> {
-    let is_probe = arp.sender == Addr::v4([0; 4]);
-    if same_mac(&arp.sender_mac, &task.mac) && (is_probe || arp.sender == task.ip4) {
-        Ok(())
-    } else {
-        Err(Reason::SpoofedArp)
+pub fn check_arp(task: &TaskIf, arp: &Arp) -> Speech {
+    if !same_mac(&arp.sender_mac, &task.mac) {
+        return Speech::Spoofed;
     }
+    if arp.sender == task.ip4 || arp.sender == Addr::v4([0; 4]) {
+        return Speech::Own;
+    }
+    let is_request = arp.operation == 1 && arp.target != arp.sender;
+    if is_request && arp.sender == task.ingress_ip4 { Speech::Elsewhere } else { Speech::Spoofed }
 }
 
 /// Whether a task may send an IP packet.

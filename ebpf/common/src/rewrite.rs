@@ -117,6 +117,12 @@ fn answer_arp<P: PacketMut>(packet: &mut P, m: Mac) -> Option<()> {
     packet.store(ETH_LEN + 6, &body, false)
 }
 
+/// Makes an ARP request ask as another address.
+#[inline(always)]
+pub fn announce<P: PacketMut>(packet: &mut P, sender: &Addr) -> Option<()> {
+    packet.store(ETH_LEN + 14, &sender.v4_octets(), false)
+}
+
 /// The solicitation has just the length of the advertisement (see [`guard::solicited`]).
 #[inline(always)]
 fn answer_neighbor<P: PacketMut>(packet: &mut P, m: Mac) -> Option<()> {

@@ -2,7 +2,7 @@
 
 use crate::addr::Addr;
 use crate::choose::{self, Choice, Known};
-use crate::guard;
+use crate::guard::{self, Speech};
 use crate::keys::{Mac, VipKey, same_mac};
 use crate::mesh::out;
 use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Ethernet, Packet};
@@ -42,8 +42,13 @@ struct Sender<'a> {
 #[inline(always)]
 fn arp<P: Packet, T: Tables>(packet: &P, tables: &T, task: &TaskIf, work: &mut Work) -> Verdict {
     let Some(arp) = guard::arp(packet) else { return Verdict::Drop(Reason::Malformed) };
-    if let Err(reason) = guard::check_arp(task, &arp) {
-        return Verdict::Drop(reason);
+    match guard::check_arp(task, &arp) {
+        Speech::Own => {}
+        Speech::Elsewhere => {
+            work.forward.src = task.ip4;
+            return Verdict::Announce;
+        }
+        Speech::Spoofed => return Verdict::Drop(Reason::SpoofedArp),
     }
     if arp.operation != 1 || arp.sender != task.ip4 {
         return Verdict::Pass;

@@ -20,6 +20,8 @@ pub enum Verdict {
     Forward,
     /// It becomes the answer to its own question, with the Ethernet address in [`Forward::src_mac`].
     Answer(Question),
+    /// It is an ARP request that goes on, asking as [`Forward::src`].
+    Announce,
 }
 
 /// What a decision works on. A program keeps it in a per-CPU map, because its stack is too small.
