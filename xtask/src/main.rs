@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build_ebpf;
 mod ci;
+mod demo;
 mod test;
 mod tidy;
 mod tools;
@@ -26,6 +27,8 @@ enum Task {
     BuildEbpf(build_ebpf::Args),
     /// Measure shoal beside what it replaces
     Bench(bench::Args),
+    /// Three hosts and a client as namespaces: the mesh, to look at or to verify
+    Demo(demo::Args),
     /// Run the tests, all tiers without a flag
     Test(test::Args),
     /// Check the laws of the repository that no other tool knows
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Tidy => tidy::run(),
         Task::Ci => ci::run(),

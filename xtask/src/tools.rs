@@ -18,9 +18,17 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 
 /// What fixtures of any kind are made with.
 pub(crate) const FIXTURE: [Tool; 2] = [tool("ip", "iproute2"), tool("sysctl", "procps")];
-/// What scenarios look with, or break things with.
+/// What the demo runs, and looks with.
+pub(crate) const DEMO: [Tool; 5] = [
+    tool("busybox", "busybox-static"),
+    tool("conntrack", "conntrack"),
+    tool("curl", "curl"),
+    tool("dig", "bind9-dnsutils"),
+    tool("nft", "nftables"),
+];
+/// What scenarios look with.
 pub(crate) const SCENARIOS: [Tool; 3] =
-    [tool("python3", "python3-minimal"), tool("curl", "curl"), tool("conntrack", "conntrack")];
+    [tool("conntrack", "conntrack"), tool("dig", "bind9-dnsutils"), tool("nft", "nftables")];
 /// What the mesh is measured against, and with.
 pub(crate) const BENCH: [Tool; 3] =
     [tool("nft", "nftables"), tool("haproxy", "haproxy"), tool("iperf3", "iperf3")];

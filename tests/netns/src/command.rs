@@ -120,6 +120,8 @@ impl Run {
             .open(log)
             .with_context(|| format!("can't write {}", log.display()))?;
         self.command.stdout(file.try_clone()?).stderr(file);
+        // Ctrl-C at the terminal is for the program that made the fixture: it ends its daemons in order.
+        std::os::unix::process::CommandExt::process_group(&mut self.command, 0);
         Ok(Process { child: self.start()?, line: self.line, log: log.to_owned() })
     }
 

@@ -208,6 +208,8 @@ pub(crate) fn create(swarm: &Swarm, name: &str, network: &str, flags: &[&str]) -
         "100ms",
         "--drain",
         "0s",
+        "--stop-grace-period",
+        "500ms",
     ];
     manager.shoal(&[&service, flags, &["--"], &program].concat()).map(drop)
 }
