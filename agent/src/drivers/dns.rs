@@ -186,6 +186,3 @@ impl DnsDriver {
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,1 +1,368 @@
+use super::*;
+use std::str::FromStr as _;
 
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("address")
+}
+
+fn front() -> NetworkRecords {
+    NetworkRecords {
+        name: "Front".to_owned(),
+        subnets: vec!["10.9.0.0/20".parse().expect("subnet"), "fd00:9::/64".parse().expect("subnet")],
+        services: vec![
+            ServiceRecord {
+                name: "Web".to_owned(),
+                aliases: vec!["www".to_owned()],
+                vips: vec![ip("10.9.0.2"), ip("fd00:9::2")],
+                endpoints: vec![ip("10.9.0.11"), ip("10.9.0.12"), ip("10.9.0.13"), ip("fd00:9::11")],
+            },
+            ServiceRecord {
+                name: "rr".to_owned(),
+                endpoints: vec![ip("10.9.0.31"), ip("10.9.0.32")],
+                ..ServiceRecord::default()
+            },
+            ServiceRecord { name: "down".to_owned(), vips: vec![ip("10.9.0.3")], ..ServiceRecord::default() },
+        ],
+        tasks: vec![
+            TaskRecord {
+                service: "web".to_owned(),
+                slot: 1,
+                hostname: Some("Web-One".to_owned()),
+                addresses: vec![ip("10.9.0.11"), ip("fd00:9::11")],
+            },
+            TaskRecord {
+                service: "web".to_owned(),
+                slot: 2,
+                hostname: None,
+                addresses: vec![ip("10.9.0.12")],
+            },
+        ],
+    }
+}
+
+fn back() -> NetworkRecords {
+    NetworkRecords {
+        name: "back".to_owned(),
+        subnets: vec!["10.9.16.0/20".parse().expect("subnet")],
+        services: vec![ServiceRecord {
+            name: "db".to_owned(),
+            vips: vec![ip("10.9.16.2")],
+            endpoints: vec![ip("10.9.16.11")],
+            ..ServiceRecord::default()
+        }],
+        tasks: vec![TaskRecord {
+            service: "db".to_owned(),
+            slot: 1,
+            hostname: None,
+            addresses: vec![ip("10.9.16.11")],
+        }],
+    }
+}
+
+fn reserved() -> Arc<Reserved> {
+    Arc::new(Reserved {
+        networks: ["front", "back", "hidden"].map(str::to_owned).into(),
+        subnets: vec!["10.9.0.0/16".parse().expect("pool")],
+    })
+}
+
+fn zone(networks: &[NetworkRecords]) -> Zone {
+    Zone::new(networks.iter().map(|records| Arc::new(NetworkZone::new(records))).collect(), reserved(), true)
+}
+
+fn ask(zone: &Zone, name: &str, qtype: RecordType) -> Decision {
+    zone.decide(&Name::from_str(name).expect("name"), qtype, DNSClass::IN, 0)
+}
+
+/// Answers as text, with their TTLs.
+fn answers(zone: &Zone, name: &str, qtype: RecordType) -> Vec<(String, u32)> {
+    match ask(zone, name, qtype) {
+        Decision::Answer(records) => {
+            records.iter().map(|record| (record.data.to_string(), record.ttl)).collect()
+        }
+        other => panic!("{name} {qtype}: {other:?}"),
+    }
+}
+
+fn texts<const N: usize>(expected: [(&str, u32); N]) -> Vec<(String, u32)> {
+    expected.map(|(text, ttl)| (text.to_owned(), ttl)).into()
+}
+
+#[test]
+fn a_service_is_its_virtual_ip() {
+    let zone = zone(&[front()]);
+    for name in ["web.", "WEB.", "web.front.", "web.FRONT.", "www.", "www.front."] {
+        assert_eq!(answers(&zone, name, RecordType::A), texts([("10.9.0.2", TTL_VIP)]), "{name}");
+        assert_eq!(answers(&zone, name, RecordType::AAAA), texts([("fd00:9::2", TTL_VIP)]), "{name}");
+    }
+    assert_eq!(answers(&zone, "web.", RecordType::ANY).len(), 2);
+}
+
+#[test]
+fn a_service_without_virtual_ip_is_its_endpoints() {
+    let zone = zone(&[front()]);
+    let expected = texts([("10.9.0.31", TTL_TASK), ("10.9.0.32", TTL_TASK)]);
+    assert_eq!(answers(&zone, "rr.", RecordType::A), expected);
+}
+
+#[test]
+fn tasks_of_a_service_are_its_healthy_addresses_in_turn() {
+    let zone = zone(&[front()]);
+    let mut firsts = Vec::new();
+    for rotation in 0..4 {
+        let decision =
+            zone.decide(&Name::from_str("tasks.web.").expect("name"), RecordType::A, DNSClass::IN, rotation);
+        let Decision::Answer(records) = decision else { panic!("{decision:?}") };
+        assert_eq!(records.len(), 3);
+        firsts.push(records[0].data.to_string());
+    }
+    assert_eq!(firsts, ["10.9.0.11", "10.9.0.12", "10.9.0.13", "10.9.0.11"]);
+    assert_eq!(answers(&zone, "tasks.web.front.", RecordType::AAAA), texts([("fd00:9::11", TTL_TASK)]));
+    assert_eq!(answers(&zone, "tasks.down.", RecordType::A), [], "no healthy task, but a name that exists");
+}
+
+#[test]
+fn tasks_have_names_and_host_names() {
+    let zone = zone(&[front()]);
+    for name in ["web.1.", "web.1.front.", "web-one.", "web-one.front."] {
+        assert_eq!(answers(&zone, name, RecordType::A), texts([("10.9.0.11", TTL_TASK)]), "{name}");
+    }
+    assert_eq!(ask(&zone, "web.7.", RecordType::A), Decision::NxDomain);
+    assert_eq!(ask(&zone, "web.7.front.", RecordType::A), Decision::NxDomain);
+}
+
+#[test]
+fn a_name_that_exists_has_no_error_for_any_type() {
+    let zone = zone(&[front()]);
+    for name in ["web.", "web.1.", "tasks.rr.", "rr.front.", "front.", "down."] {
+        for qtype in [RecordType::MX, RecordType::TXT, RecordType::AAAA, RecordType::SRV] {
+            assert!(matches!(ask(&zone, name, qtype), Decision::Answer(_)), "{name} {qtype}");
+        }
+    }
+    assert_eq!(answers(&zone, "down.", RecordType::AAAA), []);
+}
+
+#[test]
+fn addresses_have_names() {
+    let zone = zone(&[front(), back()]);
+    let ptr = |name: &str| answers(&zone, name, RecordType::PTR);
+    assert_eq!(ptr("11.0.9.10.in-addr.arpa."), texts([("web.1.front.", TTL_TASK)]));
+    assert_eq!(ptr("2.0.9.10.IN-ADDR.arpa."), texts([("web.front.", TTL_TASK)]));
+    assert_eq!(ptr("11.16.9.10.in-addr.arpa."), texts([("db.1.back.", TTL_TASK)]));
+    let v6 = format!("1.1.{}9.0.0.0.0.0.d.f.ip6.arpa.", "0.".repeat(22));
+    assert_eq!(ptr(&v6), texts([("web.1.front.", TTL_TASK)]), "{v6}");
+    assert_eq!(answers(&zone, "11.0.9.10.in-addr.arpa.", RecordType::A), []);
+}
+
+#[test]
+fn own_addresses_are_never_asked_outside() {
+    let zone = zone(&[front()]);
+    // In the task's network, elsewhere in the cluster's pool, the loopback.
+    for name in [
+        "99.0.9.10.in-addr.arpa.",
+        "1.1.9.10.in-addr.arpa.",
+        "11.16.9.10.in-addr.arpa.",
+        "1.0.0.127.in-addr.arpa.",
+    ] {
+        assert_eq!(ask(&zone, name, RecordType::PTR), Decision::NxDomain, "{name}");
+    }
+    // Above and below them there may be names.
+    for name in ["9.10.in-addr.arpa.", "10.in-addr.arpa.", "0.9.10.in-addr.arpa."] {
+        assert_eq!(ask(&zone, name, RecordType::NS), Decision::Answer(Vec::new()), "{name}");
+    }
+    for name in [
+        "8.8.8.8.in-addr.arpa.",
+        "10.10.in-addr.arpa.",
+        "in-addr.arpa.",
+        "x.9.10.in-addr.arpa.",
+        "1.ip6.arpa.",
+    ] {
+        assert_eq!(ask(&zone, name, RecordType::PTR), Decision::Forward, "{name}");
+    }
+}
+
+#[test]
+fn own_names_are_never_asked_outside() {
+    let zone = zone(&[front()]);
+    for name in [
+        "unknown.",
+        "db.",
+        "tasks.",
+        "tasks.unknown.",
+        "web.99.",
+        "unknown.front.",
+        "a.b.front.",
+        "db.back.",
+        "tasks.db.back.",
+        "x.hidden.",
+        "10.9.0.11.",
+        "db.1.",
+    ] {
+        assert_eq!(ask(&zone, name, RecordType::A), Decision::NxDomain, "{name}");
+    }
+    for name in
+        ["example.com.", "www.example.com.", "web.example.", "front.example.", "xfront.example.", "a.xfront."]
+    {
+        assert_eq!(ask(&zone, name, RecordType::A), Decision::Forward, "{name}");
+    }
+}
+
+#[test]
+fn networks_are_isolated() {
+    let (front_only, both) = (zone(&[front()]), zone(&[front(), back()]));
+    assert_eq!(answers(&both, "db.", RecordType::A), texts([("10.9.16.2", TTL_VIP)]));
+    assert_eq!(answers(&both, "db.back.", RecordType::A), texts([("10.9.16.2", TTL_VIP)]));
+    assert_eq!(ask(&both, "db.front.", RecordType::A), Decision::NxDomain);
+    for name in ["db.", "db.back.", "tasks.db.", "db.1."] {
+        assert_eq!(ask(&front_only, name, RecordType::A), Decision::NxDomain, "{name}");
+    }
+}
+
+#[test]
+fn the_first_network_with_such_a_record_answers() {
+    let mut other = back();
+    other.services.push(ServiceRecord {
+        name: "down".to_owned(),
+        vips: vec![ip("10.9.16.3"), ip("fd00:16::3")],
+        ..ServiceRecord::default()
+    });
+    let zone = zone(&[front(), other]);
+    assert_eq!(answers(&zone, "down.", RecordType::A), texts([("10.9.0.3", TTL_VIP)]));
+    assert_eq!(answers(&zone, "down.", RecordType::AAAA), texts([("fd00:16::3", TTL_VIP)]));
+    assert_eq!(answers(&zone, "down.back.", RecordType::A), texts([("10.9.16.3", TTL_VIP)]));
+}
+
+#[test]
+fn internal_tasks_ask_nothing_outside() {
+    let networks = vec![Arc::new(NetworkZone::new(&front()))];
+    let zone = Zone::new(networks, reserved(), false);
+    assert_eq!(answers(&zone, "web.", RecordType::A).len(), 1);
+    for (name, qtype) in [
+        ("example.com.", RecordType::A),
+        ("8.8.8.8.in-addr.arpa.", RecordType::PTR),
+        ("example.com.", RecordType::ANY),
+    ] {
+        assert_eq!(ask(&zone, name, qtype), Decision::Refused, "{name}");
+    }
+    assert_eq!(ask(&zone, "unknown.", RecordType::A), Decision::NxDomain);
+}
+
+#[test]
+fn what_is_not_known_is_not_denied() {
+    let nothing = Zone::unknown();
+    for name in ["web.", "example.com.", "1.0.9.10.in-addr.arpa."] {
+        assert_eq!(ask(&nothing, name, RecordType::A), Decision::ServFail, "{name}");
+    }
+    let subnets = vec!["10.9.16.0/20".parse().expect("subnet")];
+    let networks =
+        vec![Arc::new(NetworkZone::new(&front())), Arc::new(NetworkZone::unknown("back", subnets))];
+    let partly = Zone::new(networks, reserved(), true);
+    assert_eq!(answers(&partly, "web.", RecordType::A).len(), 1, "what is known is answered");
+    for name in ["db.", "db.back.", "tasks.db.", "db.1."] {
+        assert_eq!(ask(&partly, name, RecordType::A), Decision::ServFail, "{name}");
+    }
+    assert_eq!(ask(&partly, "11.16.9.10.in-addr.arpa.", RecordType::PTR), Decision::ServFail);
+    assert_eq!(ask(&partly, "x.front.", RecordType::A), Decision::NxDomain, "this network is known");
+    assert_eq!(ask(&partly, "example.com.", RecordType::A), Decision::Forward);
+}
+
+#[test]
+fn localhost_is_the_loopback() {
+    let zone = zone(&[front()]);
+    assert_eq!(answers(&zone, "localhost.", RecordType::A), texts([("127.0.0.1", TTL_VIP)]));
+    assert_eq!(answers(&zone, "x.LocalHost.", RecordType::AAAA), texts([("::1", TTL_VIP)]));
+    assert_eq!(answers(&zone, "localhost.", RecordType::MX), []);
+}
+
+#[test]
+fn some_questions_are_nobody_s() {
+    let zone = zone(&[front()]);
+    assert_eq!(ask(&zone, "example.com.", RecordType::AXFR), Decision::Refused);
+    assert_eq!(ask(&zone, ".", RecordType::NS), Decision::Refused);
+    assert_eq!(ask(&zone, "example.com.", RecordType::ANY), Decision::NotImplemented);
+    let version = Name::from_str("version.bind.").expect("name");
+    assert_eq!(zone.decide(&version, RecordType::TXT, DNSClass::CH, 0), Decision::Refused);
+}
+
+#[test]
+fn a_dot_inside_a_label_is_no_boundary() {
+    let zone = zone(&[front()]);
+    let name = Name::from_labels([b"web.1".as_slice()]).expect("name");
+    assert_eq!(zone.decide(&name, RecordType::A, DNSClass::IN, 0), Decision::NxDomain);
+    let name = Name::from_labels([b"web.front".as_slice()]).expect("name");
+    assert_eq!(zone.decide(&name, RecordType::A, DNSClass::IN, 0), Decision::NxDomain);
+}
+
+#[test]
+fn services_win_over_tasks_and_replacements_share_a_name() {
+    let mut records = front();
+    let claim = |hostname: &str, address: &str| TaskRecord {
+        service: "web".to_owned(),
+        slot: 2,
+        hostname: Some(hostname.to_owned()),
+        addresses: vec![ip(address)],
+    };
+    records.tasks.push(claim("rr", "10.9.0.99"));
+    let zone = zone(&[records]);
+    assert_eq!(answers(&zone, "rr.", RecordType::A).len(), 2, "the service keeps its name");
+    let both = texts([("10.9.0.12", TTL_TASK), ("10.9.0.99", TTL_TASK)]);
+    assert_eq!(answers(&zone, "web.2.", RecordType::A), both);
+}
+
+#[test]
+fn huge_services_fit_an_answer() {
+    let endpoints = (0..5000_u32).map(|n| IpAddr::V4(Ipv4Addr::from(0x0a09_0000 + n))).collect();
+    let records = NetworkRecords {
+        name: "big".to_owned(),
+        services: vec![ServiceRecord { name: "big".to_owned(), endpoints, ..ServiceRecord::default() }],
+        ..NetworkRecords::default()
+    };
+    assert_eq!(answers(&zone(&[records]), "tasks.big.", RecordType::A).len(), MAX_ADDRESSES);
+}
+
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn label() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            4 => prop::sample::select(vec!["web", "tasks", "front", "back", "hidden", "1", "7", "db", "com", "arpa", "in-addr", "ip6", "10", "9", "localhost"])
+                .prop_map(|text| text.as_bytes().to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 1..20),
+        ]
+    }
+
+    fn name() -> impl Strategy<Value = Name> {
+        prop::collection::vec(label(), 0..6)
+            .prop_filter_map("too long", |labels| Name::from_labels(labels).ok())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn every_question_has_a_decision_that_keeps_the_rules(
+            name in name(), qtype in any::<u16>(), class in any::<u16>(), rotation in any::<usize>(),
+        ) {
+            let (qtype, class) = (RecordType::from(qtype), DNSClass::from(class));
+            let open = zone(&[front()]);
+            let internal = Zone::new(vec![Arc::new(NetworkZone::new(&front()))], reserved(), false);
+            let decision = open.decide(&name, qtype, class, rotation);
+            let text = text_of(&name);
+            if decision == Decision::Forward {
+                prop_assert!(text.contains('.'), "single labels stay: {text}");
+                prop_assert!(!is_below(&text, "front") && !is_below(&text, "back") && !is_below(&text, "hidden"));
+                prop_assert!(!text.starts_with("tasks.") || text.split('.').count() > 2);
+                prop_assert_eq!(internal.decide(&name, qtype, class, rotation), Decision::Refused);
+            } else if decision != Decision::NotImplemented {
+                prop_assert_eq!(&internal.decide(&name, qtype, class, rotation), &decision);
+            }
+            if class == DNSClass::IN && !matches!(qtype, RecordType::AXFR | RecordType::IXFR) && !name.is_root() {
+                prop_assert_eq!(Zone::unknown().decide(&name, qtype, class, rotation), Decision::ServFail);
+            }
+            if let Decision::Answer(records) = decision {
+                prop_assert!(records.iter().all(|record| record.name == name && record.ttl <= TTL_VIP));
+            }
+        }
+    }
+}
