@@ -2,4 +2,7 @@
 
 pub mod bpf;
 pub mod dns;
+pub mod egress;
+pub mod link;
+pub mod overlay;
 pub mod runtime;

@@ -89,7 +89,6 @@ fn references(object: &Object) -> Vec<Key> {
         Object::Fdb(o) => vec![Key::Vxlan(o.link.clone())],
         Object::Neighbor(o) => vec![Key::Vxlan(o.link.clone())],
         Object::Leg(o) => vec![Key::Bridge(o.bridge.clone()), Key::Sandbox(o.task.clone())],
-        Object::MeshConfig(o) => vec![Key::Vxlan(o.ingress.clone())],
         Object::TaskIf(o) => vec![Key::Leg(o.host.clone())],
         Object::Local(o) => vec![Key::Vxlan(o.vxlan.clone()), Key::Leg(o.veth.clone())],
         Object::LbEndpoint(o) => vec![link_key(o.local, &o.link)],

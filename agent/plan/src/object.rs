@@ -135,6 +135,33 @@ impl Object {
         }
     }
 
+    /// What kind of object it is, as metrics name it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Sysctl(_) => "sysctl",
+            Self::Firewall(_) => "firewall",
+            Self::Bridge(_) => "bridge",
+            Self::Vxlan(_) => "vxlan",
+            Self::Fdb(_) => "fdb",
+            Self::Neighbor(_) => "neighbor",
+            Self::Sandbox(_) => "sandbox",
+            Self::Leg(_) => "leg",
+            Self::MeshConfig(_) => "mesh_config",
+            Self::Member(_) => "member",
+            Self::LocalAddr(_) => "local_addr",
+            Self::Router(_) => "router",
+            Self::TaskIf(_) => "task_if",
+            Self::Local(_) => "local",
+            Self::LbEndpoint(_) => "endpoint",
+            Self::LbService(_) => "service",
+            Self::Hook(..) => "hook",
+            Self::Vip(_) => "vip",
+            Self::Port(_) => "port",
+            Self::Resolver(_) => "resolver",
+            Self::Task(_) => "task",
+        }
+    }
+
     /// Whether `found` is what `self` wants. A task that ended by itself is not started again: its end is
     /// reported, and the managers make another one.
     pub fn is_satisfied_by(&self, found: &Object) -> bool {
@@ -286,12 +313,12 @@ pub enum LegKind {
 /// What the programs know of the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeshConfig {
+    /// Addresses of this node's router.
+    pub addr: DualAddr,
     /// MAC of this node's router.
     pub router: MacAddr,
     /// UDP port of the tunnels.
     pub data_port: u16,
-    /// VXLAN device of the ingress network.
-    pub ingress: IfName,
 }
 
 /// What the task behind a veth may send, and where it belongs.

@@ -24,13 +24,11 @@ pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
 }
 
 fn node(view: &View<'_>, out: &mut Vec<Object>) {
-    if let Some(ingress) = view.ingress {
-        out.push(Object::MeshConfig(MeshConfig {
-            router: view.cluster.router.mac(),
-            data_port: view.cluster.data_port,
-            ingress: IfName::vxlan(&ingress.id),
-        }));
-    }
+    out.push(Object::MeshConfig(MeshConfig {
+        addr: view.cluster.router.addr,
+        router: view.cluster.router.mac(),
+        data_port: view.cluster.data_port,
+    }));
     for member in view.assignment.members().filter(|m| m.node != view.cluster.node) {
         out.push(Object::Member(member.data_addr));
         out.push(Object::Router(member.router.mac()));

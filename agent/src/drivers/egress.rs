@@ -1,0 +1,200 @@
+//! The nftables table `inet shoal`: tasks leave by masquerade, nothing gets in by it, and tunnels stay out of
+//! connection tracking. The mesh's own traffic never meets it.
+//!
+//! The table carries its parameters as its comment, so that what is there can be told from what should be, and is
+//! replaced as a whole in one transaction. Needs the `nft` program.
+
+use std::fmt::Write as _;
+use std::io;
+use std::process::{Output, Stdio};
+use std::sync::Mutex;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use shoal_plan::name::EGRESS_BRIDGE;
+use shoal_plan::object::Firewall;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::link::Writes;
+
+const TABLE: &str = "inet shoal";
+
+/// What can go wrong with the table.
+#[derive(Debug, thiserror::Error)]
+pub enum EgressError {
+    /// The program could not be run.
+    #[error("cannot run nft (package nftables), which writes the masquerade rules")]
+    Program(#[source] io::Error),
+    /// It refused.
+    #[error("nft could not {action}: {message}")]
+    Refused {
+        /// What was being done.
+        action: &'static str,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// The driver of the table.
+#[derive(Debug)]
+pub struct Egress {
+    writes: Writes,
+    /// The table as nft listed it after it was written: any other listing is drift.
+    written: Mutex<Option<String>>,
+}
+
+impl Egress {
+    /// A driver that knows of nothing written yet.
+    pub fn new(writes: Writes) -> Self {
+        Self { writes, written: Mutex::default() }
+    }
+
+    /// Whether `nft` is there to be run.
+    pub async fn probe() -> Result<(), EgressError> {
+        nft(&["--version"], None, "tell its version").await.map(drop)
+    }
+
+    /// The table in the kernel, if there is one.
+    pub async fn observe(&self) -> Result<Option<Firewall>, EgressError> {
+        let Some(listing) = list().await? else { return Ok(None) };
+        let Some((v4, v6, data_port)) = parse_comment(&listing) else {
+            return Ok(Some(Firewall {
+                v4: Ipv4Net::default(),
+                v6: Ipv6Net::default(),
+                data_port: 0,
+                intact: false,
+            }));
+        };
+        let mut firewall = Firewall { v4, v6, data_port, intact: true };
+        let mut written = self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &*written {
+            Some(known) => firewall.intact = *known == listing,
+            // After a restart: a table with all of its rules is taken for ours as it is.
+            None => firewall.intact = rules_in(&listing) == rules_in(&script(&firewall)),
+        }
+        if firewall.intact {
+            *written = Some(listing);
+        }
+        Ok(Some(firewall))
+    }
+
+    /// Writes the table, in one transaction.
+    pub async fn ensure(&self, firewall: &Firewall) -> Result<(), EgressError> {
+        nft(&["-f", "-"], Some(&script(firewall)), "write the table").await?;
+        self.writes.count();
+        let listing = list().await?;
+        *self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = listing;
+        Ok(())
+    }
+
+    /// Removes the table. One that isn't there is removed.
+    pub async fn remove(&self) -> Result<(), EgressError> {
+        if list().await?.is_some() {
+            nft(&["delete", "table", "inet", "shoal"], None, "remove the table").await?;
+            self.writes.count();
+        }
+        Ok(())
+    }
+}
+
+async fn list() -> Result<Option<String>, EgressError> {
+    let output = run(&["list", "table", "inet", "shoal"], None).await?;
+    if output.status.success() {
+        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    if message.contains("No such file") {
+        return Ok(None);
+    }
+    Err(EgressError::Refused { action: "list the table", message })
+}
+
+async fn nft(arguments: &[&str], input: Option<&str>, action: &'static str) -> Result<(), EgressError> {
+    let output = run(arguments, input).await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(EgressError::Refused { action, message })
+}
+
+async fn run(arguments: &[&str], input: Option<&str>) -> Result<Output, EgressError> {
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(EgressError::Program)?;
+    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+        stdin.write_all(input.as_bytes()).await.map_err(EgressError::Program)?;
+    }
+    child.wait_with_output().await.map_err(EgressError::Program)
+}
+
+/// The whole table. The first two lines make the replacement work whether there was one or not.
+fn script(firewall: &Firewall) -> String {
+    let Firewall { v4, v6, data_port, .. } = firewall;
+    let mut text = format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
+    // Writing to a String cannot fail.
+    let _written = write!(
+        text,
+        "  comment \"shoal {v4} {v6} {data_port}\"
+  chain untracked_in {{
+    type filter hook prerouting priority raw; policy accept;
+    udp dport {data_port} notrack
+  }}
+  chain untracked_out {{
+    type filter hook output priority raw; policy accept;
+    udp dport {data_port} notrack
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    oifname \"{EGRESS_BRIDGE}\" ct state established,related accept
+    oifname \"{EGRESS_BRIDGE}\" drop
+  }}
+  chain egress {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {v4} oifname != \"{EGRESS_BRIDGE}\" masquerade
+    ip6 saddr {v6} oifname != \"{EGRESS_BRIDGE}\" masquerade
+  }}
+}}
+"
+    );
+    text
+}
+
+/// How many rules and chains a listing or a script has, apart from how it is set out.
+fn rules_in(text: &str) -> usize {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| {
+            ["chain ", "udp ", "oifname ", "ip saddr ", "ip6 saddr "].iter().any(|word| line.starts_with(word))
+        })
+        .count()
+}
+
+fn parse_comment(listing: &str) -> Option<(Ipv4Net, Ipv6Net, u16)> {
+    let comment = listing.lines().find_map(|line| line.trim().strip_prefix("comment \"shoal "))?;
+    let mut words = comment.strip_suffix('"')?.split(' ');
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_tells_its_parameters() {
+        let firewall = Firewall {
+            v4: "172.31.240.0/20".parse().expect("literal"),
+            v6: "fd5a::/64".parse().expect("literal"),
+            data_port: 7378,
+            intact: true,
+        };
+        let text = script(&firewall);
+        assert_eq!(parse_comment(&text), Some((firewall.v4, firewall.v6, 7378)));
+        assert_eq!(rules_in(&text), 10);
+    }
+}

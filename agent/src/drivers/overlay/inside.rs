@@ -1,0 +1,90 @@
+//! What is inside a task's namespace, as netlink shows it.
+
+use std::net::IpAddr;
+
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::AddressFamily;
+use shoal_types::{DualAddr, MacAddr};
+
+use super::forwarding::{address_of, mac_of};
+use super::leg::TASK_TABLE;
+use crate::drivers::link::{LinkError, LinkTable, Nl, Writes};
+use crate::netns::Netns;
+
+/// The links, addresses, routes, rules and neighbors of a namespace.
+#[derive(Debug)]
+pub(super) struct Inside {
+    pub(super) links: LinkTable,
+    pub(super) addresses: Vec<AddressMessage>,
+    routes: Vec<RouteMessage>,
+    rules: Vec<RuleMessage>,
+    neighbors: Vec<NeighbourMessage>,
+}
+
+impl Inside {
+    /// Looks into a namespace over a connection of its own, closed again before this returns.
+    pub(super) async fn observe(netns: &Netns, writes: &Writes) -> Result<Self, LinkError> {
+        let connection = netns.netlink()?;
+        let inside = Self::read(&Nl::new(connection.handle(), writes)).await;
+        connection.close().await;
+        inside
+    }
+
+    /// Looks through a connection that is there.
+    pub(super) async fn read(nl: &Nl) -> Result<Self, LinkError> {
+        let (mut routes, mut rules, mut neighbors) = (Vec::new(), Vec::new(), Vec::new());
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            routes.extend(nl.routes(family).await?);
+            rules.extend(nl.rules(family).await?);
+            neighbors.extend(nl.neighbors(family).await?);
+        }
+        Ok(Self { links: nl.links().await?, addresses: nl.addresses().await?, routes, rules, neighbors })
+    }
+
+    /// The gateways of the default routes in a table that leave by a link.
+    pub(super) fn gateways(&self, table: u32, index: u32) -> Option<DualAddr> {
+        let mut found = (None, None);
+        for route in self.routes.iter().filter(|route| is_default(route, table, index)) {
+            for attribute in &route.attributes {
+                match attribute {
+                    RouteAttribute::Gateway(RouteAddress::Inet(ip)) => found.0 = Some(*ip),
+                    RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => found.1 = Some(*ip),
+                    _ => {}
+                }
+            }
+        }
+        Some(DualAddr { v4: found.0?, v6: found.1? })
+    }
+
+    /// Whether what comes from an address is looked up in the task table.
+    pub(super) fn has_rule(&self, from: IpAddr) -> bool {
+        self.rules.iter().any(|rule| {
+            rule.attributes.contains(&RuleAttribute::Source(from))
+                && rule.attributes.contains(&RuleAttribute::Table(TASK_TABLE))
+        })
+    }
+
+    /// The MAC of a permanent neighbor.
+    pub(super) fn neighbor(&self, index: u32, ip: IpAddr) -> Option<MacAddr> {
+        self.neighbors
+            .iter()
+            .filter(|message| {
+                message.header.ifindex == index && message.header.state == NeighbourState::Permanent
+            })
+            .find(|message| address_of(message) == Some(ip))
+            .and_then(mac_of)
+    }
+}
+
+fn is_default(route: &RouteMessage, table: u32, index: u32) -> bool {
+    let of_table = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    route.header.destination_prefix_length == 0
+        && of_table.unwrap_or_else(|| route.header.table.into()) == table
+        && route.attributes.contains(&RouteAttribute::Oif(index))
+}

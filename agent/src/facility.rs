@@ -1,0 +1,294 @@
+//! All that the reconciler changes on a node, tasks aside, behind one narrow trait: observe, ensure, remove.
+
+mod mesh;
+mod names;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use shoal_plan::desired::HOST_SYSCTLS;
+use shoal_plan::object::{Firewall, Object, Resolver, Sysctl};
+use shoal_plan::{Facts, IfName, Objects};
+use shoal_types::assignment::Assignment;
+use shoal_types::{NodeId, TaskId};
+
+use crate::drivers::bpf::{BpfDriver, BpfError};
+use crate::drivers::dns::{DnsDriver, DnsError};
+use crate::drivers::egress::{Egress, EgressError};
+use crate::drivers::link::{LinkError, LinkTable, Writes};
+use crate::drivers::overlay::Overlay;
+use crate::facts::{self, EgressBook, EgressBookError};
+
+use names::ZoneCache;
+
+/// What went wrong with an object.
+#[derive(Debug, thiserror::Error)]
+pub enum FacilityError {
+    /// Links and what hangs on them.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The nftables table.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
+    /// The data plane.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// A task's resolver.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    /// The egress network.
+    #[error(transparent)]
+    EgressBook(#[from] EgressBookError),
+}
+
+/// The node as the reconciler sees it.
+#[async_trait]
+pub trait Facility: Send + 'static {
+    /// What only the host can tell, for this assignment.
+    async fn facts(&mut self, assignment: &Assignment, node: &NodeId) -> Result<Facts, FacilityError>;
+
+    /// Everything of ours that is there. `desired` helps to read what the kernel holds only as a digest; `thorough`
+    /// also looks at what is costly to read and rarely changes.
+    async fn observe(&mut self, desired: &Objects, thorough: bool) -> Result<Objects, FacilityError>;
+
+    /// Makes an object, or makes it so.
+    async fn ensure(&mut self, object: &Object) -> Result<(), FacilityError>;
+
+    /// Removes an object; what is gone is removed.
+    async fn remove(&mut self, object: &Object) -> Result<(), FacilityError>;
+
+    /// Where a task's namespace is.
+    fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf;
+
+    /// Packets that the programs dropped, by reason.
+    fn drops(&self) -> BTreeMap<&'static str, u64>;
+}
+
+/// The real node.
+pub struct HostFacility {
+    overlay: Overlay,
+    egress: Egress,
+    bpf: BpfDriver,
+    dns: DnsDriver,
+    book: EgressBook,
+    data_addr: std::net::IpAddr,
+    mtu: Option<u32>,
+    writes: Writes,
+    links: LinkTable,
+    firewall: Option<Firewall>,
+    resolvers: BTreeMap<TaskId, Resolver>,
+    zones: ZoneCache,
+}
+
+/// The parts of a real node.
+pub struct Parts {
+    /// Links.
+    pub overlay: Overlay,
+    /// Masquerade.
+    pub egress: Egress,
+    /// Data plane.
+    pub bpf: BpfDriver,
+    /// Resolvers.
+    pub dns: DnsDriver,
+    /// Egress places.
+    pub book: EgressBook,
+    /// Source address of tunnel packets.
+    pub data_addr: std::net::IpAddr,
+    /// MTU of the way to the peers, if the operator knows better than the link.
+    pub mtu: Option<u32>,
+    /// The counter of kernel writes.
+    pub writes: Writes,
+}
+
+impl HostFacility {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { overlay, egress, bpf, dns, book, data_addr, mtu, writes } = parts;
+        Self {
+            overlay,
+            egress,
+            bpf,
+            dns,
+            book,
+            data_addr,
+            mtu,
+            writes,
+            links: LinkTable::default(),
+            firewall: None,
+            resolvers: BTreeMap::new(),
+            zones: ZoneCache::default(),
+        }
+    }
+
+    /// Ends the resolvers; everything in the kernel stays.
+    pub async fn shut_down(&self) {
+        self.dns.shutdown().await;
+    }
+
+    /// Takes the whole data plane out of the kernel.
+    pub async fn tear_down(self) -> Result<(), FacilityError> {
+        self.dns.shutdown().await;
+        self.bpf.remove_all()?;
+        Ok(())
+    }
+
+    async fn refresh_links(&mut self) -> Result<(), LinkError> {
+        self.links = self.overlay.netlink().links().await?;
+        Ok(())
+    }
+
+    async fn link_index(&mut self, name: &IfName) -> Result<u32, LinkError> {
+        if let Some(index) = name.gone_index() {
+            return Ok(index);
+        }
+        if self.links.get(name).is_none() {
+            self.refresh_links().await?;
+        }
+        self.links.index(name)
+    }
+
+    fn set_sysctl(&self, sysctl: &Sysctl) -> Result<(), LinkError> {
+        let path = Path::new("/proc/sys").join(&sysctl.path);
+        fs::write(&path, &sysctl.value)
+            .map_err(|source| LinkError::File { action: "write", path, source })?;
+        self.writes.count();
+        Ok(())
+    }
+}
+
+fn sysctls() -> impl Iterator<Item = Object> {
+    HOST_SYSCTLS.iter().filter_map(|(path, wanted)| {
+        let value = match fs::read_to_string(Path::new("/proc/sys").join(path)) {
+            Ok(value) => value.trim().to_owned(),
+            // A kernel without IPv6 has no such parameter, and no need of it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (*wanted).to_owned(),
+            Err(_) => return None,
+        };
+        Some(Object::Sysctl(Sysctl { path: (*path).to_owned(), value }))
+    })
+}
+
+#[async_trait]
+impl Facility for HostFacility {
+    async fn facts(&mut self, assignment: &Assignment, node: &NodeId) -> Result<Facts, FacilityError> {
+        self.refresh_links().await?;
+        let addresses = self.overlay.netlink().addresses().await?;
+        let egress = self.book.facts(self.overlay.netlink(), &self.links, assignment, node).await?;
+        Ok(Facts {
+            data_addr: self.data_addr,
+            underlay_mtu: self
+                .mtu
+                .unwrap_or_else(|| facts::underlay_mtu(&self.links, &addresses, self.data_addr)),
+            uplinks: facts::uplinks(&self.links, &addresses),
+            egress,
+        })
+    }
+
+    async fn observe(&mut self, desired: &Objects, thorough: bool) -> Result<Objects, FacilityError> {
+        self.refresh_links().await?;
+        let mut found = self.overlay.observe(&self.links).await?;
+        if thorough {
+            self.firewall = self.egress.observe().await?;
+        }
+        let mut more: Vec<Object> = sysctls().collect();
+        more.extend(self.firewall.clone().map(Object::Firewall));
+        mesh::observe(&self.bpf, &self.links, desired, &mut more)?;
+        let serving = self.dns.observe();
+        self.resolvers.retain(|task, _| serving.contains(task.as_str()));
+        more.extend(self.resolvers.values().cloned().map(Object::Resolver));
+        found.extend(more.into_iter().map(|object| (object.key(), object)));
+        Ok(found)
+    }
+
+    async fn ensure(&mut self, object: &Object) -> Result<(), FacilityError> {
+        match object {
+            Object::Sysctl(sysctl) => self.set_sysctl(sysctl)?,
+            Object::Firewall(firewall) => {
+                self.egress.ensure(firewall).await?;
+                self.firewall = Some(firewall.clone());
+            }
+            Object::Bridge(bridge) => self.overlay.ensure_bridge(bridge).await?,
+            Object::Vxlan(vxlan) => {
+                self.overlay.ensure_vxlan(vxlan).await?;
+                self.refresh_links().await?;
+            }
+            Object::Fdb(fdb) => {
+                self.link_index(&fdb.link).await?;
+                self.overlay.ensure_fdb(&self.links, fdb).await?;
+            }
+            Object::Neighbor(neighbor) => {
+                self.link_index(&neighbor.link).await?;
+                self.overlay.ensure_neighbor(&self.links, neighbor).await?;
+            }
+            Object::Sandbox(sandbox) => self.overlay.ensure_sandbox(sandbox)?,
+            Object::Leg(leg) => {
+                self.overlay.ensure_leg(leg).await?;
+                self.refresh_links().await?;
+            }
+            Object::Resolver(resolver) => self.ensure_resolver(resolver).await?,
+            Object::Task(_) => {}
+            mesh => {
+                for name in mesh::links_of(mesh) {
+                    self.link_index(name).await?;
+                }
+                if mesh::ensure(&mut self.bpf, &self.links, mesh)? {
+                    self.writes.count();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(&mut self, object: &Object) -> Result<(), FacilityError> {
+        match object {
+            Object::Sysctl(_) | Object::Task(_) => {}
+            Object::Firewall(_) => {
+                self.egress.remove().await?;
+                self.firewall = None;
+            }
+            Object::Bridge(bridge) => self.overlay.remove_link(&bridge.name).await?,
+            Object::Vxlan(vxlan) => self.overlay.remove_link(&vxlan.name).await?,
+            Object::Leg(leg) => self.overlay.remove_link(&leg.host).await?,
+            Object::Fdb(fdb) => self.overlay.remove_fdb(&self.links, fdb).await?,
+            Object::Neighbor(neighbor) => self.overlay.remove_neighbor(&self.links, neighbor).await?,
+            Object::Sandbox(sandbox) => self.overlay.remove_sandbox(sandbox)?,
+            Object::Resolver(resolver) => {
+                self.dns.remove(resolver.task.as_str()).await;
+                self.resolvers.remove(&resolver.task);
+            }
+            mesh => {
+                if mesh::remove(&mut self.bpf, &self.links, mesh)? {
+                    self.writes.count();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf {
+        self.overlay.namespaces().root().join(task.as_str())
+    }
+
+    fn drops(&self) -> BTreeMap<&'static str, u64> {
+        match self.bpf.drops() {
+            Ok(drops) => drops.into_iter().map(|(reason, count)| (reason.name(), count)).collect(),
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the drop counters can't be read");
+                BTreeMap::new()
+            }
+        }
+    }
+}
+
+impl HostFacility {
+    async fn ensure_resolver(&mut self, resolver: &Resolver) -> Result<(), FacilityError> {
+        let zone = Arc::new(self.zones.zone(resolver));
+        let path = self.sandbox_path(&resolver.task);
+        self.dns.ensure(resolver.task.as_str(), &path, zone).await?;
+        self.resolvers.insert(resolver.task.clone(), resolver.clone());
+        Ok(())
+    }
+}

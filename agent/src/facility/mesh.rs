@@ -1,0 +1,297 @@
+//! Between the plan's objects and the maps and programs of the data plane. The plan speaks of links by name, the maps
+//! by interface index: an index whose link is gone or was made anew shows as a difference.
+
+use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::keys::{LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::maglev;
+use shoal_ebpf_common::values::{
+    self, ENDPOINT_DRAINING, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS, LEG_INGRESS, LEG_OVERLAY, LocalVal,
+    NodeConfig, PortVal, VipVal,
+};
+use shoal_plan::object::{
+    IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program, ServiceKey,
+    TaskIf, Vip,
+};
+use shoal_plan::{IfName, Key, Objects};
+use shoal_types::{DualAddr, EndpointId, MacAddr, Protocol, Vni};
+
+use crate::drivers::bpf::{BpfDriver, BpfError, Program as BpfProgram, ServiceSpec};
+use crate::drivers::link::LinkTable;
+
+use super::FacilityError;
+
+/// The links an object names.
+pub(super) fn links_of(object: &Object) -> Vec<&IfName> {
+    match object {
+        Object::TaskIf(o) => {
+            let mut links = vec![&o.host];
+            links.extend(o.network.iter().map(|(_, vxlan)| vxlan));
+            links.extend(o.ingress.iter().map(|place| &place.vxlan));
+            links
+        }
+        Object::Local(o) => vec![&o.vxlan, &o.veth],
+        Object::LbEndpoint(o) => vec![&o.link],
+        Object::Hook(link, _) => vec![link],
+        _ => Vec::new(),
+    }
+}
+
+fn dual(v4: Addr, v6: Addr) -> DualAddr {
+    let v6 = std::net::Ipv6Addr::from(v6.octets());
+    DualAddr { v4: v4.v4_octets().into(), v6 }
+}
+
+fn bpf_program(program: Program) -> BpfProgram {
+    match program {
+        Program::MeshIngress => BpfProgram::MeshIngress,
+        Program::OverlayRx => BpfProgram::OverlayRx,
+        Program::TaskTx => BpfProgram::TaskTx,
+    }
+}
+
+fn plan_program(program: BpfProgram) -> Program {
+    match program {
+        BpfProgram::MeshIngress => Program::MeshIngress,
+        BpfProgram::OverlayRx => Program::OverlayRx,
+        BpfProgram::TaskTx => Program::TaskTx,
+    }
+}
+
+fn protocol(number: u8) -> Protocol {
+    if number == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp }
+}
+
+/// The highest VNI.
+const NO_NETWORK: Vni = match Vni::new(0x00ff_ffff) {
+    Some(vni) => vni,
+    None => panic!("a VNI has 24 bits"),
+};
+
+/// A service key; for a number that is none of ours, one that no service of ours has.
+fn service_key(value: u64) -> ServiceKey {
+    ServiceKey::from_u64(value).unwrap_or(ServiceKey { network: NO_NETWORK, index: u32::MAX })
+}
+
+/// Everything in the maps, and all attachments.
+pub(super) fn observe(
+    bpf: &BpfDriver,
+    links: &LinkTable,
+    desired: &Objects,
+    found: &mut Vec<Object>,
+) -> Result<(), BpfError> {
+    let config = bpf.config()?;
+    if config != NodeConfig::default() {
+        found.push(Object::MeshConfig(MeshConfig {
+            addr: dual(config.router_ip4, config.router_ip6),
+            router: MacAddr(config.router_mac),
+            data_port: config.vxlan_port,
+        }));
+    }
+    found.extend(bpf.members.dump()?.keys().map(|addr| Object::Member((*addr).into())));
+    found.extend(bpf.local_addrs.dump()?.keys().map(|addr| Object::LocalAddr((*addr).into())));
+    found.extend(bpf.routers.dump()?.keys().map(|key| Object::Router(MacAddr(key.mac))));
+    found.extend(bpf.task_ifs.dump()?.iter().map(|(index, value)| task_if(*index, value, links)));
+    found.extend(bpf.local.dump()?.iter().filter_map(|(key, value)| {
+        Some(Object::Local(Local {
+            vxlan: links.name(key.vxlan),
+            mac: MacAddr(key.mac),
+            addr: dual(value.ip4, value.ip6),
+            veth: links.name(value.veth),
+            network: Vni::new(value.network)?,
+        }))
+    }));
+    found.extend(bpf.endpoints.dump()?.iter().filter_map(|(id, value)| {
+        Some(Object::LbEndpoint(LbEndpoint {
+            id: EndpointId(u32::try_from(*id).ok()?),
+            addr: dual(value.ip4, value.ip6),
+            mac: MacAddr(value.mac),
+            local: value.is_local(),
+            draining: value.is_draining(),
+            link: links.name(value.ifindex),
+        }))
+    }));
+    for (id, value) in bpf.services()? {
+        let key = service_key(id);
+        found.push(Object::LbService(service(key, value.seed, value.digest, desired)));
+    }
+    found.extend(bpf.vips.dump()?.iter().filter_map(|(key, value)| {
+        Some(Object::Vip(Vip {
+            network: Vni::new(key.network)?,
+            addr: key.addr.into(),
+            service: service_key(value.service),
+            mac: MacAddr(value.mac),
+        }))
+    }));
+    found.extend(bpf.ports.dump()?.iter().map(|(key, value)| {
+        Object::Port(Port {
+            protocol: protocol(key.proto),
+            port: key.port,
+            service: service_key(value.service),
+            target: value.target_port,
+        })
+    }));
+    found.extend(bpf.attached()?.into_iter().map(|attachment| {
+        Object::Hook(links.name(attachment.ifindex), plan_program(attachment.program))
+    }));
+    Ok(())
+}
+
+fn task_if(index: u32, value: &values::TaskIf, links: &LinkTable) -> Object {
+    let network = Vni::new(value.network).map(|vni| (vni, links.name(value.vxlan)));
+    let ingress = (value.ingress_vxlan != 0).then(|| IngressPlace {
+        addr: dual(value.ingress_ip4, value.ingress_ip6),
+        mac: MacAddr(value.ingress_mac),
+        vxlan: links.name(value.ingress_vxlan),
+    });
+    let role = match value.leg {
+        LEG_INGRESS => LegRole::Ingress,
+        LEG_EGRESS => LegRole::Egress,
+        _ => LegRole::Overlay,
+    };
+    Object::TaskIf(TaskIf {
+        host: links.name(index),
+        addr: dual(value.ip4, value.ip6),
+        mac: MacAddr(value.mac),
+        network,
+        ingress,
+        role,
+    })
+}
+
+/// The kernel holds a table and the digest of what it was made from: with an equal digest, the members are the
+/// wanted ones; else they are unknown, which differs from any that are wanted.
+fn service(key: ServiceKey, seed: u64, digest: u64, desired: &Objects) -> LbService {
+    if let Some(Object::LbService(wanted)) = desired.get(&Key::LbService(key))
+        && wanted.seed == seed
+        && spec(wanted).digest() == digest
+    {
+        return wanted.clone();
+    }
+    LbService { key, seed: !seed, members: Vec::new() }
+}
+
+fn spec(service: &LbService) -> ServiceSpec {
+    let members = service
+        .members
+        .iter()
+        .map(|id| maglev::Member { endpoint: u64::from(id.0), weight: 1 })
+        .collect();
+    ServiceSpec::new(service.seed, members)
+}
+
+/// Makes an object so. Returns whether it wrote.
+pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) -> Result<bool, FacilityError> {
+    let index = |name: &IfName| links.index(name);
+    Ok(match object {
+        Object::MeshConfig(o) => bpf.set_config(NodeConfig {
+            router_mac: o.router.0,
+            vxlan_port: o.data_port,
+            router_ip4: o.addr.v4.into(),
+            router_ip6: o.addr.v6.into(),
+        })?,
+        Object::Member(addr) => bpf.members.upsert(&(*addr).into(), &1)?,
+        Object::LocalAddr(addr) => bpf.local_addrs.upsert(&(*addr).into(), &1)?,
+        Object::Router(mac) => bpf.routers.upsert(&RouterKey::new(mac.0), &1)?,
+        Object::TaskIf(o) => {
+            let value = task_if_value(o, links)?;
+            bpf.task_ifs.upsert(&index(&o.host)?, &value)?
+        }
+        Object::Local(o) => bpf.local.upsert(&LocalKey::new(index(&o.vxlan)?, o.mac.0), &LocalVal {
+            ip4: o.addr.v4.into(),
+            ip6: o.addr.v6.into(),
+            veth: index(&o.veth)?,
+            network: o.network.get(),
+        })?,
+        Object::LbEndpoint(o) => bpf.endpoints.upsert(&u64::from(o.id.0), &EndpointVal {
+            ip4: o.addr.v4.into(),
+            ip6: o.addr.v6.into(),
+            mac: o.mac.0,
+            flags: if o.local { ENDPOINT_LOCAL } else { 0 } | if o.draining { ENDPOINT_DRAINING } else { 0 },
+            ifindex: index(&o.link)?,
+            pad: 0,
+        })?,
+        Object::LbService(o) => bpf.upsert_service(o.key.to_u64(), &spec(o))?,
+        Object::Hook(link, program) => bpf.attach(index(link)?, bpf_program(*program))?,
+        Object::Vip(o) => bpf
+            .vips
+            .upsert(&VipKey { addr: o.addr.into(), network: o.network.get() }, &VipVal {
+                service: o.service.to_u64(),
+                mac: o.mac.0,
+                pad: 0,
+            })?,
+        Object::Port(o) => bpf.ports.upsert(
+            &PortKey::new(Addr::ANY, o.port, o.protocol.number()),
+            &PortVal::new(o.service.to_u64(), o.target),
+        )?,
+        _ => false,
+    })
+}
+
+fn task_if_value(o: &TaskIf, links: &LinkTable) -> Result<values::TaskIf, FacilityError> {
+    let mut value = values::TaskIf {
+        ip4: o.addr.v4.into(),
+        ip6: o.addr.v6.into(),
+        mac: o.mac.0,
+        leg: match o.role {
+            LegRole::Overlay => LEG_OVERLAY,
+            LegRole::Ingress => LEG_INGRESS,
+            LegRole::Egress => LEG_EGRESS,
+        },
+        ..values::TaskIf::default()
+    };
+    if let Some((vni, vxlan)) = &o.network {
+        value.network = vni.get();
+        value.vxlan = links.index(vxlan)?;
+    }
+    if let Some(place) = &o.ingress {
+        value.ingress_ip4 = place.addr.v4.into();
+        value.ingress_ip6 = place.addr.v6.into();
+        value.ingress_mac = place.mac.0;
+        value.ingress_vxlan = links.index(&place.vxlan)?;
+    }
+    Ok(value)
+}
+
+/// The index of a link, or the one it had.
+fn index_or_gone(links: &LinkTable, name: &IfName) -> Option<u32> {
+    name.gone_index().or_else(|| links.index(name).ok())
+}
+
+/// Removes an object. Returns whether it wrote. Flows of UDP, which would live on by their packets alone, are purged
+/// with the endpoint or port they lead to.
+pub(super) fn remove(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) -> Result<bool, FacilityError> {
+    Ok(match object {
+        Object::MeshConfig(_) => bpf.set_config(NodeConfig::default())?,
+        Object::Member(addr) => bpf.members.remove(&(*addr).into())?,
+        Object::LocalAddr(addr) => bpf.local_addrs.remove(&(*addr).into())?,
+        Object::Router(mac) => bpf.routers.remove(&RouterKey::new(mac.0))?,
+        Object::TaskIf(o) => match index_or_gone(links, &o.host) {
+            Some(index) => bpf.task_ifs.remove(&index)?,
+            None => false,
+        },
+        Object::Local(o) => match index_or_gone(links, &o.vxlan) {
+            Some(index) => bpf.local.remove(&LocalKey::new(index, o.mac.0))?,
+            None => false,
+        },
+        Object::LbEndpoint(o) => {
+            let id = u64::from(o.id.0);
+            let removed = bpf.endpoints.remove(&id)?;
+            bpf.purge_udp(id)?;
+            removed
+        }
+        Object::LbService(o) => bpf.remove_service(o.key.to_u64())?,
+        Object::Hook(link, program) => match index_or_gone(links, link) {
+            Some(index) => bpf.detach(index, bpf_program(*program))?,
+            None => false,
+        },
+        Object::Vip(o) => bpf.vips.remove(&VipKey { addr: o.addr.into(), network: o.network.get() })?,
+        Object::Port(o) => {
+            let removed = bpf.ports.remove(&PortKey::new(Addr::ANY, o.port, o.protocol.number()))?;
+            if o.protocol == Protocol::Udp {
+                bpf.purge_udp_port(o.port)?;
+            }
+            removed
+        }
+        _ => false,
+    })
+}

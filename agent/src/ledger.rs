@@ -1,0 +1,209 @@
+//! The last-known-good assignment, on disk before it is programmed: a node that starts without any manager programs
+//! what it was told last.
+//!
+//! One line of header (format, SHA-256 of the body), then the body. A file whose digest does not fit is refused as a
+//! whole and kept aside for inspection.
+
+use std::path::{Path, PathBuf};
+
+use ring::digest::{SHA256, digest};
+use shoal_types::Generation;
+use shoal_types::assignment::{Assignment, Delta, FenceError, Object};
+
+use crate::durable::{self, FileError};
+
+const FORMAT: &str = "shoal-ledger-1";
+
+/// What can go wrong with the ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file is torn, or of another release.
+    #[error("{} is not a whole ledger ({reason}); it was moved to {}", path.display(), aside.display())]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Where it is now.
+        aside: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The assignment can't be written down.
+    #[error("the assignment can't be encoded")]
+    Encode(#[source] serde_json::Error),
+    /// What came does not follow what is there.
+    #[error(transparent)]
+    Fence(#[from] FenceError),
+}
+
+/// The ledger: what it holds is on disk.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    assignment: Assignment,
+}
+
+impl Ledger {
+    /// An empty ledger at a path, whatever is there.
+    pub fn empty(path: &Path) -> Self {
+        Self { path: path.to_owned(), assignment: Assignment::default() }
+    }
+
+    /// Reads the ledger. A damaged one is moved aside, and an error says so; [`Ledger::empty`] goes on without it.
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        let Some(content) = durable::read(path)? else { return Ok(Self::empty(path)) };
+        match decode(&content) {
+            Ok(assignment) => Ok(Self { path: path.to_owned(), assignment }),
+            Err(reason) => {
+                let aside = path.with_extension("damaged");
+                std::fs::rename(path, &aside).map_err(|source| FileError {
+                    action: "move aside",
+                    path: path.to_owned(),
+                    source,
+                })?;
+                Err(LedgerError::Damaged { path: path.to_owned(), aside, reason })
+            }
+        }
+    }
+
+    /// What the node was told last.
+    pub fn assignment(&self) -> &Assignment {
+        &self.assignment
+    }
+
+    /// Its generation.
+    pub fn generation(&self) -> Generation {
+        self.assignment.generation
+    }
+
+    /// Takes a snapshot: fenced, then on disk, then held. An equal one writes nothing.
+    pub fn replace(&mut self, generation: Generation, objects: Vec<Object>) -> Result<(), LedgerError> {
+        let mut next = self.assignment.clone();
+        next.replace(Assignment::new(generation, objects))?;
+        self.store(next)
+    }
+
+    /// Takes a delta: fenced, then on disk, then held.
+    pub fn apply(&mut self, delta: Delta) -> Result<(), LedgerError> {
+        let mut next = self.assignment.clone();
+        next.apply(delta)?;
+        self.store(next)
+    }
+
+    fn store(&mut self, next: Assignment) -> Result<(), LedgerError> {
+        if next == self.assignment {
+            return Ok(());
+        }
+        durable::write(&self.path, &encode(&next)?, 0o600)?;
+        self.assignment = next;
+        Ok(())
+    }
+}
+
+fn encode(assignment: &Assignment) -> Result<Vec<u8>, LedgerError> {
+    let objects: Vec<&Object> = assignment.objects.values().collect();
+    let body = serde_json::to_vec(&(assignment.generation, objects)).map_err(LedgerError::Encode)?;
+    let mut content = format!("{FORMAT} {}\n", checksum(&body)).into_bytes();
+    content.extend(body);
+    Ok(content)
+}
+
+fn decode(content: &[u8]) -> Result<Assignment, String> {
+    let end = content.iter().position(|byte| *byte == b'\n').ok_or("it has no header")?;
+    let (header, body) = content.split_at(end);
+    let body = body.get(1..).unwrap_or_default();
+    let header = std::str::from_utf8(header).map_err(|_| "its header is not text")?;
+    let sum = header.strip_prefix(FORMAT).ok_or("its format is another one")?.trim();
+    if sum != checksum(body) {
+        return Err("its checksum does not fit".into());
+    }
+    let (generation, objects): (Generation, Vec<Object>) =
+        serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    Ok(Assignment::new(generation, objects))
+}
+
+fn checksum(body: &[u8]) -> String {
+    digest(&SHA256, body).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shoal_types::assignment::{Member, ObjectKey};
+    use shoal_types::object::Attachment;
+    use shoal_types::{DualAddr, EndpointId, NetworkId, NodeId};
+
+    fn member(n: u8) -> Object {
+        Object::Member(Member {
+            node: NodeId::from_entropy(n.into()),
+            name: format!("n{n}").parse().expect("a label"),
+            data_addr: [192, 0, 2, n].into(),
+            router: Attachment {
+                endpoint: EndpointId(n.into()),
+                network: NetworkId::from_entropy(1),
+                addr: DualAddr { v4: [10, 0, 0, n].into(), v6: [0xfd, 0, 0, 0, 0, 0, 0, n.into()].into() },
+            },
+        })
+    }
+
+    fn ledger() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("assignment");
+        (dir, path)
+    }
+
+    #[test]
+    fn what_was_stored_is_read_again() {
+        let (_dir, path) = ledger();
+        let mut ledger = Ledger::open(&path).expect("none yet");
+        ledger.replace(Generation(3), vec![member(1), member(2)]).expect("newer");
+        let delta = Delta {
+            from: Generation(3),
+            to: Generation(5),
+            upserts: vec![member(3)],
+            removes: vec![ObjectKey::Member(NodeId::from_entropy(1))],
+        };
+        ledger.apply(delta).expect("follows");
+        let read = Ledger::open(&path).expect("whole");
+        assert_eq!(read.generation(), Generation(5));
+        assert_eq!(read.assignment(), ledger.assignment());
+    }
+
+    #[test]
+    fn a_torn_file_is_refused_and_kept_aside() {
+        let (_dir, path) = ledger();
+        Ledger::empty(&path).replace(Generation(3), vec![member(1)]).expect("stored");
+        let mut content = std::fs::read(&path).expect("there");
+        content.truncate(content.len() - 5);
+        std::fs::write(&path, &content).expect("written");
+        assert!(matches!(Ledger::open(&path), Err(LedgerError::Damaged { .. })));
+        assert_eq!(std::fs::read(path.with_extension("damaged")).expect("kept"), content);
+        assert_eq!(Ledger::open(&path).expect("none now").generation(), Generation(0));
+    }
+
+    #[test]
+    fn a_write_that_never_finished_leaves_the_previous_one() {
+        let (_dir, path) = ledger();
+        Ledger::empty(&path).replace(Generation(3), vec![member(1)]).expect("stored");
+        std::fs::write(path.with_extension("new"), b"half of a").expect("written");
+        assert_eq!(Ledger::open(&path).expect("whole").generation(), Generation(3));
+    }
+
+    #[test]
+    fn what_does_not_follow_is_refused_and_nothing_changes() {
+        let (_dir, path) = ledger();
+        let mut ledger = Ledger::empty(&path);
+        ledger.replace(Generation(7), vec![member(1)]).expect("newer");
+        let before = std::fs::read(&path).expect("there");
+        let older = ledger.replace(Generation(6), vec![member(2)]);
+        assert!(matches!(older, Err(LedgerError::Fence(FenceError::Old { .. }))));
+        let other = ledger.replace(Generation(7), vec![member(2)]);
+        assert!(matches!(other, Err(LedgerError::Fence(FenceError::Conflict(_)))));
+        let gap = Delta { from: Generation(8), to: Generation(9), upserts: vec![], removes: vec![] };
+        assert!(matches!(ledger.apply(gap), Err(LedgerError::Fence(FenceError::Gap { .. }))));
+        ledger.replace(Generation(7), vec![member(1)]).expect("the same again is fine");
+        assert_eq!(std::fs::read(&path).expect("there"), before);
+    }
+}

@@ -1,0 +1,272 @@
+//! One pass: what is wanted, what is there, and the way from one to the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use shoal_plan::object::{Goal, Task};
+use shoal_plan::{Facts, IfName, Key, Object, Objects, Op, Phase, Plan, desired, plan};
+use shoal_types::TaskId;
+use shoal_types::assignment::Assignment;
+
+use super::report::{Applied, chain};
+use super::{Reconciler, Wake};
+use crate::drivers::runtime::{ObservedTask, RuntimeState};
+use crate::facility::Facility;
+use crate::stats::Stats;
+
+/// A change that made another one necessary settles within this many rounds.
+const ROUNDS: usize = 4;
+
+/// What came of carrying out a plan.
+#[derive(Debug, Default)]
+struct Outcome {
+    done: usize,
+    /// Operations that wait for a task to end.
+    deferred: usize,
+    errors: Vec<String>,
+}
+
+/// Which tasks can't be started, or must not lose anything yet.
+#[derive(Debug, Default)]
+struct Obstacles {
+    /// Something of theirs could not be made.
+    unready: BTreeSet<TaskId>,
+    /// Something that new flows need could not be made.
+    broken: bool,
+}
+
+impl<F: Facility> Reconciler<F> {
+    /// Looks at everything and puts right what differs.
+    pub(super) async fn pass(&mut self, why: Wake) {
+        let assignment = Arc::clone(&self.assignment.borrow_and_update());
+        if assignment.cluster().is_none() {
+            return;
+        }
+        let (begin, writes) = (Instant::now(), self.stats.writes.total());
+        if why == Wake::Assignment {
+            self.backoffs.clear();
+        }
+        let mut errors = Vec::new();
+        match self.facility.facts(&assignment, &self.node).await {
+            Ok(facts) => {
+                let outcome = self.rounds(why, &assignment, &facts).await;
+                let settled = outcome.errors.is_empty() && outcome.deferred == 0;
+                self.settled = settled.then(|| (assignment.generation, facts));
+                errors = outcome.errors;
+            }
+            Err(error) => errors.push(chain(&error)),
+        }
+        let took = begin.elapsed();
+        let writes = self.stats.writes.total() - writes;
+        if writes > 0 || !errors.is_empty() {
+            tracing::info!(?why, generation = assignment.generation.0, writes, ?took, ?errors, "pass");
+        }
+        Stats::set(&self.stats.applied, assignment.generation.0);
+        Stats::set(&self.stats.last_pass_us, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        self.stats.set_warnings(errors.clone());
+        self.stats.set_drops(self.facility.drops());
+        self.reports.pass_done(Applied { generation: assignment.generation, errors, took, writes });
+    }
+
+    async fn rounds(&mut self, why: Wake, assignment: &Assignment, facts: &Facts) -> Outcome {
+        let Some(desired) = desired::derive(assignment, facts) else { return Outcome::default() };
+        self.backoffs.retain(|key| desired.contains_key(key));
+        let is_drift = matches!(why, Wake::Kernel | Wake::Sweep)
+            && self.settled.as_ref().is_some_and(|(generation, before)| {
+                *generation == assignment.generation && before == facts
+            });
+        let mut outcome = Outcome::default();
+        for round in 0..ROUNDS {
+            let observed = match self.observe(&desired, assignment, round == 0 && why != Wake::Task).await {
+                Ok(observed) => observed,
+                Err(error) => {
+                    outcome.errors.push(error);
+                    return outcome;
+                }
+            };
+            if !self.started {
+                self.started = true;
+                let adopted = desired.iter().filter(|(key, wanted)| {
+                    observed.get(*key).is_some_and(|found| wanted.is_satisfied_by(found))
+                });
+                Stats::set(&self.stats.adopted, u64::try_from(adopted.count()).unwrap_or(0));
+            }
+            let plan = plan(&desired, &observed);
+            self.verify(&desired, &observed, &plan);
+            if plan.is_empty() {
+                break;
+            }
+            outcome = self.carry_out(&plan, &desired, is_drift && round == 0).await;
+            if outcome.done == 0 || !outcome.errors.is_empty() {
+                break;
+            }
+        }
+        self.tasks.settle(assignment, &self.reports);
+        outcome
+    }
+
+    async fn observe(
+        &mut self,
+        desired: &Objects,
+        assignment: &Assignment,
+        thorough: bool,
+    ) -> Result<Objects, String> {
+        let thorough = thorough || !self.started;
+        let mut observed =
+            self.facility.observe(desired, thorough).await.map_err(|error| chain(&error))?;
+        let tasks = self.runtime.observe().await.map_err(|error| chain(&error))?;
+        let running = tasks.iter().filter(|task| matches!(task.state, RuntimeState::Running { .. })).count();
+        Stats::set(&self.stats.tasks_running, u64::try_from(running).unwrap_or(0));
+        self.tasks.observed(&tasks, assignment, &self.reports);
+        for task in tasks {
+            if let Some(object) = task_object(&task, desired) {
+                observed.insert(object.key(), object);
+            }
+        }
+        Ok(observed)
+    }
+
+    fn verify(&self, desired: &Objects, observed: &Objects, plan: &Plan) {
+        if cfg!(debug_assertions) {
+            for violation in shoal_plan::check::check(desired, observed, plan) {
+                tracing::error!(node = %self.node, %violation, "the plan breaks a rule");
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, plan: &Plan, desired: &Objects, is_drift: bool) -> Outcome {
+        let owners = veth_owners(desired);
+        let (mut outcome, mut obstacles) = (Outcome::default(), Obstacles::default());
+        for (phase, ops) in &plan.phases {
+            // Nothing that new flows may still need goes while its replacement could not be made.
+            let held = obstacles.broken
+                && matches!(phase, Phase::RemoveBalancing | Phase::RemoveForwarding | Phase::RemoveLinks);
+            if held {
+                outcome.deferred += ops.len();
+                continue;
+            }
+            for op in ops {
+                self.step(op, &owners, &mut outcome, &mut obstacles, is_drift).await;
+            }
+        }
+        outcome
+    }
+
+    async fn step(
+        &mut self,
+        op: &Op,
+        owners: &BTreeMap<IfName, TaskId>,
+        outcome: &mut Outcome,
+        obstacles: &mut Obstacles,
+        is_drift: bool,
+    ) {
+        let key = op.key();
+        if let Some(error) = self.backoffs.blocked(&key) {
+            outcome.errors.push(format!("{key:?}: {error}"));
+            obstacles.note(op, owners);
+            return;
+        }
+        let result = match op {
+            Op::Ensure { object: Object::Task(task), .. } => {
+                self.task_step(task, obstacles, outcome);
+                return;
+            }
+            Op::Remove { object: Object::Task(task), .. } => {
+                self.tasks.remove(&task.id);
+                outcome.deferred += 1;
+                return;
+            }
+            Op::Remove { task: Some(task), .. } if self.tasks.holds(task) => {
+                outcome.deferred += 1;
+                return;
+            }
+            Op::Ensure { object, .. } => self.facility.ensure(object).await,
+            Op::Remove { object, .. } => self.facility.remove(object).await,
+        };
+        match result {
+            Ok(()) => {
+                self.backoffs.succeeded(&key);
+                outcome.done += 1;
+                tracing::debug!(?key, "applied");
+                if is_drift {
+                    tracing::warn!(?key, "somebody else changed it; repaired");
+                    self.stats.drift_repaired(op.object().kind());
+                }
+            }
+            Err(error) => {
+                let text = chain(&error);
+                tracing::warn!(?key, error = text, "not applied");
+                outcome.errors.push(format!("{key:?}: {text}"));
+                self.backoffs.failed(key, text);
+                obstacles.note(op, owners);
+            }
+        }
+    }
+
+    fn task_step(&mut self, task: &Task, obstacles: &Obstacles, outcome: &mut Outcome) {
+        match (task.goal, &task.spec) {
+            (Goal::Run, Some(_)) if obstacles.unready.contains(&task.id) => outcome.deferred += 1,
+            (Goal::Run, Some(assigned)) => {
+                let path = self.facility.sandbox_path(&task.id);
+                let node_name =
+                    self.assignment.borrow().cluster().map(|cluster| cluster.node_name.to_string());
+                let spec = super::spec::runtime_spec(
+                    assigned,
+                    path,
+                    &self.node,
+                    node_name.as_deref().unwrap_or_default(),
+                );
+                self.tasks.start(&task.id, spec, &self.reports);
+                outcome.deferred += 1;
+            }
+            _ => {
+                self.tasks.stop(&task.id);
+                outcome.deferred += 1;
+            }
+        }
+    }
+}
+
+impl Obstacles {
+    fn note(&mut self, op: &Op, owners: &BTreeMap<IfName, TaskId>) {
+        if op.phase() < Phase::StartTasks {
+            self.broken = true;
+        }
+        let task = match op.object() {
+            Object::Sandbox(o) => Some(&o.task),
+            Object::Leg(o) => Some(&o.task),
+            Object::Resolver(o) => Some(&o.task),
+            Object::TaskIf(o) => owners.get(&o.host),
+            Object::Local(o) => owners.get(&o.veth),
+            Object::Hook(link, _) => owners.get(link),
+            _ => None,
+        };
+        self.unready.extend(task.cloned());
+    }
+}
+
+fn veth_owners(desired: &Objects) -> BTreeMap<IfName, TaskId> {
+    desired
+        .values()
+        .filter_map(|object| match object {
+            Object::Leg(leg) => Some((leg.host.clone(), leg.task.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+/// A task as the plan sees it. One that is prepared and wanted is not there yet.
+fn task_object(task: &ObservedTask, desired: &Objects) -> Option<Object> {
+    let id: TaskId = task.spec.task.parse().ok()?;
+    let wanted_running = matches!(
+        desired.get(&Key::Task(id.clone())),
+        Some(Object::Task(Task { goal: Goal::Run, .. }))
+    );
+    let goal = match task.state {
+        RuntimeState::Running { .. } => Goal::Run,
+        RuntimeState::Prepared if wanted_running => return None,
+        _ => Goal::Stop,
+    };
+    Some(Object::Task(Task { id, goal, spec: None }))
+}

@@ -1,0 +1,126 @@
+//! What the loop reports: state, not events, so that a session that was away misses nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use shoal_types::object::{TaskState, TaskStatus};
+use shoal_types::{Generation, TaskId, Timestamp};
+use tokio::sync::watch;
+
+/// The outcome of the last pass.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// What is programmed.
+    pub generation: Generation,
+    /// Objects that are not, and why.
+    pub errors: Vec<String>,
+    /// How long it took.
+    pub took: Duration,
+    /// How many writes to the kernel it took.
+    pub writes: u64,
+}
+
+/// Where reports go.
+#[derive(Debug, Clone)]
+pub struct Reports {
+    applied: Arc<watch::Sender<Option<Applied>>>,
+    statuses: Arc<watch::Sender<BTreeMap<TaskId, TaskStatus>>>,
+}
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self {
+            applied: Arc::new(watch::Sender::new(None)),
+            statuses: Arc::new(watch::Sender::new(BTreeMap::new())),
+        }
+    }
+}
+
+impl Reports {
+    /// The outcome of passes.
+    pub fn applied(&self) -> watch::Receiver<Option<Applied>> {
+        self.applied.subscribe()
+    }
+
+    /// The states of this node's tasks.
+    pub fn statuses(&self) -> watch::Receiver<BTreeMap<TaskId, TaskStatus>> {
+        self.statuses.subscribe()
+    }
+
+    /// A pass is done. One that changed nothing and tells nothing new wakes nobody.
+    pub(super) fn pass_done(&self, applied: Applied) {
+        self.applied.send_if_modified(|last| {
+            let news = last.as_ref().is_none_or(|last| {
+                last.generation != applied.generation || last.errors != applied.errors || applied.writes > 0
+            });
+            *last = Some(applied);
+            news
+        });
+    }
+
+    /// The state of a task, if it is ahead of what was said: states only move forward.
+    pub(super) fn task(&self, id: &TaskId, state: TaskState, evidence: Evidence) {
+        self.statuses.send_if_modified(|statuses| {
+            let last = statuses.get(id).map(|status| status.state);
+            if last.is_some_and(|last| last.is_terminal() || state <= last) {
+                return false;
+            }
+            let status = TaskStatus {
+                state,
+                since: now(),
+                message: evidence.message,
+                exit_code: evidence.exit_code,
+                pid: evidence.pid,
+            };
+            tracing::info!(task = %id, state = ?status.state, message = status.message, "task");
+            statuses.insert(id.clone(), status);
+            true
+        });
+    }
+
+    /// Forgets tasks that nobody speaks of any more.
+    pub(super) fn retain(&self, keep: impl Fn(&TaskId) -> bool) {
+        self.statuses.send_if_modified(|statuses| {
+            statuses.retain(|id, _| keep(id));
+            // Nobody waits for what is gone.
+            false
+        });
+    }
+}
+
+/// What goes with a state.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    pub(super) message: String,
+    pub(super) exit_code: Option<i32>,
+    pub(super) pid: Option<u32>,
+}
+
+impl Evidence {
+    /// Words only.
+    pub(super) fn said(message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..Self::default() }
+    }
+}
+
+/// The time of the wall clock.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,75 @@
+//! What the daemon counts about itself, read by the local API and the metrics.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::drivers::link::Writes;
+
+/// Counters and gauges of a running daemon.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Writes to the kernel.
+    pub writes: Writes,
+    /// Generation in the ledger.
+    pub generation: AtomicU64,
+    /// Generation that is programmed.
+    pub applied: AtomicU64,
+    /// Objects found in place when the daemon started.
+    pub adopted: AtomicU64,
+    /// Time the last pass took, in microseconds.
+    pub last_pass_us: AtomicU64,
+    /// Passes that changed something or tried to.
+    pub passes: AtomicU64,
+    /// Since when there is a session, in milliseconds of Unix time; 0 without one.
+    pub session_since_ms: AtomicU64,
+    /// End of the node certificate's life, in milliseconds of Unix time.
+    pub cert_expires_ms: AtomicU64,
+    /// Programs of tasks that run.
+    pub tasks_running: AtomicU64,
+    drift: Mutex<BTreeMap<&'static str, u64>>,
+    drops: Mutex<BTreeMap<&'static str, u64>>,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Stats {
+    /// An object was found changed by somebody else and put right.
+    pub fn drift_repaired(&self, kind: &'static str) {
+        *self.drift.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += 1;
+    }
+
+    /// Drift repairs by kind of object.
+    pub fn drift(&self) -> BTreeMap<&'static str, u64> {
+        self.drift.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Packets the programs dropped, by reason.
+    pub fn drops(&self) -> BTreeMap<&'static str, u64> {
+        self.drops.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over what the programs counted.
+    pub fn set_drops(&self, drops: BTreeMap<&'static str, u64>) {
+        *self.drops.lock().unwrap_or_else(PoisonError::into_inner) = drops;
+    }
+
+    /// What is not as it should be now.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over what is not as it should be.
+    pub fn set_warnings(&self, warnings: Vec<String>) {
+        *self.warnings.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
+    }
+
+    /// Reads a gauge.
+    pub fn get(gauge: &AtomicU64) -> u64 {
+        gauge.load(Ordering::Relaxed)
+    }
+
+    /// Sets a gauge.
+    pub fn set(gauge: &AtomicU64, value: u64) {
+        gauge.store(value, Ordering::Relaxed);
+    }
+}
