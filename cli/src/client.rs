@@ -104,7 +104,7 @@ impl Ctx {
     /// A client of the node daemon.
     pub(crate) async fn node(&self) -> Result<NodeClient<Channel>, Failure> {
         self.out.detail(&format!("connecting to {}", self.socket.display()));
-        let channel = connect(&self.socket).await.map_err(|error| refused(&self.socket, &error))?;
+        let channel = connect(&self.socket).await.map_err(|error| refused(&self.socket, io_kind(&error)))?;
         Ok(NodeClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
     }
 
@@ -147,7 +147,7 @@ impl Ctx {
                     let client = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
                     return Ok(Control { client, socket, deadline: self.deadline, local });
                 }
-                Err(error) if Instant::now() >= give_up => {
+                Err(error) if Instant::now() + RETRY_EVERY >= give_up => {
                     self.out.detail(&format!("{error:?}"));
                     return Err(manager_silent(&socket));
                 }
@@ -172,7 +172,8 @@ impl Control {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) => {
                     let failure = from_status(&status, &self.socket);
-                    if failure.code() != Some(ErrorCode::NoLeader) || Instant::now() >= give_up {
+                    if failure.code() != Some(ErrorCode::NoLeader) || Instant::now() + RETRY_EVERY >= give_up
+                    {
                         return Err(failure);
                     }
                     tokio::time::sleep(RETRY_EVERY).await;
@@ -245,9 +246,9 @@ fn io_kind(error: &tonic::transport::Error) -> Option<io::ErrorKind> {
 }
 
 /// The local socket could not be opened.
-fn refused(socket: &Path, error: &tonic::transport::Error) -> Failure {
+fn refused(socket: &Path, kind: Option<io::ErrorKind>) -> Failure {
     let shown = socket.display();
-    match io_kind(error) {
+    match kind {
         Some(io::ErrorKind::PermissionDenied) => Failure::new(
             ErrorCode::PermissionDenied,
             format!("no permission to open {shown}"),
@@ -337,6 +338,20 @@ mod tests {
         }
         let own = Status::from(ApiError::new(ErrorCode::NameTaken, "taken"));
         assert_eq!(from_status(&own, Path::new("/")).code(), Some(ErrorCode::NameTaken));
+    }
+
+    #[test]
+    fn why_the_local_socket_does_not_open() {
+        for (kind, says, exit) in [
+            (Some(io::ErrorKind::PermissionDenied), "no permission to open /run/s", 7),
+            (Some(io::ErrorKind::NotFound), "there is no such socket", 6),
+            (Some(io::ErrorKind::ConnectionRefused), "nobody listens", 6),
+            (None, "no shoald answers at /run/s", 6),
+        ] {
+            let failure = refused(Path::new("/run/s"), kind);
+            assert!(failure.render(false).contains(says));
+            assert_eq!(failure.exit_code(), exit);
+        }
     }
 
     #[test]

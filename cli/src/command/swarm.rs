@@ -16,7 +16,7 @@ use crate::client::{Ctx, request_id, require_member};
 use crate::failure::Failure;
 use crate::output::confirm;
 use crate::output::listing::{Row, print_list};
-use crate::output::time::{now_ms, rfc3339, short};
+use crate::output::time::{now_ms, rfc3339};
 use crate::view::{Lookup, TOKEN_COLUMNS, local_item, node_role, token_row};
 
 /// Pause between looks at a node that is joining.
@@ -85,7 +85,12 @@ async fn init(ctx: &Ctx, args: InitArgs) -> Result<(), Failure> {
 fn validity(expires_at_ms: u64, uses: Option<u32>) -> String {
     // Half a minute for the way here: a token made for 24 h reads 24 h.
     let left = expires_at_ms.saturating_sub(now_ms()).saturating_add(30_000);
-    let time = short(Duration::from_millis(left));
+    let minutes = left / 60_000;
+    let time = match minutes {
+        0..120 => format!("{minutes} min"),
+        120..2880 => format!("{} h", minutes / 60),
+        _ => format!("{} d", minutes / 1440),
+    };
     match uses {
         Some(1) => format!("valid {time}, 1 use"),
         Some(n) => format!("valid {time}, {n} uses"),

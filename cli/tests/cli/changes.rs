@@ -1,0 +1,131 @@
+//! create, update, scale, rm: what is asked for, what is printed.
+
+use shoal_api::pb;
+use shoal_api::status::ApiError;
+use shoal_types::ErrorCode;
+
+use crate::fake::{Fake, service};
+use crate::run::{Outcome, quiet_success};
+
+fn result(code: i32, stdout: &str, stderr: &str) -> Outcome {
+    Outcome { stdout: stdout.into(), stderr: stderr.into(), code: Some(code) }
+}
+
+#[tokio::test]
+async fn create_asks_for_what_the_flags_say_and_waits() {
+    let fake = Fake::start();
+    let line = "service create --name web --replicas 3 -p 8080:80 --network app -- python3 -m http.server 80";
+    assert_eq!(fake.run(line).await, result(0, "svc1\n", "web  1/1 running\nweb  1/1 running  stable 2 s\n"));
+    let world = fake.world();
+    let spec = world.created[0].spec.clone().unwrap();
+    assert_eq!(spec.mode, Some(pb::service_spec::Mode::Replicas(3)));
+    assert_eq!(spec.task.unwrap().process.unwrap().command, ["python3", "-m", "http.server", "80"]);
+    assert_eq!(spec.networks[0].network, "app");
+    assert_eq!(world.request_ids[0].len(), 32);
+}
+
+#[tokio::test]
+async fn detach_does_not_wait_and_tells_the_port_chosen() {
+    let fake = Fake::start();
+    let line = "service create -d --name web -p 80 true";
+    assert_eq!(fake.run(line).await, result(0, "svc1\n", "port 30000 was chosen for target port 80\n"));
+    assert_eq!(fake.run("service create -d -q --name api -p 80 true").await, quiet_success("svc1\n"));
+    let json = fake.run("service create -d --json -q --name db true").await.stdout;
+    let document: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(document["items"][0], serde_json::json!({ "id": "svc1", "name": "db" }));
+    let world = fake.world();
+    assert_ne!(world.request_ids[0], world.request_ids[1]);
+}
+
+#[tokio::test]
+async fn update_reads_modifies_and_writes_with_the_version() {
+    let fake = Fake::start();
+    fake.world().services = vec![service("svc1", "web", 2)];
+    let out = fake.run("service update -d --env-add A=1 --label-rm x --args 81 web").await;
+    assert_eq!(out, result(0, "web\n", "warning: --label-rm x: there is none\n"));
+    {
+        let world = fake.world();
+        let update = &world.updated[0];
+        assert_eq!(update.expect_version, 7);
+        let process = update.spec.clone().unwrap().task.unwrap().process.unwrap();
+        assert_eq!(
+            (process.env, process.command),
+            (vec!["A=1".to_owned()], vec!["python3".into(), "81".into()])
+        );
+    }
+    fake.run("service update -d --force-version --replicas 4 svc").await;
+    assert_eq!(fake.world().updated[1].expect_version, 0);
+}
+
+#[tokio::test]
+async fn a_conflict_is_exit_code_5() {
+    let fake = Fake::start();
+    fake.world().services = vec![service("svc1", "web", 2)];
+    let error = ApiError::new(ErrorCode::VersionConflict, "service 'web' was changed at 10:12")
+        .with_help("re-run, or --force-version");
+    fake.world().refuse("update_service", error);
+    assert_eq!(
+        fake.run("service update --force web").await,
+        result(
+            5,
+            "",
+            "error[E0211]: service 'web' was changed at 10:12\n  help: re-run, or --force-version\n  \
+             more: shoal explain E0211\n"
+        )
+    );
+}
+
+#[tokio::test]
+async fn a_dry_run_lists_changes_and_makes_none() {
+    let fake = Fake::start();
+    fake.world().services = vec![service("svc1", "web", 2)];
+    assert_eq!(
+        fake.run("service update --dry-run --replicas 5 --publish-add 8080:80 web").await,
+        result(
+            10,
+            "web\n  ~ ports: [] -> [{\"protocol\":\"tcp\",\"published\":8080,\"target\":80}]\n  ~ replicas: 2 -> 5\n",
+            ""
+        )
+    );
+    assert!(fake.world().updated[0].dry_run);
+    assert_eq!(fake.run("service update --dry-run web").await, quiet_success("web: no change\n"));
+    assert_eq!(
+        fake.run("service scale --dry-run web=5").await,
+        result(10, "web\n  ~ replicas: 2 -> 5\n", "")
+    );
+    assert_eq!(fake.run("service scale --dry-run web=2").await, quiet_success("web: no change\n"));
+    assert_eq!(fake.run("service rm --dry-run web").await, result(10, "web\n  - service 'web'\n", ""));
+    assert_eq!(fake.run("service create --dry-run --name api true").await.code, Some(10));
+    let world = fake.world();
+    assert_eq!(world.services, [service("svc1", "web", 2)]);
+}
+
+#[tokio::test]
+async fn scale_and_rm_take_several_and_report_each() {
+    let fake = Fake::start();
+    fake.world().services = vec![service("svc1", "web", 2), service("svc2", "api", 1)];
+    let out = fake.run("service scale -d web=5 nobody=1 api=2").await;
+    assert_eq!((out.stdout.as_str(), out.code), ("web\napi\n", Some(4)));
+    assert!(out.stderr.starts_with("error[E0200]: no service 'nobody'\n"), "{}", out.stderr);
+    assert_eq!(fake.world().services[0].wanted, 5);
+    let out = fake.run("service rm web nobody api").await;
+    assert_eq!((out.stdout.as_str(), out.code), ("web\napi\n", Some(4)));
+    assert!(fake.world().services.is_empty());
+}
+
+#[tokio::test]
+async fn networks() {
+    let fake = Fake::start();
+    let line = "network create --subnet 10.50.0.0/24 --subnet fd00:50::/64 --internal --label team=blue back";
+    assert_eq!(fake.run(line).await, quiet_success("netnew\n"));
+    let spec = fake.world().network_requests[0].spec.clone().unwrap();
+    assert_eq!(spec.subnet4.as_deref(), Some("10.50.0.0/24"));
+    assert_eq!(spec.subnet6.as_deref(), Some("fd00:50::/64"));
+    assert!(spec.internal);
+    assert_eq!(fake.run("network rm back").await, quiet_success("back\n"));
+    let error = ApiError::new(ErrorCode::SubnetOverlap, "10.9.0.0/24 overlaps network 'app'");
+    fake.world().refuse("create_network", error);
+    let out = fake.run("network create --subnet 10.9.0.0/24 two").await;
+    assert_eq!((out.stdout.as_str(), out.code), ("", Some(5)));
+    assert!(out.stderr.starts_with("error[E0215]: 10.9.0.0/24 overlaps network 'app'\n"));
+}
