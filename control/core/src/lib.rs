@@ -33,3 +33,6 @@ pub use hash::digest;
 pub use leader::LeaderView;
 pub use rejection::{Kind, Rejection};
 pub use state::State;
+
+#[cfg(test)]
+mod tests;

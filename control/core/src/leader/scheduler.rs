@@ -1,6 +1,6 @@
 //! Gives waiting tasks a node: filters, then the node with the fewest tasks of the service, then the fewest at all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use shoal_types::id::{NetworkId, NodeId, ServiceId};
 use shoal_types::object::{Availability, DesiredState, Node, NodeRole, NodeState, Slot, Task, TaskState};
@@ -203,7 +203,6 @@ struct Refusals {
     nodes: usize,
     /// By what is shown, in order, with the most that was free among the nodes counted.
     counts: BTreeMap<(u8, String), Count>,
-    seen: BTreeSet<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -226,12 +225,12 @@ impl Refusals {
             Refusal::NoSession => (8, "not connected yet".to_owned(), None),
         };
         self.nodes += 1;
-        self.seen.insert(order);
         let count = self.counts.entry((order, text)).or_default();
         count.nodes += 1;
-        if let Some(free) = free
-            && count.most_free.as_ref().is_none_or(|(most, _)| free > *most)
-        {
+        let Some(free) = free else { return };
+        let better =
+            |(most, name): &(u64, String)| free > *most || (free == *most && node.name.as_str() < name);
+        if count.most_free.as_ref().is_none_or(better) {
             count.most_free = Some((free, node.name.to_string()));
         }
     }

@@ -1,0 +1,110 @@
+//! Invariants of every state that the log can lead to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_types::object::{Attachment, DesiredState, NodeState, TaskState};
+
+use crate::index::Index;
+use crate::leader::LeaderView;
+use crate::{Command, State};
+
+/// Panics when the state is not one that may ever be.
+pub(crate) fn check(state: &State) {
+    assert_eq!(state.index, Index::of(state), "the lookups are those of the objects");
+    check_addresses(state);
+    check_networks(state);
+    check_ports(state);
+    check_tasks(state);
+}
+
+fn attachments(state: &State) -> impl Iterator<Item = &Attachment> {
+    let tasks = state.tasks.values().flat_map(|t| &t.attachments);
+    let vips = state.services.values().flat_map(|s| &s.vips);
+    let routers = state.nodes.values().map(|n| &n.router);
+    let stranded = state.stranded.values().flat_map(|s| &s.attachments);
+    tasks.chain(vips).chain(routers).chain(stranded)
+}
+
+/// Invariant 5: nothing is owned twice; and nothing leaks.
+fn check_addresses(state: &State) {
+    let mut endpoints = BTreeSet::new();
+    let mut addresses = BTreeSet::new();
+    let mut used: BTreeMap<_, u64> = BTreeMap::new();
+    for at in attachments(state) {
+        assert!(endpoints.insert(at.endpoint), "endpoint {:?} twice", at.endpoint);
+        assert!(at.endpoint.0 <= state.counters.endpoint, "{:?} was given out", at.endpoint);
+        let network = state.networks.get(&at.network).expect("an attachment is in a network");
+        for addr in at.addr.iter() {
+            assert!(addresses.insert(addr), "address {addr} twice");
+            assert!(network.subnets.contains(addr), "{addr} lies in its network");
+        }
+        let (v4, host) = (network.subnets.v4, at.addr.v4);
+        assert!(
+            host != v4.network() && host != v4.broadcast() && host.to_bits() != v4.network().to_bits() + 1
+        );
+        *used.entry(at.network.clone()).or_default() += 1;
+    }
+    for network in state.networks.keys() {
+        let (total, taken) = state.ipam.capacity(network).expect("every network has a pool");
+        assert_eq!(taken, used.get(network).copied().unwrap_or(0), "no address leaks");
+        assert!(taken <= total);
+    }
+}
+
+fn check_networks(state: &State) {
+    let networks: Vec<_> = state.networks.values().collect();
+    for (n, a) in networks.iter().enumerate() {
+        for b in &networks[n + 1..] {
+            assert_ne!(a.vni, b.vni);
+            assert_ne!(a.spec.name, b.spec.name);
+            assert!(!a.subnets.overlaps(&b.subnets), "{:?} and {:?}", a.subnets, b.subnets);
+        }
+        for node in state.nodes.values() {
+            assert!(!a.subnets.contains(node.data_addr), "a host's address in an overlay");
+        }
+    }
+}
+
+fn check_ports(state: &State) {
+    let mut seen = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    let mut numbers = BTreeSet::new();
+    for service in state.services.values() {
+        assert!(names.insert(&service.spec.name));
+        assert!(numbers.insert(service.index));
+        assert_eq!(service.ports.len(), service.spec.ports.len());
+        for port in &service.ports {
+            assert!(seen.insert((port.protocol, port.published)), "port {port} twice");
+            assert_eq!(state.ports.owner(port.protocol, port.published), Some(&service.id));
+        }
+    }
+}
+
+fn check_tasks(state: &State) {
+    for task in state.tasks.values() {
+        assert!(state.services.contains_key(&task.service), "a task has a service");
+        match task.status.state {
+            TaskState::Pending => assert!(task.node.is_none() && task.attachments.is_empty()),
+            s if s.is_terminal() => assert!(task.attachments.is_empty(), "an ended task holds nothing"),
+            _ => assert!(task.node.as_ref().is_some_and(|n| state.nodes.contains_key(n)), "it is somewhere"),
+        }
+    }
+    for id in state.tracks.keys() {
+        assert!(state.tasks.contains_key(id), "nothing is remembered of forgotten tasks");
+    }
+}
+
+/// Invariant 6: a task with flows is stopped only after every ready node has programmed that it takes no more.
+pub(crate) fn barrier_holds(state: &State, view: &LeaderView, command: &Command) {
+    let (Command::SetDesired { id, desired }, Some(floor)) = (command, Some(view.floor(state))) else {
+        return;
+    };
+    let Some(task) = state.tasks.get(id) else { return };
+    let reachable =
+        task.node.as_ref().and_then(|n| state.nodes.get(n)).is_some_and(|n| n.state != NodeState::Down);
+    let has_flows = task.status.state == TaskState::Running && !task.attachments.is_empty() && reachable;
+    if *desired >= DesiredState::Shutdown && has_flows && task.desired < DesiredState::Shutdown {
+        assert_eq!(task.desired, DesiredState::Draining, "straight to the stop: {task:?}");
+        assert!(floor >= task.desired_index, "a ready node may still send flows to {task:?}");
+    }
+}
