@@ -10,6 +10,7 @@ pub mod error;
 pub mod id;
 pub mod net;
 pub mod object;
+pub mod pki;
 pub mod spec;
 pub mod token;
 

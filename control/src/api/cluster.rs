@@ -1,0 +1,57 @@
+//! The cluster as a whole.
+
+use shoal_api::pb;
+use shoal_api::status::ApiError;
+use shoal_core::view;
+use shoal_types::ErrorCode;
+use shoal_types::object::{NodeRole, NodeState};
+use shoal_types::token::digest_text;
+use tonic::Status;
+
+use super::info::count;
+use crate::manager::Manager;
+
+pub(super) async fn get(manager: &Manager) -> Result<pb::ClusterInfo, Status> {
+    let seen = manager.read().await?;
+    let state = &seen.state;
+    let cluster = state
+        .cluster()
+        .ok_or_else(|| Status::from(ApiError::new(ErrorCode::NotMember, "there is no cluster here yet")))?;
+    let leadership = manager.consensus.leadership().borrow().clone();
+    let position = *manager.consensus.position().borrow();
+    let leader_view = manager.leader_view();
+    let nodes = || state.nodes().values();
+    let ready = |n: &&shoal_types::object::Node| n.state == NodeState::Ready;
+    let managers = || nodes().filter(|n| n.role == NodeRole::Manager);
+    let mut converged = 0;
+    let (mut running, mut wanted) = (0, 0);
+    for id in state.services().keys() {
+        let service = view::convergence(state, id, Some(&leader_view)).unwrap_or_default();
+        converged += u32::from(service.converged);
+        running += service.running;
+        wanted += service.wanted;
+    }
+    Ok(pb::ClusterInfo {
+        id: cluster.id.to_string(),
+        name: cluster.name.to_string(),
+        created_at_ms: cluster.created_at.0,
+        data_port: cluster.data_port.into(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        leader: leadership.leader.as_ref().and_then(|id| Some(state.nodes().get(id)?.name.to_string())),
+        term: leadership.term,
+        commit_index: position.last,
+        applied_index: seen.index,
+        nodes_ready: count(nodes().filter(ready).count()),
+        nodes_total: count(nodes().count()),
+        managers_ready: count(managers().filter(ready).count()),
+        managers_total: count(managers().count()),
+        services: count(state.services().len()),
+        services_converged: converged,
+        tasks_running: running,
+        tasks_wanted: wanted,
+        networks: count(state.networks().len()),
+        ca_digest: digest_text(manager.authority()?.digest()),
+        nodes_programmed: count(nodes().filter(|n| manager.sessions.is_programmed(&n.id)).count()),
+        state_hash: format!("{:032x}", state.hash()),
+    })
+}

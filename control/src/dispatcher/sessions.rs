@@ -1,0 +1,285 @@
+//! Which nodes have a session here, when they were last heard, and what each has programmed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use shoal_api::pb;
+use shoal_core::LeaderView;
+use shoal_types::{NodeId, Timestamp};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+/// Messages to one node.
+pub type Outbound = mpsc::Sender<Result<pb::ManagerMessage, Status>>;
+
+/// How long objects that a node could not program hold back what waits for it. An agent repairs within seconds; what
+/// it can't repair must not block every update of the cluster.
+const ERROR_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a node was sent and what it said of it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    /// State index up to which its assignment was looked at.
+    evaluated: u64,
+    /// Generation of the last assignment sent.
+    sent: u64,
+    /// Generation it last reported.
+    reported: u64,
+    /// Generation it last reported without errors.
+    clean: u64,
+    /// Since when its reports have errors.
+    failing_since: Option<Instant>,
+}
+
+impl Progress {
+    /// The state index this node has programmed: when nothing is outstanding, all that was looked at.
+    fn effective(&self, now: Instant) -> u64 {
+        let patient = self.failing_since.is_some_and(|since| now.duration_since(since) < ERROR_PATIENCE);
+        let counted = if patient { self.clean } else { self.reported };
+        if counted >= self.sent && self.sent > 0 { self.evaluated } else { counted }
+    }
+}
+
+struct Live {
+    number: u64,
+    outbound: Outbound,
+    replaced: CancellationToken,
+    progress: Progress,
+}
+
+#[derive(Default)]
+struct Registry {
+    next: u64,
+    live: BTreeMap<NodeId, Live>,
+    contacts: BTreeMap<NodeId, Timestamp>,
+}
+
+/// See the module.
+pub struct Sessions {
+    registry: Mutex<Registry>,
+    /// Monotonic clock of contacts: a jump of the wall clock must not kill nodes.
+    started: Instant,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { registry: Mutex::default(), started: Instant::now(), changed: watch::Sender::new(0) }
+    }
+}
+
+/// A session's place; only the latest of a node counts.
+pub struct Seat {
+    sessions: Arc<Sessions>,
+    node: NodeId,
+    number: u64,
+    /// Cancelled when another session of the node has begun, or the node was removed.
+    pub replaced: CancellationToken,
+}
+
+impl Sessions {
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Changes whenever a session comes, goes or reports.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Milliseconds on the clock of contacts.
+    pub fn monotonic(&self) -> Timestamp {
+        Timestamp(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Begins a session; an older one of the same node is cut.
+    pub fn open(self: &Arc<Self>, node: &NodeId, outbound: Outbound) -> Seat {
+        let replaced = CancellationToken::new();
+        let mut registry = self.lock();
+        registry.next += 1;
+        let number = registry.next;
+        let live = Live { number, outbound, replaced: replaced.clone(), progress: Progress::default() };
+        if let Some(older) = registry.live.insert(node.clone(), live) {
+            older.replaced.cancel();
+        }
+        drop(registry);
+        self.wake();
+        Seat { sessions: Arc::clone(self), node: node.clone(), number, replaced }
+    }
+
+    /// Notes that the node was heard.
+    pub fn contact(&self, node: &NodeId) {
+        let now = self.monotonic();
+        self.lock().contacts.insert(node.clone(), now);
+    }
+
+    /// When the node was last heard, on the clock of contacts.
+    pub fn last_contact(&self, node: &NodeId) -> Option<Timestamp> {
+        self.lock().contacts.get(node).copied()
+    }
+
+    /// Forgets what another term heard.
+    pub fn forget_contacts(&self) {
+        self.lock().contacts.clear();
+    }
+
+    /// Forgets nodes that are gone and cuts their sessions.
+    pub fn retain(&self, member: impl Fn(&NodeId) -> bool) {
+        let mut registry = self.lock();
+        registry.contacts.retain(|node, _| member(node));
+        let gone: Vec<NodeId> = registry.live.keys().filter(|node| !member(node)).cloned().collect();
+        for node in gone {
+            if let Some(live) = registry.live.get(&node) {
+                live.replaced.cancel();
+            }
+        }
+    }
+
+    /// What the nodes with a session have programmed.
+    pub fn leader_view(&self) -> LeaderView {
+        let now = Instant::now();
+        let registry = self.lock();
+        let applied = registry.live.iter().map(|(node, live)| (node.clone(), live.progress.effective(now)));
+        LeaderView { applied: applied.collect() }
+    }
+
+    /// The generation a node last reported; 0 without a session.
+    pub fn reported(&self, node: &NodeId) -> u64 {
+        self.lock().live.get(node).map_or(0, |live| live.progress.reported)
+    }
+
+    /// Whether everything that was sent to the node is programmed, without errors.
+    pub fn is_programmed(&self, node: &NodeId) -> bool {
+        self.lock()
+            .live
+            .get(node)
+            .is_some_and(|live| live.progress.sent > 0 && live.progress.clean >= live.progress.sent)
+    }
+
+    /// The way to a node, when it has a session.
+    pub fn outbound(&self, node: &NodeId) -> Option<Outbound> {
+        self.lock().live.get(node).map(|live| live.outbound.clone())
+    }
+}
+
+impl Seat {
+    fn update(&self, change: impl FnOnce(&mut Progress)) {
+        let mut registry = self.sessions.lock();
+        if let Some(live) = registry.live.get_mut(&self.node)
+            && live.number == self.number
+        {
+            change(&mut live.progress);
+        }
+        drop(registry);
+        self.sessions.wake();
+    }
+
+    /// The assignment was looked at up to this state index, and found the same.
+    pub fn evaluated(&self, index: u64) {
+        self.update(|progress| progress.evaluated = index);
+    }
+
+    /// An assignment of this generation, which is a state index, is on its way.
+    pub fn sent(&self, generation: u64) {
+        self.update(|progress| {
+            progress.sent = generation;
+            progress.evaluated = generation;
+        });
+    }
+
+    /// The node reported this generation.
+    pub fn reported(&self, generation: u64, clean: bool) {
+        self.update(|progress| {
+            // What it says of another time than this session's counts for nothing.
+            let generation = generation.min(progress.sent);
+            progress.reported = progress.reported.max(generation);
+            if clean {
+                progress.clean = progress.clean.max(generation);
+                progress.failing_since = None;
+            } else {
+                progress.failing_since.get_or_insert_with(Instant::now);
+            }
+        });
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut registry = self.sessions.lock();
+        if registry.live.get(&self.node).is_some_and(|live| live.number == self.number) {
+            registry.live.remove(&self.node);
+        }
+        drop(registry);
+        self.sessions.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(n: u128) -> NodeId {
+        NodeId::from_entropy(n)
+    }
+
+    fn applied(sessions: &Sessions, n: u128) -> Option<u64> {
+        sessions.leader_view().applied.get(&node(n)).copied()
+    }
+
+    #[test]
+    fn a_node_with_nothing_outstanding_has_programmed_all_that_was_looked_at() {
+        let sessions = Arc::new(Sessions::default());
+        let (outbound, _inbound) = mpsc::channel(1);
+        let seat = sessions.open(&node(1), outbound);
+        assert_eq!(applied(&sessions, 1), Some(0), "nothing was sent yet");
+        seat.sent(10);
+        assert_eq!(applied(&sessions, 1), Some(0));
+        seat.reported(10, true);
+        assert_eq!(applied(&sessions, 1), Some(10));
+        seat.evaluated(15);
+        assert_eq!(applied(&sessions, 1), Some(15));
+        seat.sent(16);
+        assert_eq!(applied(&sessions, 1), Some(10), "16 is outstanding");
+        assert!(!sessions.is_programmed(&node(1)));
+        seat.reported(16, false);
+        assert_eq!(applied(&sessions, 1), Some(10), "held back while it fails");
+        seat.reported(16, true);
+        assert_eq!(applied(&sessions, 1), Some(16));
+        assert!(sessions.is_programmed(&node(1)));
+        drop(seat);
+        assert_eq!(applied(&sessions, 1), None);
+    }
+
+    #[test]
+    fn a_report_of_an_earlier_life_counts_for_nothing() {
+        let sessions = Arc::new(Sessions::default());
+        let (outbound, _inbound) = mpsc::channel(1);
+        let seat = sessions.open(&node(1), outbound);
+        seat.reported(99, true);
+        assert_eq!(applied(&sessions, 1), Some(0));
+        seat.sent(10);
+        assert_eq!(applied(&sessions, 1), Some(0));
+    }
+
+    #[test]
+    fn the_latest_session_counts_and_the_older_is_cut() {
+        let sessions = Arc::new(Sessions::default());
+        let (outbound, _inbound) = mpsc::channel(1);
+        let first = sessions.open(&node(1), outbound.clone());
+        first.sent(5);
+        let second = sessions.open(&node(1), outbound);
+        assert!(first.replaced.is_cancelled() && !second.replaced.is_cancelled());
+        first.reported(5, true);
+        assert_eq!(applied(&sessions, 1), Some(0), "the older one no longer counts");
+        drop(first);
+        assert_eq!(applied(&sessions, 1), Some(0), "and does not take the newer away");
+        sessions.retain(|_| false);
+        assert!(second.replaced.is_cancelled());
+    }
+}

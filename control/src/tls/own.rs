@@ -1,0 +1,192 @@
+//! This manager's own certificate: kept in files of its own, renewed by itself, swapped while connections are open.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use shoal_types::pki::CertRole;
+use shoal_types::{NodeId, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use super::{SwapCert, TlsError};
+use crate::ca::identity::Identity;
+use crate::ca::{CaError, RequestedKey, SharedAuthority};
+use crate::clock;
+use crate::seal::{self, SealError, write_private};
+
+const KEY: &str = "manager.key";
+const CERT: &str = "manager.der";
+const CA: &str = "ca.der";
+/// Renewal that failed is tried again after this.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnCertError {
+    /// Its files.
+    #[error("cannot use {path}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A new key.
+    #[error("cannot make a key")]
+    Key(#[from] rcgen::Error),
+    /// The CA.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Randomness.
+    #[error(transparent)]
+    Random(#[from] SealError),
+}
+
+/// A certificate with its key and the CA it hangs on.
+struct Pair {
+    key: Vec<u8>,
+    cert: CertificateDer<'static>,
+    ca: CertificateDer<'static>,
+    identity: Identity,
+}
+
+impl Pair {
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.cert.clone(), self.ca.clone()]
+    }
+
+    fn key(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.key.clone()).into()
+    }
+}
+
+/// The certificate and where it lives.
+pub struct OwnCert {
+    dir: PathBuf,
+    pair: Pair,
+    swap: Arc<SwapCert>,
+}
+
+impl OwnCert {
+    /// Takes the certificate in `dir`, when there is one of this node that is still good. No CA key is needed for
+    /// that: a manager that starts again talks to its peers before it has the state.
+    pub fn load(dir: &Path, node: &NodeId) -> Result<Option<Self>, OwnCertError> {
+        match load(dir, node) {
+            Some(pair) => Self::of(dir, pair).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Issues a new one.
+    pub fn issue(dir: &Path, authority: &SharedAuthority, node: &NodeId) -> Result<Self, OwnCertError> {
+        let at = |source| OwnCertError::File { path: dir.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at)?;
+        Self::of(dir, issue(dir, authority, node)?)
+    }
+
+    fn of(dir: &Path, pair: Pair) -> Result<Self, OwnCertError> {
+        let swap = SwapCert::new(pair.chain(), pair.key())?;
+        Ok(Self { dir: dir.to_owned(), pair, swap })
+    }
+
+    /// For the TLS configurations.
+    pub fn swap(&self) -> Arc<SwapCert> {
+        Arc::clone(&self.swap)
+    }
+
+    /// The CA it hangs on.
+    pub fn ca(&self) -> &CertificateDer<'static> {
+        &self.pair.ca
+    }
+
+    /// Renews until stopped.
+    pub async fn keep_fresh(mut self, authority: SharedAuthority, stop: CancellationToken) {
+        loop {
+            let share = seal::random::<1>().map_or(128, |[byte]| byte);
+            let Identity { not_before, not_after, .. } = self.pair.identity;
+            let wait =
+                Duration::from_millis(renewal_time(not_before, not_after, share).since_ms(clock::now()));
+            // Cancel safe: both only wait.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            if let Err(error) = self.renew(&authority) {
+                tracing::error!(%error, "cannot renew this manager's certificate; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    fn renew(&mut self, authority: &SharedAuthority) -> Result<(), OwnCertError> {
+        let node = self.pair.identity.node.clone();
+        self.pair = issue(&self.dir, authority, &node)?;
+        self.swap.replace(self.pair.chain(), self.pair.key())?;
+        tracing::info!(
+            not_after_ms = self.pair.identity.not_after.0,
+            "this manager's certificate was renewed"
+        );
+        Ok(())
+    }
+}
+
+/// Between 50 and 80 % of the certificate's life, by `share` of 255.
+pub fn renewal_time(not_before: Timestamp, not_after: Timestamp, share: u8) -> Timestamp {
+    let life = not_after.since_ms(not_before);
+    Timestamp(not_before.0 + life / 2 + life * 3 / 10 * u64::from(share) / 255)
+}
+
+fn load(dir: &Path, node: &NodeId) -> Option<Pair> {
+    let read = |name| fs::read(dir.join(name)).ok();
+    let key = read(KEY)?;
+    let (cert, ca) = (CertificateDer::from(read(CERT)?), CertificateDer::from(read(CA)?));
+    let identity = Identity::from_der(&cert).ok()?;
+    let pair = KeyPair::try_from(key.as_slice()).ok()?;
+    let fits = {
+        let (_, parsed) = x509_parser::parse_x509_certificate(&cert).ok()?;
+        let (_, issuer) = x509_parser::parse_x509_certificate(&ca).ok()?;
+        identity.node == *node
+            && identity.role == CertRole::Manager
+            && parsed.verify_signature(Some(issuer.public_key())).is_ok()
+            && parsed.public_key().subject_public_key.data.as_ref() == pair.public_key_raw()
+            && identity.not_after > clock::now()
+    };
+    fits.then_some(Pair { key, cert, ca, identity })
+}
+
+fn issue(dir: &Path, authority: &SharedAuthority, node: &NodeId) -> Result<Pair, OwnCertError> {
+    let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let cert = authority.issue(&RequestedKey::of(&pair)?, node, CertRole::Manager, clock::now())?;
+    let identity = Identity::from_der(&cert).map_err(|_| CaError::Certificate)?;
+    let key = pair.serialize_der();
+    let at = |source| OwnCertError::File { path: dir.to_owned(), source };
+    // A crash in between leaves parts that do not fit together, which the next start replaces.
+    write_private(&dir.join(CA), authority.cert()).map_err(at)?;
+    write_private(&dir.join(KEY), &key).map_err(at)?;
+    write_private(&dir.join(CERT), &cert).map_err(at)?;
+    Ok(Pair { key, cert, ca: authority.cert().clone(), identity })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_is_between_half_and_four_fifths_of_the_life() {
+        let (start, end) = (Timestamp(1_000_000), Timestamp(2_000_000));
+        assert_eq!(renewal_time(start, end, 0), Timestamp(1_500_000));
+        assert_eq!(renewal_time(start, end, 255), Timestamp(1_800_000));
+        for share in 0..=255 {
+            assert!((1_500_000..=1_800_000).contains(&renewal_time(start, end, share).0));
+        }
+    }
+}
