@@ -3,6 +3,7 @@
 mod chain;
 mod measure;
 mod mesh;
+mod nodes;
 mod path;
 mod report;
 

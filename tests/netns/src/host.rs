@@ -78,14 +78,7 @@ impl Host {
 
     /// Runs `work` on a throw-away thread inside the host: sockets it opens belong to the host for life.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-        let path = self.netns_path();
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(move || {
-                setns(File::open(&path)?, CloneFlags::CLONE_NEWNET)?;
-                work()
-            });
-            inside.join().map_err(|_| anyhow::anyhow!("work inside a host panicked"))?
-        })
+        enter(&self.netns_path(), work)
     }
 
     /// Writes one sysctl of the namespace, named by its path below `/proc/sys/net`.
@@ -116,6 +109,19 @@ impl Drop for Host {
         drop(Run::line(&format!("ip netns del {}", self.unique)).stdout());
         drop(std::fs::remove_dir_all(&self.scratch));
     }
+}
+
+/// Runs `work` on a throw-away thread inside the network namespace at a path.
+pub fn enter<T: Send>(netns: &Path, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            let namespace =
+                File::open(netns).with_context(|| format!("no namespace at {}", netns.display()))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            work()
+        });
+        inside.join().map_err(|_| anyhow::anyhow!("work inside a namespace panicked"))?
+    })
 }
 
 /// What every name made by this process starts with.

@@ -24,6 +24,11 @@ impl Place {
         Self { number, v4: Ipv4Addr::new(10, 77, 0, number), v6 }
     }
 
+    /// A place on no LAN of ours: hosts cabled otherwise.
+    pub fn at(v4: Ipv4Addr, v6: Ipv6Addr) -> Self {
+        Self { number: 0, v4, v6 }
+    }
+
     /// Both addresses.
     pub fn addresses(&self) -> [IpAddr; 2] {
         [self.v4.into(), self.v6.into()]

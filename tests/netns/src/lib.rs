@@ -19,7 +19,7 @@ mod view;
 mod wait;
 
 pub use command::{Process, Run, kill_hard};
-pub use host::{Host, prefix};
+pub use host::{Host, enter, prefix};
 pub use lan::{DEVICE, Lan, Place};
 pub use node::{Node, Programs};
 pub use residue::{Residue, sweep_stale};

@@ -42,8 +42,8 @@ const VNI: u32 = 77;
 
 /// Addresses of A, by which the client reaches what A offers.
 pub(crate) const A_FRONT: &str = "10.78.0.1";
-const A_BACK: &str = "10.78.1.1";
-const B_BACK: &str = "10.78.1.2";
+pub(crate) const A_BACK: &str = "10.78.1.1";
+pub(crate) const B_BACK: &str = "10.78.1.2";
 const B_DIRECT: &str = "10.78.2.2";
 
 /// One side of the overlay: the namespace of a task on a node, and how it is addressed.
@@ -53,7 +53,25 @@ pub(crate) struct Task {
     host: Host,
 }
 
-/// The hosts, cabled, with the overlay up and servers listening everywhere.
+/// The hosts and the cables: what a node of shoal starts from.
+pub(crate) struct Hosts {
+    pub(crate) client: Host,
+    pub(crate) a: Host,
+    pub(crate) b: Host,
+}
+
+impl Hosts {
+    pub(crate) fn cabled() -> anyhow::Result<Self> {
+        let this = Self { client: Host::new("client")?, a: Host::new("a")?, b: Host::new("b")? };
+        link(&this.client, "eth0", "10.78.0.9/24", &this.a, "eth0", &format!("{A_FRONT}/24"))?;
+        link(&this.a, "eth1", &format!("{A_BACK}/24"), &this.b, "eth0", &format!("{B_BACK}/24"))?;
+        link(&this.client, "eth1", "10.78.2.9/24", &this.b, "eth1", &format!("{B_DIRECT}/24"))?;
+        ensure_no_packet_steering(&this.a)?;
+        Ok(this)
+    }
+}
+
+/// The hosts with the kernel's own overlay up and servers listening everywhere.
 pub(crate) struct Chain {
     pub(crate) client: Host,
     pub(crate) a: Host,
@@ -78,28 +96,11 @@ impl Chain {
     pub(crate) fn new(load: &Path, cpu: Option<usize>) -> anyhow::Result<Self> {
         let remote = Task { address: "10.79.0.12", mac: "02:00:00:78:00:12", host: Host::new("tb")? };
         let local = Task { address: "10.79.0.11", mac: "02:00:00:78:00:11", host: Host::new("ta")? };
-        let mut chain = Self {
-            client: Host::new("client")?,
-            a: Host::new("a")?,
-            b: Host::new("b")?,
-            remote,
-            local,
-            cpu,
-            load: load.to_owned(),
-            servers: Vec::new(),
-        };
-        chain.cable()?;
+        let Hosts { client, a, b } = Hosts::cabled()?;
+        let mut chain = Self { client, a, b, remote, local, cpu, load: load.to_owned(), servers: Vec::new() };
         chain.overlay()?;
         chain.start_servers()?;
         Ok(chain)
-    }
-
-    /// Only the hosts and the cables: what a node of shoal starts from.
-    fn cable(&self) -> anyhow::Result<()> {
-        link(&self.client, "eth0", "10.78.0.9/24", &self.a, "eth0", &format!("{A_FRONT}/24"))?;
-        link(&self.a, "eth1", &format!("{A_BACK}/24"), &self.b, "eth0", &format!("{B_BACK}/24"))?;
-        link(&self.client, "eth1", "10.78.2.9/24", &self.b, "eth1", &format!("{B_DIRECT}/24"))?;
-        ensure_no_packet_steering(&self.a)
     }
 
     fn overlay(&self) -> anyhow::Result<()> {
@@ -154,34 +155,15 @@ impl Chain {
         Ok(())
     }
 
-    /// The process that must answer at the end of a path.
-    pub(crate) fn server_pid(&self, case: Case, bare: bool) -> u32 {
+    /// What the server meant says of itself, at the end of a path.
+    pub(crate) fn server_mark(&self, case: Case, bare: bool) -> String {
         let index = match (bare, case) {
             (true, Case::Local) => 0,
             (true, Case::Remote) => 1,
             (false, Case::Local) => 2,
             (false, Case::Remote) => 3,
         };
-        self.servers[index].load.pid()
-    }
-
-    /// Waits until all servers behind an address answer the client, and the expected process is the one that does.
-    pub(crate) fn wait_until_served(&self, address: &str, ports: Ports, pid: u32) -> anyhow::Result<()> {
-        for port in ports.all() {
-            let target = format!("{address}:{port}").parse()?;
-            wait_for(&format!("{target} to answer"), Duration::from_secs(10), || {
-                let probe = || Ok(TcpStream::connect_timeout(&target, Duration::from_secs(1))?);
-                self.client.enter(probe).map(drop).map_err(|error| format!("{error:#}"))
-            })?;
-        }
-        let target = SocketAddr::new(address.parse()?, ports.whoami);
-        let line = self.client.enter(|| {
-            let mut line = String::new();
-            TcpStream::connect_timeout(&target, Duration::from_secs(1))?.read_to_string(&mut line)?;
-            Ok(line)
-        })?;
-        ensure!(line.contains(&format!(" pid={pid} ")), "not the server meant (process {pid}), but: {line}");
-        Ok(())
+        format!(" pid={} ", self.servers[index].load.pid())
     }
 
     /// Where the bare path ends: a process of the node that has the task, one cable away.
@@ -191,6 +173,30 @@ impl Chain {
             Case::Local => A_FRONT,
         }
     }
+}
+
+/// Waits until all servers behind an address answer the client, and the one meant is among them.
+pub(crate) fn wait_until_served(
+    client: &Host,
+    address: &str,
+    ports: Ports,
+    mark: &str,
+) -> anyhow::Result<()> {
+    for port in ports.all() {
+        let target = format!("{address}:{port}").parse()?;
+        wait_for(&format!("{target} to answer"), Duration::from_secs(10), || {
+            let probe = || Ok(TcpStream::connect_timeout(&target, Duration::from_secs(1))?);
+            client.enter(probe).map(drop).map_err(|error| format!("{error:#}"))
+        })?;
+    }
+    let target = SocketAddr::new(address.parse()?, ports.whoami);
+    let line = client.enter(|| {
+        let mut line = String::new();
+        TcpStream::connect_timeout(&target, Duration::from_secs(1))?.read_to_string(&mut line)?;
+        Ok(line)
+    })?;
+    ensure!(line.contains(mark), "not the server meant ({mark}), but: {line}");
+    Ok(())
 }
 
 /// `shoal-load` as all servers a measurement needs.

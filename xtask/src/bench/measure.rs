@@ -1,9 +1,10 @@
 //! One measurement of one path.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use super::chain::Chain;
 use super::path::Open;
 
 /// What is measured.
@@ -64,14 +65,20 @@ impl Metric {
     }
 }
 
+/// What makes the load, and where it runs.
+pub(crate) struct Loader {
+    pub(crate) program: PathBuf,
+    pub(crate) cpu: Option<usize>,
+}
+
 /// Measures everything on one path; one value per metric.
-pub(crate) fn measure(chain: &Chain, path: &Open<'_>, secs: f64) -> anyhow::Result<Vec<(Metric, f64)>> {
+pub(crate) fn measure(load: &Loader, path: &Open<'_>, secs: f64) -> anyhow::Result<Vec<(Metric, f64)>> {
     let connect =
-        |workers: &str| load(chain, path, &["connect", "--workers", workers], path.ports.conn, secs);
-    let requests = load(chain, path, &["rr"], path.ports.echo, secs)?;
+        |workers: &str| generate(load, path, &["connect", "--workers", workers], path.ports.conn, secs);
+    let requests = generate(load, path, &["rr"], path.ports.echo, secs)?;
     Ok(vec![
-        (Metric::Tcp1Gbps, throughput(chain, path, 1, secs)?),
-        (Metric::Tcp4Gbps, throughput(chain, path, 4, secs)?),
+        (Metric::Tcp1Gbps, throughput(load, path, 1, secs)?),
+        (Metric::Tcp4Gbps, throughput(load, path, 4, secs)?),
         (Metric::Conn1Rate, number(&connect("1")?, "rate")?),
         (Metric::Conn8Rate, number(&connect("8")?, "rate")?),
         (Metric::RrRate, number(&requests, "rate")?),
@@ -80,18 +87,18 @@ pub(crate) fn measure(chain: &Chain, path: &Open<'_>, secs: f64) -> anyhow::Resu
     ])
 }
 
-fn load(chain: &Chain, path: &Open<'_>, mode: &[&str], port: u16, secs: f64) -> anyhow::Result<Value> {
+fn generate(load: &Loader, path: &Open<'_>, mode: &[&str], port: u16, secs: f64) -> anyhow::Result<Value> {
     let run =
-        chain.client.run(&chain.load).args(mode).args(["--target", &format!("{}:{port}", path.address)]);
-    let text = run.args(["--secs", &secs.to_string()]).cpu(chain.cpu).stdout()?;
+        path.client.run(&load.program).args(mode).args(["--target", &format!("{}:{port}", path.address)]);
+    let text = run.args(["--secs", &secs.to_string()]).cpu(load.cpu).stdout()?;
     serde_json::from_str(&text).with_context(|| format!("shoal-load {mode:?} printed {text}"))
 }
 
-fn throughput(chain: &Chain, path: &Open<'_>, streams: u32, secs: f64) -> anyhow::Result<f64> {
+fn throughput(load: &Loader, path: &Open<'_>, streams: u32, secs: f64) -> anyhow::Result<f64> {
     // iperf3 takes whole seconds.
     let line =
         format!("iperf3 -c {} -p {} -P {streams} -t {} -J", path.address, path.ports.iperf, secs.ceil());
-    let text = chain.client.run_line(&line).cpu(chain.cpu).stdout()?;
+    let text = path.client.run_line(&line).cpu(load.cpu).stdout()?;
     let report: Value = serde_json::from_str(&text).context("iperf3 printed no JSON")?;
     Ok(number(&report["end"]["sum_received"], "bits_per_second")? / 1e9)
 }

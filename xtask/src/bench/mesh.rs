@@ -5,32 +5,45 @@ use shoal_netns::{Residue, prefix, sweep_stale};
 
 use super::Args;
 use super::chain::Chain;
-use super::measure::measure;
-use super::path::{Case, Path};
+use super::measure::{Loader, measure};
+use super::nodes::Nodes;
+use super::path::{Case, Path, Stage};
 use super::report::Figures;
+use crate::build_ebpf;
+use crate::test::build_programs;
 use crate::tools::{BENCH, FIXTURE, build_load_generator, ensure_tools};
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool reports to its terminal")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ensure_tools(FIXTURE.iter().chain(&BENCH))?;
-    let load = build_load_generator()?;
+    let program = build_load_generator()?;
     sweep_stale();
     let before = Residue::observe(&prefix());
     let paths = if args.paths.is_empty() { Path::value_variants() } else { &args.paths };
     let cpu = if args.free { None } else { Some(last_cpu()?) };
+    let load = Loader { program, cpu };
+    let with_shoal = paths.contains(&Path::Ebpf);
+    if with_shoal {
+        build_ebpf::run(&build_ebpf::Args::default())?;
+        build_programs()?;
+    }
     let mut figures = Figures::default();
     {
-        let chain = Chain::new(&load, cpu)?;
+        let nodes = if with_shoal { Some(Nodes::start(&load)?) } else { None };
+        let stage = Stage { chain: Chain::new(&load.program, cpu)?, nodes };
         for round in 1..=args.rounds {
             for case in Case::ALL {
                 for &path in paths {
                     eprintln!("round {round} of {}: {} {}", args.rounds, case.name(), path.name());
-                    let open = path.open(&chain, case)?;
-                    for (metric, value) in measure(&chain, &open, args.secs)? {
+                    let open = path.open(&stage, case)?;
+                    for (metric, value) in measure(&load, &open, args.secs)? {
                         figures.add(case, path, metric, value);
                     }
                 }
             }
+        }
+        if let Some(nodes) = stage.nodes {
+            nodes.dissolve()?;
         }
     }
     Residue::ensure_none_since(&before, &prefix())?;

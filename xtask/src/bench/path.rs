@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use shoal_netns::Process;
+use shoal_netns::{Host, Process};
 
-use super::chain::{A_FRONT, Chain, HOST_PORTS, Ports, TASK_PORTS};
+use super::chain::{A_FRONT, Chain, HOST_PORTS, Ports, TASK_PORTS, wait_until_served};
+use super::nodes::Nodes;
 
 /// Where the task is, seen from the node the client talks to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +34,8 @@ pub(crate) enum Path {
     Bare,
     /// The kernel's overlay, routed to the task's own address; no load balancer
     Routed,
+    /// shoal's routing mesh, engine ebpf: the port published on node A
+    Ebpf,
     /// nftables on node A: destination NAT to the task, masquerade
     Nft,
     /// haproxy on node A as TCP proxy
@@ -44,46 +47,67 @@ impl Path {
         match self {
             Self::Bare => "bare",
             Self::Routed => "routed",
+            Self::Ebpf => "ebpf",
             Self::Nft => "nft",
             Self::Haproxy => "haproxy",
         }
     }
 
     /// Sets the path up. It is gone when the handle is dropped, so that no path pays for another.
-    pub(crate) fn open(self, chain: &Chain, case: Case) -> anyhow::Result<Open<'_>> {
+    pub(crate) fn open(self, stage: &Stage, case: Case) -> anyhow::Result<Open<'_>> {
+        let chain = &stage.chain;
         let task = match case {
             Case::Remote => &chain.remote,
             Case::Local => &chain.local,
         };
-        let (address, kept) = match self {
-            Self::Bare => (Chain::bare_address(case), Kept::Nothing),
-            Self::Routed => (task.address, Kept::Nothing),
-            Self::Nft => (A_FRONT, Kept::Nat(nat(chain, task.address)?)),
-            Self::Haproxy => (A_FRONT, Kept::Proxy(proxy(chain, task.address)?)),
+        let bare = self == Self::Bare;
+        let kernel = |address, kept| Open {
+            client: &chain.client,
+            address,
+            ports: if bare { HOST_PORTS } else { TASK_PORTS },
+            mark: chain.server_mark(case, bare),
+            _kept: kept,
         };
-        let ports = if self == Self::Bare { HOST_PORTS } else { TASK_PORTS };
-        let pid = chain.server_pid(case, self == Self::Bare);
-        chain.wait_until_served(address, ports, pid).with_context(|| format!("path {}", self.name()))?;
-        Ok(Open { address, ports, _kept: kept })
+        let open = match self {
+            Self::Bare => kernel(Chain::bare_address(case), Kept::Nothing),
+            Self::Routed => kernel(task.address, Kept::Nothing),
+            Self::Nft => kernel(A_FRONT, Kept::Nat(nat(chain, task.address)?)),
+            Self::Haproxy => kernel(A_FRONT, Kept::Proxy(proxy(chain, task.address)?)),
+            Self::Ebpf => stage.nodes.as_ref().context("no nodes of shoal were started")?.open(case),
+        };
+        wait_until_served(open.client, open.address, open.ports, &open.mark)
+            .with_context(|| format!("path {}", self.name()))?;
+        Ok(open)
     }
+}
+
+/// What paths are set up on.
+pub(crate) struct Stage {
+    /// The kernel's own means.
+    pub(crate) chain: Chain,
+    /// The same chain of hosts as nodes of shoal; in namespaces of their own, so that neither pays for the other.
+    pub(crate) nodes: Option<Nodes>,
 }
 
 /// A path that is set up.
 pub(crate) struct Open<'a> {
+    pub(crate) client: &'a Host,
     /// Where the client finds the servers.
     pub(crate) address: &'a str,
     pub(crate) ports: Ports,
-    _kept: Kept<'a>,
+    /// By which the server meant is known.
+    pub(crate) mark: String,
+    pub(crate) _kept: Kept<'a>,
 }
 
 #[expect(dead_code, reason = "held for what dropping them undoes")]
-enum Kept<'a> {
+pub(crate) enum Kept<'a> {
     Nothing,
     Nat(Nat<'a>),
     Proxy(Process),
 }
 
-struct Nat<'a>(&'a Chain);
+pub(crate) struct Nat<'a>(&'a Chain);
 
 fn nat<'a>(chain: &'a Chain, task: &str) -> anyhow::Result<Nat<'a>> {
     let ports = TASK_PORTS.all().map(|port| port.to_string()).join(", ");

@@ -1,11 +1,10 @@
 //! What may not pass: tunnel frames from outside, and tasks that lie about who they are.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use shoal_netns::{Attachment, Swarm, Task};
+use shoal_netns::{Attachment, Swarm, Task, enter};
 
 use crate::harness::{PUBLISHED_WHOAMI, Scenario, WHOAMI, ask_node, create, node_of, running, web};
 
@@ -131,22 +130,16 @@ fn device_of(task: &Task, address: IpAddr) -> anyhow::Result<String> {
 
 /// Whether a question sent from this address of a task gets an answer.
 fn answers_from(task: &Task, from: IpAddr, to: SocketAddr) -> anyhow::Result<bool> {
-    let path = task.netns()?;
-    std::thread::scope(|scope| {
-        let inside = scope.spawn(move || -> anyhow::Result<bool> {
-            let namespace = std::fs::File::open(path)?;
-            nix::sched::setns(namespace.as_fd(), nix::sched::CloneFlags::CLONE_NEWNET)?;
-            let socket = UdpSocket::bind((from, 0))?;
-            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-            socket.connect(to)?;
-            for _ in 0..3 {
-                socket.send(b"?")?;
-                if socket.recv(&mut [0; 512]).is_ok() {
-                    return Ok(true);
-                }
+    enter(&task.netns()?, || {
+        let socket = UdpSocket::bind((from, 0))?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        socket.connect(to)?;
+        for _ in 0..3 {
+            socket.send(b"?")?;
+            if socket.recv(&mut [0; 512]).is_ok() {
+                return Ok(true);
             }
-            Ok(false)
-        });
-        inside.join().map_err(|_| anyhow::anyhow!("panicked in the task's namespace"))?
+        }
+        Ok(false)
     })
 }
