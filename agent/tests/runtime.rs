@@ -15,6 +15,8 @@ use shoal_agent::drivers::runtime::{
 };
 use shoal_agent::netns::NetnsDir;
 
+type Change = Box<dyn Fn(&mut RuntimeSpec)>;
+
 /// A node's directories, network namespaces and control groups.
 struct Node {
     dir: tempfile::TempDir,
@@ -38,8 +40,8 @@ impl Node {
         config
     }
 
-    async fn runtime(&self) -> ProcessRuntime {
-        ProcessRuntime::open(self.config()).await.expect("runtime opens")
+    fn runtime(&self) -> ProcessRuntime {
+        ProcessRuntime::open(self.config()).expect("runtime opens")
     }
 
     fn spec(&self, task: &str, script: &str) -> RuntimeSpec {
@@ -123,7 +125,7 @@ fn pid_of(state: &RuntimeState) -> i32 {
 #[tokio::test]
 async fn a_task_ends_with_its_code_and_its_output_is_kept() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let mut ends = runtime.subscribe();
     let exit = run(&runtime, &node.spec("t1", "echo out; echo err >&2; exit 7")).await;
     assert_eq!(exit.cause, ExitCause::Code { code: 7 });
@@ -143,7 +145,7 @@ async fn a_task_ends_with_its_code_and_its_output_is_kept() {
 #[tokio::test]
 async fn a_task_sees_its_own_world() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let mut spec = node.spec(
         "t1",
         "hostname; cat /etc/resolv.conf /etc/hosts; echo pid $$ of $(ls -d /proc/[0-9]* | wc -l); pwd; \
@@ -175,7 +177,7 @@ async fn a_task_sees_its_own_world() {
 #[tokio::test]
 async fn a_task_cannot_reach_the_host() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     fs::create_dir_all(node.dir.path().join("run")).expect("run directory");
     fs::write(node.dir.path().join("run/api.sock"), "secret").expect("file");
     let run_dir = node.dir.path().join("run").display().to_string();
@@ -206,7 +208,7 @@ async fn a_task_cannot_reach_the_host() {
 #[tokio::test]
 async fn capabilities_and_user_are_as_given() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let script = "id -u; id -g; grep -E '^Cap(Eff|Bnd|Amb)' /proc/self/status; ulimit -n";
     let mut spec = node.spec("t1", script);
     spec.user = Some("nobody".to_owned());
@@ -222,7 +224,7 @@ async fn capabilities_and_user_are_as_given() {
 #[tokio::test]
 async fn a_low_port_needs_no_capability() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let mut spec = node.spec("t1", "");
     let program = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 80)); print('bound')";
     spec.command = ["python3", "-c", program].map(str::to_owned).to_vec();
@@ -235,11 +237,10 @@ async fn a_low_port_needs_no_capability() {
 #[tokio::test]
 async fn starts_that_cannot_be_are_refused_with_the_reason() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let bad_interpreter = node.dir.path().join("bad");
     fs::write(&bad_interpreter, "#!/no/such/interpreter\n").expect("file");
     Command::new("chmod").arg("755").arg(node.dir.path()).arg(&bad_interpreter).status().expect("chmod");
-    type Change = Box<dyn Fn(&mut RuntimeSpec)>;
     let command = |path: &str| -> Change {
         let path = path.to_owned();
         Box::new(move |spec| spec.command = vec![path.clone()])
@@ -270,7 +271,7 @@ async fn starts_that_cannot_be_are_refused_with_the_reason() {
 #[tokio::test]
 async fn a_stop_asks_first_and_kills_all_of_it_then() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let polite = node.spec("polite", "trap 'exit 3' TERM; while :; do sleep 0.05; done");
     let stubborn = node.spec("stubborn", "trap '' TERM; setsid sleep 1000 & while :; do sleep 0.05; done");
     let other = RuntimeSpec {
@@ -298,7 +299,7 @@ async fn a_stop_asks_first_and_kills_all_of_it_then() {
 #[tokio::test]
 async fn a_killed_task_is_noticed_at_once() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let mut slowest = Duration::ZERO;
     for number in 0..5 {
         let spec = node.spec(&format!("t{number}"), "sleep 1000 & exec sleep 1000");
@@ -319,7 +320,7 @@ async fn a_killed_task_is_noticed_at_once() {
 #[tokio::test]
 async fn limits_are_kept() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let mut hungry = node.spec("hungry", "");
     let eat = "b = bytearray(200 << 20); print('full')";
     hungry.command = ["python3", "-c", eat].map(str::to_owned).to_vec();
@@ -350,7 +351,7 @@ async fn limits_are_kept() {
 #[tokio::test]
 async fn an_agent_that_restarts_adopts_its_tasks() {
     let node = Node::new();
-    let first = node.runtime().await;
+    let first = node.runtime();
     let stays = node.spec("stays", "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.02; done");
     let goes = node.spec("goes", "sleep 0.3; exit 5");
     let mut pids = Vec::new();
@@ -362,7 +363,7 @@ async fn an_agent_that_restarts_adopts_its_tasks() {
     // While no agent is there: output goes on, one task ends.
     tokio::time::sleep(Duration::from_millis(800)).await;
 
-    let second = node.runtime().await;
+    let second = node.runtime();
     let observed = second.observe().await.expect("observes");
     let state_of = |task: &str| {
         let found = observed.iter().find(|observed| observed.spec.task == task);
@@ -383,7 +384,7 @@ async fn an_agent_that_restarts_adopts_its_tasks() {
 #[tokio::test]
 async fn a_killed_monitor_takes_its_task_along() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let spec = node.spec("t1", "setsid sleep 1000 & sleep 1000");
     runtime.prepare(&spec).await.expect("prepares");
     let pid = pid_of(&runtime.start("t1").await.expect("starts"));
@@ -400,7 +401,7 @@ async fn a_killed_monitor_takes_its_task_along() {
 #[tokio::test]
 async fn logs_can_be_followed_and_cut() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let spec = node.spec("t1", "for n in 1 2 3; do echo $n; done; sleep 0.4; echo 4; echo 5");
     runtime.prepare(&spec).await.expect("prepares");
     runtime.start("t1").await.expect("starts");
@@ -414,7 +415,7 @@ async fn logs_can_be_followed_and_cut() {
         .map(|entry| String::from_utf8(entry.expect("entry").line).expect("UTF-8"))
         .collect();
     assert_eq!(all, ["2", "3", "4", "5"]);
-    let at = std::time::SystemTime::now() + Duration::from_secs(3600);
+    let at = std::time::SystemTime::now() + Duration::from_hours(1);
     let query = LogQuery { since: Some(at), ..LogQuery::default() };
     let late = runtime.logs("t1", query).await.expect("log");
     assert_eq!(late.count().await, 0);
@@ -424,7 +425,7 @@ async fn logs_can_be_followed_and_cut() {
 #[tokio::test]
 async fn a_task_can_have_a_root_of_its_own() {
     let node = Node::new();
-    let runtime = node.runtime().await;
+    let runtime = node.runtime();
     let root = node.dir.path().join("root");
     // The host's programs, seen through links of a file system that is otherwise the task's own.
     for name in ["bin", "lib", "lib64", "usr"] {

@@ -163,14 +163,14 @@ impl Context {
     /// The response to a request that is for the outside. Takes a place among the task's forwards.
     async fn forward(&self, request: &Request, transport: Transport) -> Vec<u8> {
         let metrics = &self.shared.metrics;
-        let outcome = match self.forwards.try_acquire() {
-            Ok(_permit) => self.shared.forwarder.forward(request, transport).await.map_err(|error| {
-                tracing::debug!(name = %request.question().name(), error = &error as &dyn std::error::Error, "forward failed");
-            }),
-            Err(_) => {
-                metrics.rate_limited.inc();
-                Err(())
-            }
+        let outcome = if let Ok(_permit) = self.forwards.try_acquire() {
+            self.shared.forwarder.forward(request, transport).await.map_err(|error| {
+                let (name, error) = (request.question().name(), &error as &dyn std::error::Error);
+                tracing::debug!(%name, error, "forward failed");
+            })
+        } else {
+            metrics.rate_limited.inc();
+            Err(())
         };
         if let Ok(reply) = outcome {
             metrics.answered(request.qtype(), super::message::response_code(&reply), AnsweredBy::Upstream);

@@ -191,12 +191,11 @@ impl Ulimit {
 
 /// Reads a signal from its name, with or without `SIG`, or its number.
 pub fn parse_signal(text: &str) -> Result<Signal, String> {
-    let known = match text.parse::<i32>() {
-        Ok(number) => Signal::try_from(number).ok(),
-        Err(_) => {
-            let name = text.to_ascii_uppercase();
-            Signal::from_str(&name).or_else(|_| Signal::from_str(&format!("SIG{name}"))).ok()
-        }
+    let known = if let Ok(number) = text.parse::<i32>() {
+        Signal::try_from(number).ok()
+    } else {
+        let name = text.to_ascii_uppercase();
+        Signal::from_str(&name).or_else(|_| Signal::from_str(&format!("SIG{name}"))).ok()
     };
     known.ok_or_else(|| format!("no signal is called '{}'", text.escape_default()))
 }

@@ -8,17 +8,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::drivers::runtime::Limits;
 
 /// The period that a quota of processor time is counted in.
 const PERIOD_US: u64 = 100_000;
-/// How long a group may take to become empty after its last process was killed.
-const EMPTY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What can go wrong with a control group.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +37,6 @@ pub enum CgroupError {
         "this host has no '{0}' controller, neither in the unified hierarchy nor in one of its own: mount it, or ask for no such limit"
     )]
     NoController(&'static str),
-    /// Processes of the group did not go.
-    #[error("{} still has processes after they were killed", .0.display())]
-    Busy(PathBuf),
 }
 
 impl CgroupError {
@@ -210,29 +205,19 @@ impl Cgroup {
         text.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count.trim() != "0")
     }
 
-    /// Kills every process of the group and removes it. What isn't there is removed already.
-    pub(super) fn remove(&self) -> Result<(), CgroupError> {
-        let deadline = Instant::now() + EMPTY_TIMEOUT;
+    /// Removes the group, or kills what is still in it: `false` means to try again in a moment. What isn't there
+    /// is removed already.
+    pub(super) fn try_remove(&self) -> Result<bool, CgroupError> {
+        let mut gone = true;
         for path in self.paths() {
-            loop {
-                let left = processes(path)?;
-                if left.is_empty() && remove_dir(path)? {
-                    break;
-                }
-                if Instant::now() >= deadline {
-                    return Err(CgroupError::Busy(path.clone()));
-                }
-                for pid in left {
-                    // Gone already is as good.
-                    let _gone = nix::sys::signal::kill(
-                        nix::unistd::Pid::from_raw(pid),
-                        nix::sys::signal::Signal::SIGKILL,
-                    );
-                }
-                thread::sleep(Duration::from_millis(2));
+            let left = processes(path)?;
+            for pid in &left {
+                // Gone already is as good.
+                let _gone = kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }
+            gone &= left.is_empty() && remove_dir(path)?;
         }
-        Ok(())
+        Ok(gone)
     }
 
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {

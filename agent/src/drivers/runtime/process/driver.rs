@@ -60,8 +60,8 @@ impl Drop for Inner {
 
 impl ProcessRuntime {
     /// Opens the runtime and takes on what an earlier agent left: running tasks are waited for again, half-made
-    /// ones cleared away. Changes nothing about tasks that run.
-    pub async fn open(config: ProcessConfig) -> Result<Self, RuntimeError> {
+    /// ones cleared away. Changes nothing about tasks that run. To be called inside a tokio runtime.
+    pub fn open(config: ProcessConfig) -> Result<Self, RuntimeError> {
         let failed = |action, path: &Path| io_failed("(all)", action, path);
         std::fs::create_dir_all(&config.tasks_dir).map_err(failed("make", &config.tasks_dir))?;
         let cgroups = Cgroups::detect(&config.cgroup).map_err(cgroup_failed("(all)"))?;
@@ -443,8 +443,9 @@ impl Runtime for ProcessRuntime {
             .into_iter()
             .chain([self.inner.cgroups.group(task)])
             .collect();
-        let removed = blocking(task, move || groups.iter().try_for_each(Cgroup::remove)).await?;
-        removed.map_err(cgroup_failed(task))?;
+        for group in groups {
+            remove_group(task, group).await?;
+        }
         dir.remove().map_err(io_failed(task, "remove", dir.path()))
     }
 
@@ -458,6 +459,24 @@ impl Runtime for ProcessRuntime {
         };
         Ok(follow::stream(task.to_owned(), dir, query, is_over))
     }
+}
+
+/// Removes a control group when the last process that was killed has left it.
+async fn remove_group(task: &str, group: Cgroup) -> Result<(), RuntimeError> {
+    let removed = async {
+        loop {
+            let group = group.clone();
+            if blocking(task, move || group.try_remove()).await?.map_err(cgroup_failed(task))? {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(KILL_TIMEOUT, removed).await.unwrap_or(Err(RuntimeError::Timeout {
+        task: task.to_owned(),
+        action: "leave its control group",
+        after: KILL_TIMEOUT,
+    }))
 }
 
 /// Returns when the monitor has ended, at once if it had.

@@ -7,7 +7,6 @@
 //! the sockets that would let it act as the operator, are hidden.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -32,7 +31,7 @@ const SYSTEM: [&str; 3] = ["usr", "etc", "boot"];
 pub(super) fn build(dir: &TaskDir, launch: &Launch) -> Result<(), StartFailure> {
     // Slave: what the host unmounts later goes here too, and nothing goes the other way.
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE)
-        .map_err(|errno| failed("separate the mounts", Path::new("/"), errno.into()))?;
+        .map_err(|errno| failed("separate the mounts", Path::new("/"), &errno))?;
     let base = match &launch.spec.root {
         Some(root) => {
             enter_root(root)?;
@@ -42,7 +41,7 @@ pub(super) fn build(dir: &TaskDir, launch: &Launch) -> Result<(), StartFailure> 
     };
     let own_root = launch.spec.root.is_some();
     if launch.spec.read_only {
-        sys::remount_read_only(base).map_err(|error| failed("make read-only", base, error))?;
+        sys::remount_read_only(base).map_err(|error| failed("make read-only", base, &error))?;
     }
     name_files(dir, base, own_root)?;
     if !own_root && !launch.spec.read_only {
@@ -109,7 +108,7 @@ fn name_files(dir: &TaskDir, base: &Path, own_root: bool) -> Result<(), StartFai
     for name in present {
         bind(&dir.file(name), &etc.join(name), MsFlags::empty())?;
         sys::remount_read_only(&etc.join(name))
-            .map_err(|error| failed("make read-only", &etc.join(name), error))?;
+            .map_err(|error| failed("make read-only", &etc.join(name), &error))?;
     }
     Ok(())
 }
@@ -125,11 +124,11 @@ fn overlay(dir: &TaskDir, etc: &Path, names: &[&str]) -> Result<(), StartFailure
     let staging = staging(dir, "etc")?;
     let (upper, work) = (staging.join("upper"), staging.join("work"));
     for path in [&upper, &work] {
-        fs::create_dir(path).map_err(|error| failed("make", path, error))?;
+        fs::create_dir(path).map_err(|error| failed("make", path, &error))?;
     }
     for name in names {
         fs::copy(dir.file(name), upper.join(name))
-            .map_err(|error| failed("copy", &upper.join(name), error))?;
+            .map_err(|error| failed("copy", &upper.join(name), &error))?;
     }
     let options = format!("lowerdir={},upperdir={},workdir={}", escape(etc), escape(&upper), escape(&work));
     new_mount("overlay", etc, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, &options)
@@ -152,7 +151,7 @@ fn devices(dir: &TaskDir, target: &Path) -> Result<(), StartFailure> {
     let staging = staging(dir, "dev")?;
     for name in DEVICES {
         let (host, own) = (Path::new("/dev").join(name), staging.join(name));
-        File::create(&own).map_err(|error| failed("make", &own, error))?;
+        File::create(&own).map_err(|error| failed("make", &own, &error))?;
         bind(&host, &own, MsFlags::empty())?;
     }
     for (name, to) in [
@@ -163,7 +162,7 @@ fn devices(dir: &TaskDir, target: &Path) -> Result<(), StartFailure> {
         ("ptmx", "pts/ptmx"),
     ] {
         let own = staging.join(name);
-        symlink(to, &own).map_err(|error| failed("make", &own, error))?;
+        symlink(to, &own).map_err(|error| failed("make", &own, &error))?;
     }
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     for (kind, name, flags, options) in [
@@ -171,11 +170,11 @@ fn devices(dir: &TaskDir, target: &Path) -> Result<(), StartFailure> {
         ("tmpfs", "shm", quiet | MsFlags::MS_NODEV, "mode=1777,size=64m"),
     ] {
         let own = staging.join(name);
-        fs::create_dir(&own).map_err(|error| failed("make", &own, error))?;
+        fs::create_dir(&own).map_err(|error| failed("make", &own, &error))?;
         new_mount(kind, &own, flags, options)?;
     }
     mount(Some(&staging), target, NONE, MsFlags::MS_MOVE, NONE)
-        .map_err(|errno| failed("mount devices on", target, errno.into()))
+        .map_err(|errno| failed("mount devices on", target, &errno))
 }
 
 fn proc(target: &Path, null: &Path) -> Result<(), StartFailure> {
@@ -192,7 +191,7 @@ fn proc(target: &Path, null: &Path) -> Result<(), StartFailure> {
 /// An empty tmpfs of the task's mount namespace, on a directory of the task's own.
 fn staging(dir: &TaskDir, name: &str) -> Result<PathBuf, StartFailure> {
     let path = dir.file(&format!("mount-{name}"));
-    fs::create_dir_all(&path).map_err(|error| failed("make", &path, error))?;
+    fs::create_dir_all(&path).map_err(|error| failed("make", &path, &error))?;
     new_mount("tmpfs", &path, MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=0755,size=1m")?;
     Ok(path)
 }
@@ -203,20 +202,20 @@ fn read_only(path: &Path) -> Result<(), StartFailure> {
         return Ok(());
     }
     bind(path, path, MsFlags::MS_REC)?;
-    sys::remount_read_only(path).map_err(|error| failed("make read-only", path, error))
+    sys::remount_read_only(path).map_err(|error| failed("make read-only", path, &error))
 }
 
 fn bind(source: &Path, target: &Path, flags: MsFlags) -> Result<(), StartFailure> {
     mount(Some(source), target, NONE, MsFlags::MS_BIND | flags, NONE)
-        .map_err(|errno| failed("mount over", target, errno.into()))
+        .map_err(|errno| failed("mount over", target, &errno))
 }
 
 fn new_mount(kind: &str, target: &Path, flags: MsFlags, options: &str) -> Result<(), StartFailure> {
     mount(Some(kind), target, Some(kind), flags, Some(options))
-        .map_err(|errno| failed("mount a new file system on", target, errno.into()))
+        .map_err(|errno| failed("mount a new file system on", target, &errno))
 }
 
-fn failed(action: &str, path: &Path, error: io::Error) -> StartFailure {
+fn failed(action: &str, path: &Path, error: &dyn std::error::Error) -> StartFailure {
     StartFailure::new(StartStage::Namespaces, format!("cannot {action} {}: {error}", path.display()))
 }
 
