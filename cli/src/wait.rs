@@ -18,7 +18,7 @@ use tracker::{Tracker, Verdict};
 pub(crate) use tracker::Goal;
 
 /// A service counts as converged when the same tasks have run for so long.
-const STABLE: Duration = Duration::from_secs(2);
+const STABLE: Duration = Duration::from_secs(1);
 /// Pause before a broken watch is opened again.
 const REOPEN: Duration = Duration::from_millis(300);
 

@@ -83,6 +83,9 @@ impl Tracker {
     /// The line that stands for the whole.
     pub(crate) fn summary(&self, progress: &pb::ServiceProgress) -> String {
         let service = progress.service.clone().unwrap_or_default();
+        if progress.gone {
+            return format!("{}  gone", self.name);
+        }
         if self.goal == Goal::Gone {
             let left = progress.tasks.iter().filter(|t| !is_terminal(state_of(t))).count();
             return format!("{}  {left} to stop", self.name);
@@ -129,16 +132,20 @@ impl Tracker {
         if self.goal == Goal::Gone {
             return Verdict::GoOn;
         }
+        if progress.service.as_ref().is_some_and(|service| service.removing) {
+            return Verdict::Hopeless(format!("service '{}' is being removed", self.name));
+        }
+        // Before "converged": a task that failed and is not restarted has found its end, but not a good one.
+        if let Some(why) = self.hopeless_slot(progress) {
+            return Verdict::Hopeless(why);
+        }
         if progress.converged {
             let serving = |t: &&pb::TaskInfo| {
                 t.desired() == pb::DesiredState::Running && state_of(t) == pb::TaskState::Running
             };
             return Verdict::Converged(progress.tasks.iter().filter(serving).map(|t| t.id.clone()).collect());
         }
-        if progress.service.as_ref().is_some_and(|service| service.removing) {
-            return Verdict::Hopeless(format!("service '{}' is being removed", self.name));
-        }
-        self.hopeless_slot(progress).map_or(Verdict::GoOn, Verdict::Hopeless)
+        Verdict::GoOn
     }
 
     /// A slot that keeps failing, or failed and is not to be restarted.

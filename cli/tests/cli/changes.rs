@@ -15,7 +15,7 @@ fn result(code: i32, stdout: &str, stderr: &str) -> Outcome {
 async fn create_asks_for_what_the_flags_say_and_waits() {
     let fake = Fake::start();
     let line = "service create --name web --replicas 3 -p 8080:80 --network app -- python3 -m http.server 80";
-    assert_eq!(fake.run(line).await, result(0, "svc1\n", "web  1/1 running\nweb  1/1 running  stable 2 s\n"));
+    assert_eq!(fake.run(line).await, result(0, "svc1\n", "web  1/1 running\nweb  1/1 running  stable 1 s\n"));
     let world = fake.world();
     let spec = world.created[0].spec.clone().unwrap();
     assert_eq!(spec.mode, Some(pb::service_spec::Mode::Replicas(3)));

@@ -39,7 +39,7 @@ async fn one_plain_line_per_change_and_a_broken_watch_is_taken_up_again() {
     let out = fake.run("service create --name web --replicas 2 true").await;
     assert_eq!(
         out.stderr,
-        "web  0/2 running  1 starting\nweb  1/2 running\nweb  2/2 running\nweb  2/2 running  stable 2 s\n"
+        "web  0/2 running  1 starting\nweb  1/2 running\nweb  2/2 running\nweb  2/2 running  stable 1 s\n"
     );
     assert_eq!((out.stdout.as_str(), out.code), ("svc1\n", Some(0)));
 }
@@ -62,7 +62,7 @@ async fn a_program_that_ends_after_its_start_does_not_count_as_converged() {
     assert_eq!(
         out.stderr,
         "web  1/1 running\nweb.1 on n2 failed: exited\nweb  0/1 running  1 starting  1 failed\n\
-         web  1/1 running  1 failed\nweb  1/1 running  1 failed  stable 2 s\n"
+         web  1/1 running  1 failed\nweb  1/1 running  1 failed  stable 1 s\n"
     );
     assert_eq!(out.code, Some(0));
 }
@@ -143,7 +143,7 @@ async fn an_update_counts_what_is_updated_and_a_removal_meanwhile_ends_it() {
     fake.world().watches = [vec![Ok(progress(1, 2, vec![old])), Ok(gone)]].into();
     let out = fake.run("service update --force web").await;
     assert_eq!((out.stdout.as_str(), out.code), ("web\n", Some(4)));
-    assert!(out.stderr.starts_with("web  1/2 updated\n"), "{}", out.stderr);
+    assert!(out.stderr.starts_with("web  1/2 updated\nweb  gone\n"), "{}", out.stderr);
     assert!(out.stderr.contains("error[E0200]: service 'web' was removed meanwhile\n"), "{}", out.stderr);
 }
 
@@ -157,5 +157,5 @@ async fn rm_waits_until_the_tasks_are_gone() {
     fake.world().watches = [vec![Ok(progress(1, 1, vec![stopping])), Ok(gone)]].into();
     let out = fake.run("service rm web").await;
     assert_eq!((out.stdout.as_str(), out.code), ("web\n", Some(0)));
-    assert_eq!(out.stderr, "web  1 to stop\nweb  0 to stop\n");
+    assert_eq!(out.stderr, "web  1 to stop\nweb  gone\n");
 }

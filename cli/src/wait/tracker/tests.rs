@@ -90,7 +90,10 @@ fn what_is_not_restarted_is_hopeless_at_once() {
     let task = pb::TaskSpec { restart: Some(restart), ..Default::default() };
     message.service.as_mut().unwrap().spec = Some(pb::ServiceSpec { task: Some(task), ..Default::default() });
     tracker.events(&message);
-    assert!(matches!(tracker.verdict(&message), Verdict::Hopeless(_)));
+    for converged in [false, true] {
+        message.converged = converged;
+        assert!(matches!(tracker.verdict(&message), Verdict::Hopeless(_)));
+    }
 }
 
 #[test]
@@ -105,4 +108,5 @@ fn converged_gone_and_removed_meanwhile() {
     assert!(matches!(tracker.verdict(&message), Verdict::Hopeless(_)));
     message.gone = true;
     assert_eq!(tracker.verdict(&message), Verdict::Gone);
+    assert_eq!(tracker.summary(&message), "web  gone");
 }
