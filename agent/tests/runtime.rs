@@ -2,16 +2,17 @@
 //! and network namespaces, and leaves none of them.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use shoal_agent::drivers::runtime::process::{ProcessConfig, ProcessRuntime};
 use shoal_agent::drivers::runtime::{
-    ExitCause, LogQuery, LogSource, Runtime, RuntimeError, RuntimeSpec, RuntimeState, StartStage, TaskExit,
-    Ulimit,
+    ExitCause, LogQuery, LogSource, ObservedTask, Runtime, RuntimeError, RuntimeSpec, RuntimeState,
+    StartStage, TaskExit, Ulimit,
 };
 use shoal_agent::netns::NetnsDir;
 
@@ -33,21 +34,12 @@ impl Node {
         Self { netns, cgroup: format!("shoaltest-{}-{count}", std::process::id()), dir }
     }
 
-    fn config(&self) -> ProcessConfig {
-        let (state, run) = (self.dir.path().join("state"), self.dir.path().join("run"));
-        let mut config = ProcessConfig::new(&state, &run, &self.cgroup);
-        config.executable = env!("CARGO_BIN_EXE_shoald").into();
-        config
-    }
-
     fn runtime(&self) -> ProcessRuntime {
-        ProcessRuntime::open(self.config()).expect("runtime opens")
+        ProcessRuntime::open(config(self.dir.path(), &self.cgroup)).expect("runtime opens")
     }
 
     fn spec(&self, task: &str, script: &str) -> RuntimeSpec {
-        let netns = self.netns.ensure(task).expect("namespace");
-        let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-        RuntimeSpec::new(task, command, netns.path())
+        spec_of(&self.netns, task, script)
     }
 
     /// Removes all tasks and proves that nothing is left of them.
@@ -65,6 +57,18 @@ impl Node {
         assert_eq!(groups_called(&self.cgroup), Vec::<PathBuf>::new(), "control groups left");
         assert!(!self.dir.path().join("state/tasks").exists(), "task directories left");
     }
+}
+
+fn config(dir: &Path, cgroup: &str) -> ProcessConfig {
+    let mut config = ProcessConfig::new(&dir.join("state"), &dir.join("run"), cgroup);
+    config.executable = env!("CARGO_BIN_EXE_shoald").into();
+    config
+}
+
+fn spec_of(netns: &NetnsDir, task: &str, script: &str) -> RuntimeSpec {
+    let netns = netns.ensure(task).expect("namespace");
+    let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    RuntimeSpec::new(task, command, netns.path())
 }
 
 /// Command lines of living processes that contain a text: monitors name their task's directory.
@@ -139,6 +143,17 @@ async fn a_task_ends_with_its_code_and_its_output_is_kept() {
     seen.sort_by_key(|(source, _)| *source == LogSource::Stderr);
     assert_eq!(seen, [(LogSource::Stdout, "out".to_owned()), (LogSource::Stderr, "err".to_owned())]);
     assert!(matches!(runtime.start("t1").await, Ok(RuntimeState::Exited(_))), "never run twice");
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
+async fn a_task_ends_by_any_signal() {
+    let node = Node::new();
+    let runtime = node.runtime();
+    for (task, signal) in [("t1", 6), ("t2", 35)] {
+        let exit = run(&runtime, &node.spec(task, &format!("kill -{signal} $$"))).await;
+        assert_eq!(exit.cause, ExitCause::Signal { signal });
+    }
     node.finish(runtime).await;
 }
 
@@ -348,37 +363,62 @@ async fn limits_are_kept() {
     node.finish(runtime).await;
 }
 
+/// Names the node of [`an_agent_to_be_killed`]: its directory and its control group.
+const NODE: &str = "SHOAL_TEST_NODE";
+
 #[tokio::test]
-async fn an_agent_that_restarts_adopts_its_tasks() {
-    let node = Node::new();
-    let first = node.runtime();
-    let stays = node.spec("stays", "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.02; done");
-    let goes = node.spec("goes", "sleep 0.3; exit 5");
-    let mut pids = Vec::new();
-    for spec in [&stays, &goes] {
-        first.prepare(spec).await.expect("prepares");
-        pids.push(pid_of(&first.start(&spec.task).await.expect("starts")));
+#[ignore = "not a test: the agent that an_agent_that_is_killed_leaves_its_tasks_running starts and kills"]
+async fn an_agent_to_be_killed() {
+    let node = std::env::var(NODE).expect("a node");
+    let (dir, cgroup) = node.split_once(' ').expect("two words");
+    let runtime = ProcessRuntime::open(config(Path::new(dir), cgroup)).expect("opens");
+    let netns = NetnsDir::new(&Path::new(dir).join("run"));
+    for task in ["stays", "goes"] {
+        let script = match task {
+            "stays" => "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.02; done",
+            _ => "sleep 0.5; exit 5",
+        };
+        runtime.prepare(&spec_of(&netns, task, script)).await.expect("prepares");
+        runtime.start(task).await.expect("starts");
     }
-    drop(first);
+    println!("\nready");
+    tokio::time::sleep(Duration::from_secs(30)).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_leaves_its_tasks_running() {
+    let node = Node::new();
+    let mut agent = Command::new(std::env::current_exe().expect("own program"))
+        .args(["an_agent_to_be_killed", "--exact", "--ignored", "--nocapture"])
+        .env(NODE, format!("{} {}", node.dir.path().display(), node.cgroup))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut said = BufReader::new(agent.stdout.take().expect("output")).lines();
+    assert!(said.any(|line| line.expect("reads") == "ready"), "the agent failed");
+    let before = node.runtime().observe().await.expect("observes");
+    agent.kill().expect("kills");
+    agent.wait().expect("reaps");
+    let lines = output(&node.runtime(), "stays").await.lines().count();
     // While no agent is there: output goes on, one task ends.
-    tokio::time::sleep(Duration::from_millis(800)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
 
-    let second = node.runtime();
-    let observed = second.observe().await.expect("observes");
-    let state_of = |task: &str| {
-        let found = observed.iter().find(|observed| observed.spec.task == task);
-        found.expect("observed").state.clone()
+    let runtime = node.runtime();
+    let after = runtime.observe().await.expect("observes");
+    let of = |tasks: &[ObservedTask], task: &str| {
+        tasks.iter().find(|observed| observed.spec.task == task).expect("observed").clone()
     };
-    assert_eq!(observed.iter().find(|task| task.spec.task == "stays").expect("observed").spec, stays);
-    assert_eq!(pid_of(&state_of("stays")), pids[0]);
-    let RuntimeState::Exited(exit) = state_of("goes") else { panic!("{:?}", state_of("goes")) };
+    assert_eq!(of(&before, "stays"), of(&after, "stays"), "same spec, process and start");
+    let RuntimeState::Exited(exit) = of(&after, "goes").state else { panic!("{after:?}") };
     assert_eq!(exit.cause, ExitCause::Code { code: 5 });
-    assert!(output(&second, "stays").await.lines().count() > 20, "output while no agent was there");
+    let text = output(&runtime, "stays").await;
+    assert!(text.lines().count() > lines + 20, "no output while no agent was there");
+    assert!(text.lines().zip(1..).all(|(line, number)| line == format!("line {number}")), "a gap:\n{text}");
 
-    let mut ends = second.subscribe();
-    second.stop("stays", Duration::from_secs(5)).await.expect("stops");
+    let mut ends = runtime.subscribe();
+    runtime.stop("stays", Duration::from_secs(5)).await.expect("stops");
     assert_eq!(ends.recv().await.expect("told").task, "stays");
-    node.finish(second).await;
+    node.finish(runtime).await;
 }
 
 #[tokio::test]

@@ -83,6 +83,35 @@ pub(crate) async fn pidfd_ended(pidfd: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// A child that ended: its process id and how.
+pub(crate) enum Reaped {
+    /// By itself, with this code.
+    Exited(i32, i32),
+    /// Killed by this signal.
+    Killed(i32, i32),
+}
+
+/// Waits for any child to end; `None` if there are none. Not nix's, which fails on real-time signals after the
+/// child is reaped.
+pub(crate) fn reap_any() -> io::Result<Option<Reaped>> {
+    loop {
+        let mut status = 0;
+        // SAFETY: waitpid writes one integer to the address of one that lives for the whole call.
+        match check(unsafe { libc::waitpid(-1, &raw mut status, 0) }) {
+            Ok(pid) if libc::WIFEXITED(status) => {
+                return Ok(Some(Reaped::Exited(pid, libc::WEXITSTATUS(status))));
+            }
+            Ok(pid) if libc::WIFSIGNALED(status) => {
+                return Ok(Some(Reaped::Killed(pid, libc::WTERMSIG(status))));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Marks every descriptor from 3 on close-on-exec, whatever opened it.
 pub(crate) fn close_descriptors_on_exec() -> io::Result<()> {
     // SAFETY: takes three integers; marking descriptors close-on-exec closes nothing now.

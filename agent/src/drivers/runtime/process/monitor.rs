@@ -18,11 +18,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::drivers::runtime::{ExitCause, LogSource, StartFailure, StartStage, TaskExit};
-use crate::netns::{Netns, sys};
+use crate::netns::Netns;
+use crate::netns::sys::{self, Reaped};
 
 use super::log::LogWriter;
 use super::record::{Launch, Phase, ProcessId, Status, TaskDir, boot_id, now_ms};
@@ -65,6 +66,7 @@ pub(super) fn run_monitor(dir: &TaskDir) -> ExitCode {
 
 fn watch(dir: &TaskDir) -> io::Result<()> {
     require_own_process_namespace()?;
+    nix::sys::prctl::set_name(c"shoal-monitor")?;
     // A task's root is another process of the same user: it must not look into this one.
     nix::sys::prctl::set_dumpable(false)?;
     let Some(_lock) = dir.lock()? else {
@@ -170,13 +172,15 @@ fn read_report(report: PipeReader) -> Result<ProcessId, StartFailure> {
 /// Collects everything that ends, orphans too, until the program does.
 fn reap_until(program: Pid) -> io::Result<ExitCause> {
     loop {
-        match waitpid(None, None) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == program => return Ok(ExitCause::Code { code }),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == program => {
-                return Ok(ExitCause::Signal { signal: signal as i32 });
+        match sys::reap_any()? {
+            Some(Reaped::Exited(pid, code)) if pid == program.as_raw() => {
+                return Ok(ExitCause::Code { code });
             }
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
+            Some(Reaped::Killed(pid, signal)) if pid == program.as_raw() => {
+                return Ok(ExitCause::Signal { signal });
+            }
+            Some(_) => {}
+            None => return Err(io::Error::other("the program is nobody's child")),
         }
     }
 }
@@ -188,13 +192,8 @@ fn end_namespace() -> io::Result<()> {
         Ok(()) | Err(Errno::ESRCH) => {}
         Err(errno) => return Err(errno.into()),
     }
-    loop {
-        match waitpid(None, None) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(Errno::ECHILD) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    while sys::reap_any()?.is_some() {}
+    Ok(())
 }
 
 /// A signal to "all" from anywhere else would be to all of the machine.
