@@ -113,7 +113,8 @@ pub(crate) struct LinkInfo {
 /// Reads what a link is attached to; `None` if the object is no link but a program.
 pub(crate) fn link_info(object: BorrowedFd<'_>) -> io::Result<Option<LinkInfo>> {
     let name = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()))?;
-    if name.as_os_str() != "anon_inode:bpf_link" && name.as_os_str() != "anon_inode:[bpf_link]" {
+    // The kernel has no command to ask what kind of object a descriptor is of; it names the file after it.
+    if name.as_os_str() == "anon_inode:bpf-prog" {
         return Ok(None);
     }
     // struct bpf_link_info: type, id, prog_id, (padding), then the union with ifindex first for TCX.

@@ -1,0 +1,110 @@
+//! Every case through the kernel: the loaded programs run on packets with BPF_PROG_TEST_RUN. Needs root.
+
+#[path = "../../ebpf/common/tests/support/all.rs"]
+mod support;
+
+#[path = "bpf/driver.rs"]
+mod driver;
+#[path = "bpf/fixture.rs"]
+mod fixture;
+
+use aya::TestRun;
+use aya::programs::{SchedClassifier, TestRunOptions};
+use shoal_agent::drivers::bpf::{BpfDriver, ServiceSpec};
+use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::maglev::Member;
+use shoal_ebpf_common::reason::{Program, Reason};
+use shoal_ebpf_common::values::{EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal};
+
+use fixture::Plane;
+use support::cases::every_case;
+use support::world::{Action, Run, World};
+
+/// `TC_ACT_*` as the programs return them.
+const TC_ACT_UNSPEC: u32 = u32::MAX;
+const TC_ACT_SHOT: u32 = 2;
+const TC_ACT_REDIRECT: u32 = 7;
+
+/// The kernel's data plane.
+struct Kernel(Plane);
+
+impl Kernel {
+    fn new() -> Self {
+        Self(Plane::new())
+    }
+
+    fn driver(&mut self) -> &mut BpfDriver {
+        self.0.driver()
+    }
+}
+
+impl World for Kernel {
+    fn set_config(&mut self, value: NodeConfig) {
+        self.driver().set_config(value).expect("set the configuration");
+    }
+    fn set_port(&mut self, key: PortKey, value: PortVal) {
+        self.driver().ports.upsert(&key, &value).expect("set a port");
+    }
+    fn remove_port(&mut self, key: PortKey) {
+        assert!(self.driver().ports.remove(&key).expect("remove a port"));
+    }
+    fn set_service(&mut self, id: u64, endpoints: &[u64]) {
+        let members = endpoints.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect();
+        self.driver().upsert_service(id, &ServiceSpec::new(7, members)).expect("set a service");
+    }
+    fn set_endpoint(&mut self, id: u64, value: EndpointVal) {
+        self.driver().endpoints.upsert(&id, &value).expect("set an endpoint");
+    }
+    fn remove_endpoint(&mut self, id: u64) {
+        assert!(self.driver().endpoints.remove(&id).expect("remove an endpoint"));
+    }
+    fn set_local(&mut self, key: LocalKey, value: LocalVal) {
+        self.driver().local.upsert(&key, &value).expect("set a local task");
+    }
+    fn set_router(&mut self, key: RouterKey) {
+        self.driver().routers.upsert(&key, &1).expect("set a router");
+    }
+    fn set_member(&mut self, addr: Addr) {
+        self.driver().members.upsert(&addr, &1).expect("set a member");
+    }
+    fn set_local_addr(&mut self, addr: Addr) {
+        self.driver().local_addrs.upsert(&addr, &1).expect("set an address");
+    }
+    fn set_task_if(&mut self, ifindex: u32, value: TaskIf) {
+        self.driver().task_ifs.upsert(&ifindex, &value).expect("set a task interface");
+    }
+    fn set_vip(&mut self, key: VipKey, value: VipVal) {
+        self.driver().vips.upsert(&key, &value).expect("set a virtual IP");
+    }
+    fn flow(&self, key: &FlowKey) -> Option<FlowVal> {
+        self.0.opened().flows().expect("list flows").get(key).copied()
+    }
+    fn reply(&self, key: &FlowKey) -> Option<ReplyVal> {
+        self.0.opened().replies().expect("list answers").get(key).copied()
+    }
+    fn drops(&self, reason: Reason) -> u64 {
+        self.0.opened().drops().expect("read the drop counters")[&reason]
+    }
+
+    fn run(&mut self, program: Program, packet: &[u8]) -> Run {
+        let pin = self.driver().program_pin(program);
+        let classifier = SchedClassifier::from_pin(pin).expect("open the pinned program");
+        // Room for more than went in: a program that made the packet longer would be seen.
+        let mut bytes = vec![0; packet.len() + 64];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.data_out = Some(bytes.as_mut_slice());
+        let result = classifier.test_run(options).expect("BPF_PROG_TEST_RUN");
+        bytes.truncate(usize::try_from(result.data_size_out).expect("a size"));
+        let action = match result.return_value {
+            TC_ACT_UNSPEC => Action::Pass,
+            TC_ACT_SHOT => Action::Drop,
+            TC_ACT_REDIRECT => Action::Redirect,
+            other => panic!("unexpected verdict {other}"),
+        };
+        Run { action, bytes, out: None }
+    }
+}
+
+every_case!(Kernel::new());

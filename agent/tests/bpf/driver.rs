@@ -1,0 +1,183 @@
+//! The driver itself: idempotence, adoption, attachment, make-before-break.
+
+use std::ffi::CString;
+use std::process::Command;
+
+use shoal_agent::drivers::bpf::{Attachment, Opened, Program, ServiceSpec};
+use shoal_ebpf_common::keys::{FlowKey, PortKey};
+use shoal_ebpf_common::maglev::Member;
+use shoal_ebpf_common::reason::{Event, Reason};
+use shoal_ebpf_common::values::PortVal;
+
+use super::fixture::Plane;
+use super::support::packet::{Segment, TCP, UDP};
+use super::support::world::{self, Action, LOCAL, REMOTE, SERVICE, V4, World};
+use super::Kernel;
+
+fn service(endpoints: &[u64]) -> ServiceSpec {
+    ServiceSpec::new(7, endpoints.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect())
+}
+
+#[test]
+fn writing_the_same_twice_writes_once() {
+    let mut plane = Plane::new();
+    let driver = plane.driver();
+    let (key, value) = (PortKey::new(world::addr(V4.node), 80, TCP), PortVal::new(1, 8080));
+    assert!(driver.ports.upsert(&key, &value).unwrap());
+    assert!(!driver.ports.upsert(&key, &value).unwrap());
+    assert!(driver.ports.upsert(&key, &PortVal::new(2, 8080)).unwrap());
+    assert_eq!(driver.ports.dump().unwrap(), [(key, PortVal::new(2, 8080))].into());
+    assert!(driver.ports.remove(&key).unwrap());
+    assert!(!driver.ports.remove(&key).unwrap());
+    assert!(driver.upsert_service(1, &service(&[1, 2])).unwrap());
+    assert!(!driver.upsert_service(1, &service(&[2, 1])).unwrap(), "the order of members means nothing");
+    assert!(driver.upsert_service(1, &service(&[1])).unwrap());
+}
+
+#[test]
+fn a_restart_adopts_and_changes_nothing() {
+    let mut plane = Plane::new();
+    plane.driver().upsert_service(1, &service(&[1, 2, 3])).unwrap();
+    plane.driver().upsert_service(2, &service(&[4])).unwrap();
+    let before = (plane.driver().services().unwrap(), plane.driver().service_table(1).unwrap());
+    assert_eq!(plane.reopen(), Opened::Adopted);
+    assert_eq!((plane.driver().services().unwrap(), plane.driver().service_table(1).unwrap()), before);
+    assert!(!plane.driver().upsert_service(1, &service(&[1, 2, 3])).unwrap());
+    // The slots in use were found: a new table takes others.
+    plane.driver().upsert_service(3, &service(&[5])).unwrap();
+    assert_eq!(plane.driver().service_table(1).unwrap(), before.1);
+}
+
+#[test]
+fn a_service_moves_to_a_new_region_and_frees_the_old() {
+    let mut plane = Plane::new();
+    let mut bases = Vec::new();
+    for round in 0..200 {
+        plane.driver().upsert_service(1, &service(&[round, round + 1])).unwrap_or_else(|error| {
+            assert!(error.is_retryable(), "{error}");
+            // Regions rest for a moment before they are used again.
+            super::fixture::rest();
+            plane.driver().upsert_service(1, &service(&[round, round + 1])).unwrap();
+            false
+        });
+        let value = plane.driver().services().unwrap()[&1];
+        assert!(bases.last() != Some(&value.base), "never over the table in use");
+        bases.push(value.base);
+        let table = plane.driver().service_table(1).unwrap();
+        assert!(table.iter().all(|id| [round, round + 1].contains(id)));
+    }
+    assert!(plane.driver().remove_service(1).unwrap());
+    assert!(!plane.driver().remove_service(1).unwrap());
+    assert!(plane.driver().service_table(1).unwrap().is_empty());
+}
+
+#[test]
+fn udp_flows_of_a_removed_endpoint_are_purged() {
+    let mut kernel = Kernel::new();
+    world::node(&mut kernel);
+    kernel.set_service(SERVICE, &[LOCAL]);
+    for proto in [TCP, UDP] {
+        let packet = Segment::new(proto, (V4.client, 40_000), (V4.node, 8080)).bytes();
+        assert_eq!(kernel.run(Program::MeshIngress, &packet).action, Action::Redirect);
+    }
+    let driver = kernel.driver();
+    assert_eq!(driver.flows_of(LOCAL).unwrap(), 2);
+    assert_eq!((driver.flows().unwrap().len(), driver.replies().unwrap().len()), (2, 2));
+    assert_eq!(driver.purge_udp(REMOTE).unwrap(), 0);
+    assert_eq!(driver.purge_udp(LOCAL).unwrap(), 1);
+    assert!(driver.flows().unwrap().keys().all(|key| key.proto() == TCP));
+    assert!(driver.replies().unwrap().keys().all(|key| key.proto() == TCP));
+}
+
+#[test]
+fn programs_and_services_are_counted() {
+    let mut kernel = Kernel::new();
+    world::node(&mut kernel);
+    for port in 0..10 {
+        let packet = Segment::new(TCP, (V4.client, 40_000 + port), (V4.node, 8080)).bytes();
+        kernel.run(Program::MeshIngress, &packet);
+    }
+    kernel.run(Program::MeshIngress, &Segment::new(TCP, (V4.client, 1), (V4.node, 22)).bytes());
+    let stats = kernel.driver().stats().unwrap();
+    assert_eq!(stats[&(Program::MeshIngress, Event::Received)], 11);
+    assert_eq!(stats[&(Program::MeshIngress, Event::Forwarded)], 10);
+    assert_eq!(stats[&(Program::MeshIngress, Event::Passed)], 1);
+    assert_eq!(stats[&(Program::TaskTx, Event::Received)], 0);
+    assert_eq!(kernel.driver().connections().unwrap(), [(SERVICE, 10)].into());
+    assert!(kernel.driver().drops().unwrap().iter().all(|(_, &count)| count == 0));
+    assert!(kernel.driver().drops().unwrap().contains_key(&Reason::NotMember));
+}
+
+#[test]
+fn a_full_flow_table_makes_room() {
+    let mut kernel = Kernel::new();
+    world::node(&mut kernel);
+    for port in 1..=6000 {
+        let packet = Segment::new(TCP, (V4.client, port), (V4.node, 8080)).bytes();
+        assert_eq!(kernel.run(Program::MeshIngress, &packet).action, Action::Redirect);
+    }
+    let flows = kernel.driver().flows().unwrap();
+    assert!(flows.len() <= 4096 && flows.len() > 2000, "{} flows", flows.len());
+    let newest = FlowKey { sport: 6000, ..*flows.keys().next().unwrap() };
+    assert!(flows.contains_key(&newest), "the newest flow is there");
+}
+
+/// Runs a check on a thread with a network namespace of its own, where a veth `t0` has been made.
+fn in_namespace(check: impl FnOnce(u32) + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace (needs root)");
+        ip(&["link", "add", "t0", "type", "veth", "peer", "name", "t1"]);
+        check(index("t0"));
+    });
+    thread.join().expect("the check holds");
+}
+
+fn ip(args: &[&str]) {
+    assert!(Command::new("ip").args(args).status().expect("run ip").success(), "ip {args:?}");
+}
+
+fn index(name: &str) -> u32 {
+    let name = CString::new(name).expect("a name");
+    nix::net::if_::if_nametoindex(name.as_c_str()).expect("the interface exists")
+}
+
+#[test]
+fn attachments_survive_a_restart_and_end_with_their_device() {
+    in_namespace(|ifindex| {
+        let mut plane = Plane::new();
+        let at = |program| Attachment { ifindex, program };
+        assert!(plane.driver().attach(ifindex, Program::MeshIngress).unwrap());
+        assert!(!plane.driver().attach(ifindex, Program::MeshIngress).unwrap(), "attached already");
+        assert!(plane.driver().attach(ifindex, Program::TaskTx).unwrap());
+        let both = [at(Program::MeshIngress), at(Program::TaskTx)];
+        assert_eq!(plane.driver().attached().unwrap(), both.into());
+        assert_eq!(plane.reopen(), Opened::Adopted);
+        assert_eq!(plane.driver().attached().unwrap(), both.into());
+        assert!(!plane.driver().attach(ifindex, Program::TaskTx).unwrap(), "adopted");
+        assert!(plane.driver().detach(ifindex, Program::TaskTx).unwrap());
+        assert!(!plane.driver().detach(ifindex, Program::TaskTx).unwrap());
+        assert_eq!(plane.driver().attached().unwrap(), [at(Program::MeshIngress)].into());
+        ip(&["link", "del", "t0"]);
+        assert!(plane.driver().attached().unwrap().is_empty());
+        let error = plane.driver().attach(ifindex, Program::MeshIngress).unwrap_err();
+        assert!(error.is_retryable(), "the device may come: {error}");
+    });
+}
+
+#[test]
+fn another_build_replaces_programs_in_place() {
+    in_namespace(|ifindex| {
+        let mut plane = Plane::new();
+        plane.driver().attach(ifindex, Program::MeshIngress).unwrap();
+        plane.driver().upsert_service(1, &service(&[1])).unwrap();
+        // As if the pinned programs were of another build: another directory name.
+        let pins = plane.driver().program_pin(Program::MeshIngress);
+        let old = pins.parent().unwrap().with_file_name("progs-0123456789abcdef");
+        std::fs::rename(pins.parent().unwrap(), &old).unwrap();
+        assert_eq!(plane.reopen(), Opened::Loaded { replaced: 1 });
+        assert!(!old.exists(), "the old programs are let go");
+        assert_eq!(plane.driver().services().unwrap().len(), 1, "the maps stayed");
+        assert_eq!(plane.driver().attached().unwrap().len(), 1);
+        assert_eq!(plane.reopen(), Opened::Adopted);
+    });
+}

@@ -1,0 +1,59 @@
+//! A data plane of its own for each test, gone when the test is.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use shoal_agent::drivers::bpf::{BpfConfig, BpfDriver, Opened};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A driver on a bpffs of its own.
+pub(crate) struct Plane {
+    pub(crate) config: BpfConfig,
+    driver: Option<BpfDriver>,
+}
+
+impl Plane {
+    pub(crate) fn new() -> Self {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = PathBuf::from(format!("/tmp/shoal-bpf-test-{}-{number}", std::process::id()));
+        let config = BpfConfig { flow_entries: 4096, slot_entries: 4096, endpoint_entries: 1024, ..BpfConfig::new(dir) };
+        let (driver, opened) = BpfDriver::open(&config).expect("load the data plane (needs root)");
+        assert_eq!(opened, Opened::Loaded { replaced: 0 });
+        Self { config, driver: Some(driver) }
+    }
+
+    pub(crate) fn driver(&mut self) -> &mut BpfDriver {
+        self.driver.as_mut().expect("open until the test ends")
+    }
+
+    pub(crate) fn opened(&self) -> &BpfDriver {
+        self.driver.as_ref().expect("open until the test ends")
+    }
+
+    /// Opens it again, as a restarted daemon does.
+    pub(crate) fn reopen(&mut self) -> Opened {
+        self.driver = None;
+        let (driver, opened) = BpfDriver::open(&self.config).expect("open the data plane again");
+        self.driver = Some(driver);
+        opened
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        let removed = self.driver.take().map(BpfDriver::remove_all);
+        if !std::thread::panicking() {
+            removed.expect("open until the test ends").expect("remove the data plane");
+            assert!(!self.config.dir.exists(), "nothing is left of {}", self.config.dir.display());
+        }
+    }
+}
+
+/// Lets the quarantine of freed slots pass.
+pub(crate) fn rest() {
+    let until = std::time::Instant::now() + std::time::Duration::from_millis(60);
+    while std::time::Instant::now() < until {
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,38 @@
+//! The list of cases: each becomes a test of its own in every data plane.
+
+/// Makes a `#[test]` of each case, over the world an expression makes.
+macro_rules! every_case {
+    ($make:expr) => {
+        every_case!(@ $make, mesh_cases:
+            published_port_reaches_local_task, published_port_reaches_remote_task,
+            connections_spread_and_flows_stay, moved_address_finds_the_same_task, unpublished_traffic_is_left_alone,
+            port_in_the_scope_of_one_address, service_without_endpoint_is_refused,
+            endpoint_without_the_family_is_not_chosen, removed_endpoint_ends_tcp_and_moves_udp,
+            draining_endpoint_keeps_its_flows_only, withdrawn_port_keeps_its_connections,
+            two_addresses_one_client_port_do_not_alias, checksums_and_options_survive, fragments_pass,
+            only_members_may_send_tunnel_packets, endpoint_that_vanished_from_under_its_slots_is_skipped,
+        );
+        every_case!(@ $make, overlay_cases:
+            answer_at_the_entry_node_gets_its_source_back, answer_of_no_flow_is_dropped,
+            packets_for_the_router_itself_pass, flow_of_another_node_is_delivered_and_remembered,
+            frames_of_others_go_to_the_bridge, answer_to_a_virtual_ip_gets_its_source_back,
+        );
+        every_case!(@ $make, task_cases:
+            answer_goes_to_the_router_it_came_by, answer_by_another_leg_is_put_right,
+            answer_of_a_flow_that_entered_here_is_restored, a_task_sends_only_as_itself,
+            a_task_without_an_entry_sends_nothing, arp_speaks_for_the_task_only,
+            neighbor_discovery_speaks_for_the_task_only, virtual_ip_leads_to_a_remote_task,
+            virtual_ip_prefers_another_task, a_task_may_be_its_own_server, virtual_ip_without_endpoint_drops,
+            answer_between_tasks_of_one_node_is_restored, the_virtual_ip_answers_for_its_ethernet_address,
+        );
+    };
+    (@ $make:expr, $module:ident: $($name:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                support::$module::$name(&mut $make);
+            }
+        )*
+    };
+}
+pub(crate) use every_case;

@@ -1,0 +1,170 @@
+//! Packets and maps in ordinary memory, behaving as the kernel's do.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::csum;
+use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::maglev::{self, Member};
+use shoal_ebpf_common::packet::Packet;
+use shoal_ebpf_common::rewrite::{Cover, PacketMut};
+use shoal_ebpf_common::tables::Tables;
+use shoal_ebpf_common::values::{
+    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+};
+
+/// A packet without a checksum offload (`CHECKSUM_NONE`).
+pub(crate) struct Buffer(pub(crate) Vec<u8>);
+
+impl Packet for Buffer {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let offset = usize::try_from(offset).ok()?;
+        self.0.get(offset..)?.first_chunk().copied()
+    }
+}
+
+impl Buffer {
+    fn change(&mut self, offset: u32, f: impl Fn(u16) -> u16) -> Option<()> {
+        let offset = usize::try_from(offset).ok()?;
+        let field = self.0.get_mut(offset..)?.first_chunk_mut::<2>()?;
+        *field = f(u16::from_ne_bytes(*field)).to_ne_bytes();
+        Some(())
+    }
+}
+
+impl PacketMut for Buffer {
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], _counted: bool) -> Option<()> {
+        let offset = usize::try_from(offset).ok()?;
+        *self.0.get_mut(offset..)?.first_chunk_mut::<N>()? = *bytes;
+        Some(())
+    }
+
+    fn change_ip_checksum(&mut self, offset: u32, diff: u32) -> Option<()> {
+        self.change(offset, |check| csum::update(check, diff))
+    }
+
+    fn change_checksum(&mut self, offset: u32, diff: u32, cover: Cover) -> Option<()> {
+        self.change(offset, |check| match check {
+            0 if cover.optional => 0,
+            _ => match csum::update(check, diff) {
+                0 if cover.optional => 0xffff,
+                changed => changed,
+            },
+        })
+    }
+}
+
+/// One map. Values that are looked up live as long as the test, as the kernel's live as long as the program.
+pub(crate) struct Map<K, V: 'static>(RefCell<HashMap<K, &'static V>>);
+
+impl<K, V: 'static> Default for Map<K, V> {
+    fn default() -> Self {
+        Self(RefCell::default())
+    }
+}
+
+impl<K: Eq + Hash + Copy, V: Copy + 'static> Map<K, V> {
+    pub(crate) fn set(&self, key: K, value: V) {
+        self.0.borrow_mut().insert(key, Box::leak(Box::new(value)));
+    }
+
+    pub(crate) fn remove(&self, key: &K) {
+        self.0.borrow_mut().remove(key);
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        self.0.borrow().get(key).copied()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+}
+
+/// The maps.
+#[derive(Default)]
+pub(crate) struct Memory {
+    pub(crate) config: Map<(), NodeConfig>,
+    pub(crate) ports: Map<PortKey, PortVal>,
+    pub(crate) services: Map<u64, ServiceVal>,
+    pub(crate) slots: Map<u32, u64>,
+    pub(crate) endpoints: Map<u64, EndpointVal>,
+    pub(crate) local: Map<LocalKey, LocalVal>,
+    pub(crate) routers: Map<RouterKey, u32>,
+    pub(crate) members: Map<Addr, u32>,
+    pub(crate) local_addrs: Map<Addr, u32>,
+    pub(crate) task_ifs: Map<u32, TaskIf>,
+    pub(crate) vips: Map<VipKey, VipVal>,
+    pub(crate) flows: Map<FlowKey, FlowVal>,
+    pub(crate) replies: Map<FlowKey, ReplyVal>,
+    pub(crate) connections: RefCell<HashMap<u64, u64>>,
+}
+
+impl Memory {
+    /// Writes a service's table, at a place of its own.
+    pub(crate) fn set_service(&self, id: u64, endpoints: &[u64], seed: u64) {
+        let members = endpoints.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect();
+        let table = maglev::build(&maglev::normalize(members), seed);
+        let base = u32::try_from(self.slots.len()).unwrap();
+        for (slot, &endpoint) in (base..).zip(&table) {
+            self.slots.set(slot, endpoint);
+        }
+        let len = u32::try_from(table.len()).unwrap();
+        self.services.set(id, ServiceVal { seed, digest: 0, base, len });
+    }
+}
+
+impl Tables for Memory {
+    fn config(&self) -> Option<&NodeConfig> {
+        self.config.get(&())
+    }
+    fn port(&self, key: &PortKey) -> Option<&PortVal> {
+        self.ports.get(key)
+    }
+    fn service(&self, id: u64) -> Option<&ServiceVal> {
+        self.services.get(&id)
+    }
+    fn slot(&self, index: u32) -> Option<u64> {
+        self.slots.get(&index).copied()
+    }
+    fn endpoint(&self, id: u64) -> Option<&EndpointVal> {
+        self.endpoints.get(&id)
+    }
+    fn local(&self, key: &LocalKey) -> Option<&LocalVal> {
+        self.local.get(key)
+    }
+    fn is_router(&self, key: &RouterKey) -> bool {
+        self.routers.get(key).is_some()
+    }
+    fn is_member(&self, addr: &Addr) -> bool {
+        self.members.get(addr).is_some()
+    }
+    fn is_local_addr(&self, addr: &Addr) -> bool {
+        self.local_addrs.get(addr).is_some()
+    }
+    fn task_if(&self, ifindex: u32) -> Option<&TaskIf> {
+        self.task_ifs.get(&ifindex)
+    }
+    fn vip(&self, key: &VipKey) -> Option<&VipVal> {
+        self.vips.get(key)
+    }
+    fn flow(&self, key: &FlowKey) -> Option<&FlowVal> {
+        self.flows.get(key)
+    }
+    fn reply(&self, key: &FlowKey) -> Option<&ReplyVal> {
+        self.replies.get(key)
+    }
+    fn set_flow(&self, key: &FlowKey, value: &FlowVal) {
+        self.flows.set(*key, *value);
+    }
+    fn set_reply(&self, key: &FlowKey, value: &ReplyVal) {
+        self.replies.set(*key, *value);
+    }
+    fn count_connection(&self, service: u64) {
+        *self.connections.borrow_mut().entry(service).or_default() += 1;
+    }
+}
