@@ -3,16 +3,18 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::command::{Process, Run, kill_hard};
-use crate::host::Host;
+use crate::host::{Host, prefix};
 use crate::lan::Place;
 use crate::scrub;
 use crate::wait::wait_for;
@@ -30,18 +32,46 @@ pub struct Programs {
     pub shoal: PathBuf,
     /// `shoal-load`.
     pub load: PathBuf,
+    _copy: Option<Arc<Copy>>,
+}
+
+/// A directory of programs that ends with its last user.
+#[derive(Debug)]
+struct Copy(PathBuf);
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
 }
 
 impl Programs {
     /// All of them in one directory, as cargo builds them.
+    ///
+    /// Managers run as a user of their own. Where that user can't go (a checkout below `/root`), a copy is run.
     pub fn in_directory(directory: &Path) -> anyhow::Result<Self> {
-        let find = |name: &str| {
-            let path = directory.join(name);
-            ensure!(path.exists(), "{} isn't built", path.display());
-            Ok(path)
-        };
-        find("shoal-control")?;
-        Ok(Self { shoald: find("shoald")?, shoal: find("shoal")?, load: find("shoal-load")? })
+        const NAMES: [&str; 4] = ["shoald", "shoal-control", "shoal", "shoal-load"];
+        for name in NAMES {
+            ensure!(directory.join(name).exists(), "{} isn't built", directory.join(name).display());
+        }
+        let open = directory
+            .ancestors()
+            .all(|path| path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0));
+        let copy =
+            if open { None } else { Some(Copy(std::env::temp_dir().join(format!("{}bin", prefix())))) };
+        if let Some(Copy(place)) = &copy {
+            std::fs::create_dir_all(place)?;
+            for name in NAMES {
+                std::fs::copy(directory.join(name), place.join(name))?;
+            }
+        }
+        let place = copy.as_ref().map_or(directory, |Copy(place)| place);
+        Ok(Self {
+            shoald: place.join("shoald"),
+            shoal: place.join("shoal"),
+            load: place.join("shoal-load"),
+            _copy: copy.map(Arc::new),
+        })
     }
 }
 
