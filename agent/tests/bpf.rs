@@ -15,7 +15,9 @@ use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::Member;
 use shoal_ebpf_common::reason::{Program, Reason};
-use shoal_ebpf_common::values::{EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal};
+use shoal_ebpf_common::values::{
+    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
+};
 
 use fixture::Plane;
 use support::cases::every_case;

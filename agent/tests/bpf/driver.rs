@@ -9,10 +9,12 @@ use shoal_ebpf_common::maglev::Member;
 use shoal_ebpf_common::reason::{Event, Reason};
 use shoal_ebpf_common::values::PortVal;
 
+use super::Kernel;
 use super::fixture::Plane;
+use super::support::fuzz::{self, Random};
+use super::support::host::Host;
 use super::support::packet::{Segment, TCP, UDP};
 use super::support::world::{self, Action, LOCAL, REMOTE, SERVICE, V4, World};
-use super::Kernel;
 
 fn service(endpoints: &[u64]) -> ServiceSpec {
     ServiceSpec::new(7, endpoints.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect())
@@ -180,4 +182,26 @@ fn another_build_replaces_programs_in_place() {
         assert_eq!(plane.driver().attached().unwrap().len(), 1);
         assert_eq!(plane.reopen(), Opened::Adopted);
     });
+}
+
+#[test]
+fn the_kernel_does_what_the_host_says() {
+    let mut kernel = Kernel::new();
+    let mut host = Host::default();
+    world::node(&mut kernel);
+    world::node(&mut host);
+    let mut random = Random::new(4711);
+    for round in 0..20_000 {
+        let packet = fuzz::packet(&mut random);
+        if !fuzz::has_ip_header(&packet) {
+            continue;
+        }
+        let program = random.pick(Program::ALL);
+        let (here, there) = (host.run(program, &packet), kernel.run(program, &packet));
+        assert_eq!(here.action, there.action, "round {round}: {program:?} on {packet:02x?}");
+        assert_eq!(here.bytes, there.bytes, "round {round}: {program:?} on {packet:02x?}");
+    }
+    for &reason in Reason::ALL {
+        assert_eq!(host.drops(reason), kernel.drops(reason), "{reason:?}");
+    }
 }

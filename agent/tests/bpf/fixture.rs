@@ -17,7 +17,12 @@ impl Plane {
     pub(crate) fn new() -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = PathBuf::from(format!("/tmp/shoal-bpf-test-{}-{number}", std::process::id()));
-        let config = BpfConfig { flow_entries: 4096, slot_entries: 4096, endpoint_entries: 1024, ..BpfConfig::new(dir) };
+        let config = BpfConfig {
+            flow_entries: 4096,
+            slot_entries: 4096,
+            endpoint_entries: 1024,
+            ..BpfConfig::new(dir)
+        };
         let (driver, opened) = BpfDriver::open(&config).expect("load the data plane (needs root)");
         assert_eq!(opened, Opened::Loaded { replaced: 0 });
         Self { config, driver: Some(driver) }

@@ -64,7 +64,7 @@ pub(crate) fn command(state: &mut State, at: At, command: &Command) -> Result<Ou
         Command::AssignTask { id, node } => task::assign(state, at, id, node),
         Command::SetPendingReason { id, message } => task::set_pending_reason(state, id, message),
         Command::SetDesired { id, desired } => task::set_desired(state, at, id, *desired),
-        Command::PassBarrier { ids } => task::pass_barrier(state, at, ids),
+        Command::PassBarrier { ids } => Ok(task::pass_barrier(state, at, ids)),
         Command::RemoveTask { id } => task::remove(state, at, id),
         Command::FinishServiceRemoval { id } => service::finish_removal(state, id),
         Command::ReleaseStranded { node } => node::release_stranded(state, node),

@@ -50,7 +50,7 @@ impl PortTable {
     ) -> Result<Vec<PublishedPort>, Rejection> {
         let mut mine: BTreeSet<(Protocol, u16)> = BTreeSet::new();
         for port in wanted {
-            check_numbers(port)?;
+            check_numbers(*port)?;
             let Some(published) = port.published else { continue };
             if !mine.insert((port.protocol, published)) {
                 let value = format!("{published}:{}/{}", port.target, port.protocol);
@@ -70,7 +70,7 @@ impl PortTable {
             .map(|port| {
                 let published = match port.published {
                     Some(published) => published,
-                    None => self.automatic(asker, port, &mine)?,
+                    None => self.automatic(asker, *port, &mine)?,
                 };
                 mine.insert((port.protocol, published));
                 Ok(PublishedPort { protocol: port.protocol, published, target: port.target })
@@ -108,7 +108,7 @@ impl PortTable {
     fn automatic(
         &self,
         asker: Asker<'_>,
-        port: &PortSpec,
+        port: PortSpec,
         mine: &BTreeSet<(Protocol, u16)>,
     ) -> Result<u16, Rejection> {
         let had = asker.has.iter().filter(|p| p.protocol == port.protocol && p.target == port.target);
@@ -129,7 +129,7 @@ impl PortTable {
     }
 }
 
-fn check_numbers(port: &PortSpec) -> Result<(), Rejection> {
+fn check_numbers(port: PortSpec) -> Result<(), Rejection> {
     let help = "ports are 1 to 65535; leave the published one out to have a free one chosen";
     if port.target == 0 || port.published == Some(0) {
         let value = format!("{}:{}/{}", port.published.unwrap_or_default(), port.target, port.protocol);

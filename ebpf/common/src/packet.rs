@@ -172,7 +172,7 @@ pub fn header<P: Packet>(packet: &P, kind: u16, header: &mut Header) -> Result<(
     }
     match header.proto {
         TCP => {
-            let h = packet.load::<14>(header.l4).ok_or(ParseError::Malformed)?;
+            let h = packet.load::<20>(header.l4).ok_or(ParseError::Malformed)?;
             header.sport = be16(h[0], h[1]);
             header.dport = be16(h[2], h[3]);
             header.tcp_flags = h[13];

@@ -142,18 +142,18 @@ pub(super) fn set_desired(
     Ok(Outcome::Done)
 }
 
-pub(super) fn pass_barrier(state: &mut State, at: At, ids: &[TaskId]) -> Result<Outcome, Rejection> {
+pub(super) fn pass_barrier(state: &mut State, at: At, ids: &[TaskId]) -> Outcome {
     let draining: Vec<&TaskId> = ids
         .iter()
         .filter(|id| state.tasks.get(*id).is_some_and(|t| t.desired == DesiredState::Draining))
         .collect();
     if draining.is_empty() {
-        return Ok(Outcome::Unchanged);
+        return Outcome::Unchanged;
     }
     for id in draining {
         state.tracks.entry(id.clone()).or_default().barrier_at.get_or_insert(at.now);
     }
-    Ok(Outcome::Done)
+    Outcome::Done
 }
 
 pub(super) fn remove(state: &mut State, at: At, id: &TaskId) -> Result<Outcome, Rejection> {

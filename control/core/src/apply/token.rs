@@ -9,6 +9,7 @@ use crate::rejection::{Kind, Rejection};
 use crate::state::State;
 
 /// What a token is good for.
+#[derive(Clone, Copy)]
 pub(super) struct Terms<'a> {
     pub(super) role: NodeRole,
     pub(super) secret_sha256: &'a [u8; 32],

@@ -109,15 +109,14 @@ pub(super) fn place(ctx: &Ctx<'_>, task: &Task) -> Result<NodeId, String> {
         Slot::Node(id) => n.id == *id,
         Slot::Number(_) => true,
     }) {
-        match refuse(&ctx.loads, task, node) {
-            Some(refusal) => refusals.note(refusal, node),
-            None => {
-                let total = ctx.loads.nodes.get(&node.id).map_or(0, |l| l.tasks);
-                let score = (ctx.loads.of_service(task, &node.id), total, node.name.as_str());
-                if best.is_none_or(|(least, _)| score < least) {
-                    best = Some((score, node));
-                }
-            }
+        if let Some(refusal) = refuse(&ctx.loads, task, node) {
+            refusals.note(refusal, node);
+            continue;
+        }
+        let total = ctx.loads.nodes.get(&node.id).map_or(0, |l| l.tasks);
+        let score = (ctx.loads.of_service(task, &node.id), total, node.name.as_str());
+        if best.is_none_or(|(least, _)| score < least) {
+            best = Some((score, node));
         }
     }
     best.map(|(_, node)| node.id.clone()).ok_or_else(|| refusals.to_text(task))
@@ -260,10 +259,10 @@ impl Refusals {
                 }
             })
             .collect();
-        match parts.is_empty() {
-            true => "0 of 0 nodes fit".to_owned(),
-            false => format!("0 of {} nodes fit: {}", self.nodes, parts.join(", ")),
+        if parts.is_empty() {
+            return "0 of 0 nodes fit".to_owned();
         }
+        format!("0 of {} nodes fit: {}", self.nodes, parts.join(", "))
     }
 }
 

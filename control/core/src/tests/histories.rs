@@ -85,14 +85,14 @@ fn take(sim: &mut Sim, step: Step) {
         Step::Network { name, small } => {
             let id = NetworkId::from_entropy(sim.draw());
             let subnet = small.then_some("172.20.0.0/28");
-            let _ = sim.propose(Command::CreateNetwork {
+            sim.try_it(Command::CreateNetwork {
                 id,
                 spec: network_spec(&format!("net{}", name % 4), subnet),
             });
         }
         Step::RemoveNetwork(n) => {
             if let Some(id) = network(sim, n) {
-                let _ = sim.propose(Command::RemoveNetwork { id });
+                sim.try_it(Command::RemoveNetwork { id });
             }
         }
         Step::Service { name, replicas, network: n, port: p, flavour } => {
@@ -108,7 +108,7 @@ fn take(sim: &mut Sim, step: Step) {
                 spec.mode = ServiceMode::Global;
             }
             let id = ServiceId::from_entropy(sim.draw());
-            let _ = sim.propose(Command::CreateService { id, spec: Box::new(spec) });
+            sim.try_it(Command::CreateService { id, spec: Box::new(spec) });
         }
         Step::Update { service: s, flavour, network: n, port: p } => {
             let Some(id) = a_service(sim, s) else { return };
@@ -117,19 +117,19 @@ fn take(sim: &mut Sim, step: Step) {
             spec.networks = service("x", 0, &on.iter().collect::<Vec<_>>(), &[]).networks;
             spec.ports = port(p);
             vary(&mut spec, flavour);
-            let _ = sim.propose(Command::UpdateService { id, spec: Box::new(spec), expect_version: None });
+            sim.try_it(Command::UpdateService { id, spec: Box::new(spec), expect_version: None });
         }
         Step::Scale { service, replicas } => {
             if let Some(id) = a_service(sim, service) {
-                let _ = sim.propose(Command::ScaleService { id, replicas: replicas.into() });
+                sim.try_it(Command::ScaleService { id, replicas: replicas.into() });
             }
         }
         Step::RemoveService(n) => {
             if let Some(id) = a_service(sim, n) {
-                let _ = sim.propose(Command::RemoveService { id });
+                sim.try_it(Command::RemoveService { id });
             }
         }
-        other => take_more(sim, other),
+        other => take_more(sim, &other),
     }
 }
 
@@ -142,8 +142,8 @@ fn vary(spec: &mut shoal_types::spec::ServiceSpec, flavour: u8) {
     spec.task.max_per_node = u32::from(flavour & 128 != 0) * 2;
 }
 
-fn take_more(sim: &mut Sim, step: Step) {
-    match step {
+fn take_more(sim: &mut Sim, step: &Step) {
+    match *step {
         Step::Join => {
             let number = (2..200).find(|n| {
                 sim.state
@@ -157,12 +157,12 @@ fn take_more(sim: &mut Sim, step: Step) {
         }
         Step::Leave(n) => {
             if let Some(id) = node(sim, n) {
-                let _ = sim.propose(Command::NodeLeft { id });
+                sim.try_it(Command::NodeLeft { id });
             }
         }
         Step::RemoveNode { node: n, force } => {
             if let Some(id) = node(sim, n) {
-                let _ = sim.propose(Command::RemoveNode { id, force });
+                sim.try_it(Command::RemoveNode { id, force });
             }
         }
         Step::NodeState { node: n, state } => {
@@ -175,7 +175,7 @@ fn take_more(sim: &mut Sim, step: Step) {
             if let Some(id) = node(sim, n) {
                 let availability = Some(all[usize::from(availability % 4)]);
                 let (labels_add, labels_remove) = Default::default();
-                let _ = sim.propose(Command::UpdateNode { id, availability, labels_add, labels_remove });
+                sim.try_it(Command::UpdateNode { id, availability, labels_add, labels_remove });
             }
         }
         Step::Fail { task, state } => {
@@ -236,7 +236,7 @@ proptest! {
         let mut replica = State::default();
         let half = sim.log.len() / 2;
         for (n, (index, entry)) in sim.log.iter().enumerate() {
-            let _ = replica.apply(*index, entry);
+            drop(replica.apply(*index, entry));
             if n == half {
                 let restored = round_trip(&replica);
                 prop_assert_eq!(restored.hash(), replica.hash());

@@ -290,7 +290,7 @@ fn a_retry_applies_once_and_answers_the_same() {
             ttl_ms: 1,
             uses: None,
         };
-        let _ = sim.propose_as(Some(&format!("t{n}")), token);
+        sim.propose_as(Some(&format!("t{n}")), token).expect("accepted");
     }
     let command = create(&mut sim, service("web", 1, &[], &[]));
     assert!(sim.propose_as(Some("r1"), command).is_err(), "forgotten after a thousand others");

@@ -124,6 +124,11 @@ impl Sim {
         result
     }
 
+    /// Proposes what may well be refused.
+    pub(crate) fn try_it(&mut self, command: Command) {
+        drop(self.propose(command));
+    }
+
     pub(crate) fn must(&mut self, command: Command) -> Outcome {
         self.propose(command.clone()).unwrap_or_else(|r| panic!("{command:?} was refused: {r}"))
     }

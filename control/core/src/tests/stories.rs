@@ -1,10 +1,10 @@
 //! What happens, told from the outside.
 
-use shoal_types::object::{Availability, DesiredState, NodeState, TaskState};
+use shoal_types::object::{Availability, DesiredState, NodeState, TaskState, TaskStatus};
 use shoal_types::spec::{RestartCondition, ServiceMode};
 
 use super::sim::{GIB, Sim, service, tcp};
-use crate::{Command, leader, view};
+use crate::{Command, Outcome, leader, view};
 
 #[test]
 fn three_replicas_are_spread_over_three_nodes_and_serve_everywhere() {
@@ -326,4 +326,67 @@ fn a_new_leader_waits_for_everyone_again() {
     assert_eq!(sim.lead(), 0, "nobody has said what it programmed: the barrier holds");
     sim.run(10_000);
     assert_eq!(sim.ps(&web).len(), 1);
+}
+
+#[test]
+fn a_new_task_counts_only_when_the_last_node_sends_it_its_share() {
+    let mut sim = Sim::of(3);
+    let web = sim.create(&service("web", 1, &[], &[tcp(8080, 80)]));
+    sim.rest();
+    let old = sim.live_task("web.1").id;
+    let late = sim.node("n3");
+    sim.mute.insert(late.clone());
+    sim.update(&web, |s| s.task.force_update = 1);
+    sim.rest();
+    assert_eq!(sim.serving(&web), 2, "the new one runs");
+    assert!(!sim.converged(&web));
+    assert_eq!(sim.state.tasks()[&old].desired, DesiredState::Running, "but n3 does not know yet");
+    sim.mute.clear();
+    sim.run(10_000);
+    assert!(sim.converged(&web));
+    assert_eq!(sim.state.tasks()[&old].status.state, TaskState::Shutdown);
+}
+
+#[test]
+fn reports_count_only_forward_and_only_for_the_nodes_own_tasks() {
+    let mut sim = Sim::of(2);
+    sim.create(&service("web", 1, &[], &[]));
+    sim.rest();
+    let task = sim.live_task("web.1");
+    let host = task.node.clone().expect("placed");
+    let other = if sim.node("n1") == host { sim.node("n2") } else { sim.node("n1") };
+    let says =
+        |sim: &Sim, state| TaskStatus { state, message: "x".repeat(9_999), ..sim.live_task("web.1").status };
+    let wrong = [
+        (other, TaskState::Failed),
+        (host.clone(), TaskState::Starting),
+        (host.clone(), TaskState::Pending),
+        (host.clone(), TaskState::Orphaned),
+    ];
+    for (node, state) in wrong {
+        let updates = vec![(task.id.clone(), says(&sim, state))];
+        assert_eq!(sim.must(Command::ReportTasks { node, updates }), Outcome::Unchanged, "{state:?}");
+    }
+    let updates = vec![(task.id.clone(), says(&sim, TaskState::Failed))];
+    assert_eq!(sim.must(Command::ReportTasks { node: host.clone(), updates }), Outcome::Done);
+    let ended = sim.state.tasks()[&task.id].status.clone();
+    assert_eq!((ended.state, ended.message.len()), (TaskState::Failed, 512));
+    let updates = vec![(task.id.clone(), says(&sim, TaskState::Rejected))];
+    assert_eq!(sim.must(Command::ReportTasks { node: host, updates }), Outcome::Unchanged, "it ended once");
+    assert_eq!(sim.state.tasks()[&task.id].status, ended);
+}
+
+#[test]
+fn an_ended_task_is_never_told_to_run_again() {
+    let mut sim = Sim::of(1);
+    let mut spec = service("job", 1, &[], &[]);
+    spec.task.restart.condition = RestartCondition::None;
+    sim.create(&spec);
+    sim.rest();
+    let task = sim.live_task("job.1");
+    sim.report(&task.id, TaskState::Failed, Some(1));
+    sim.rest();
+    assert_eq!(sim.state.tasks()[&task.id].desired, DesiredState::Running, "nothing replaced it");
+    let told: Vec<DesiredState> = sim.assignment("n1").tasks().map(|t| t.desired).collect();
+    assert_eq!(told, [DesiredState::Shutdown]);
 }

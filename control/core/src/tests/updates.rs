@@ -1,9 +1,15 @@
 //! Rolling updates and drains: at no step fewer tasks serve than were asked for.
 
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use shoal_types::NodeId;
+use shoal_types::assignment::Assignment;
 use shoal_types::object::{Availability, DesiredState, TaskState};
 use shoal_types::spec::{UpdateConfig, UpdateOrder};
 
 use super::sim::{Sim, service, tcp};
+use crate::assignment::for_node;
 use crate::{Command, leader};
 
 /// Runs turn by turn; the smallest number of serving tasks and the largest of live ones on the way.
@@ -169,4 +175,65 @@ fn one_per_node_can_be_updated_on_full_nodes() {
     sim.update(&web, |s| s.task.force_update = 1);
     sim.run(60_000);
     assert!(sim.converged(&web), "{:?}", sim.ps(&web));
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    Lead,
+    Work(u8),
+    Time,
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![3 => Just(Turn::Lead), 6 => (0..4_u8).prop_map(Turn::Work), 1 => Just(Turn::Time)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// However late nodes hear of it, an update or a scale-down by start-first leaves as many tasks serving as were
+    /// asked for, in the view of every single node.
+    #[test]
+    fn start_first_never_serves_with_fewer_however_late_nodes_are(
+        replicas in 1..7_u32,
+        parallelism in 0..4_u32,
+        drain_ms in prop_oneof![Just(0_u64), Just(3_000)],
+        turns in prop::collection::vec(turn(), 1..200),
+    ) {
+        let mut sim = Sim::of(4);
+        let mut spec = service("web", replicas + 1, &[], &[tcp(8080, 80)]);
+        spec.drain_ms = drain_ms;
+        let web = sim.create(&spec);
+        sim.rest();
+        let nodes: Vec<NodeId> = sim.state.nodes().keys().cloned().collect();
+        let mut told: BTreeMap<NodeId, Assignment> =
+            nodes.iter().map(|n| (n.clone(), for_node(&sim.state, n, sim.index).expect("a member"))).collect();
+        sim.must(Command::ScaleService { id: web.clone(), replicas });
+        sim.update(&web, |s| {
+            s.task.force_update = 1;
+            s.update.parallelism = parallelism;
+        });
+        for turn in turns {
+            match turn {
+                Turn::Lead => { sim.lead(); }
+                Turn::Work(n) => {
+                    let node = &nodes[usize::from(n)];
+                    told.insert(node.clone(), for_node(&sim.state, node, sim.index).expect("a member"));
+                    sim.work_one(node);
+                }
+                Turn::Time => { sim.tick_within(60_000); }
+            }
+            for (node, view) in &told {
+                let serving: Vec<_> = view.endpoints().filter(|e| e.serving).collect();
+                prop_assert!(serving.len() >= usize::try_from(replicas).expect("small"), "{node}: {}", serving.len());
+                for endpoint in serving {
+                    let task = sim.state.tasks().get(&endpoint.task);
+                    let runs = task.is_some_and(|t| t.status.state == TaskState::Running);
+                    prop_assert!(runs, "{node} sends flows to {endpoint:?}, which is {task:?}");
+                }
+            }
+        }
+        sim.run(600_000);
+        prop_assert!(sim.converged(&web));
+    }
 }

@@ -1,6 +1,10 @@
 //! What the tests of both crates share.
 
+#![allow(dead_code, unused_macros, unused_imports, reason = "each test binary uses its own part")]
+
 pub(crate) mod cases;
+pub(crate) mod fuzz;
+pub(crate) mod host;
 pub(crate) mod memory;
 pub(crate) mod mesh_cases;
 pub(crate) mod overlay_cases;

@@ -1,7 +1,5 @@
 //! Packets and maps in ordinary memory, behaving as the kernel's do.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -8,8 +8,9 @@ use shoal_ebpf_common::verdict::Out;
 
 use super::packet::{ACK, Segment, TCP, UDP};
 use super::world::{
-    Action, Family, IFINDEX, LOCAL, MATRIX, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE, TASK, TUNNEL_PORT,
-    V4, V6, World, addr, dropped, forwarded, ip, key, local_endpoint, node, passed, remote_endpoint,
+    Action, Family, IFINDEX, LOCAL, MATRIX, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE, TASK,
+    TUNNEL_PORT, V4, V6, World, addr, dropped, forwarded, ip, key, local_endpoint, node, passed,
+    remote_endpoint,
 };
 
 const MESH: Program = Program::MeshIngress;
@@ -142,7 +143,10 @@ pub(crate) fn draining_endpoint_keeps_its_flows_only(w: &mut dyn World) {
         forwarded(w, MESH, &request(&family, TCP, 40_000), Out::Peer(IFINDEX));
         forwarded(w, MESH, &request(&family, TCP, 40_001), Out::Peer(IFINDEX));
     }
-    w.set_endpoint(LOCAL, EndpointVal { flags: local_endpoint().flags | ENDPOINT_DRAINING, ..local_endpoint() });
+    w.set_endpoint(
+        LOCAL,
+        EndpointVal { flags: local_endpoint().flags | ENDPOINT_DRAINING, ..local_endpoint() },
+    );
     w.set_service(SERVICE, &[REMOTE]);
     for family in [V4, V6] {
         forwarded(w, MESH, &request(&family, TCP, 40_000).flags(ACK), Out::Peer(IFINDEX));

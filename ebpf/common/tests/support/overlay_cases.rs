@@ -6,8 +6,8 @@ use shoal_ebpf_common::verdict::Out;
 
 use super::packet::{ACK, Segment, TCP, arp};
 use super::world::{
-    IFINDEX, MATRIX, NETWORK, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE, TASK, V4, World,
-    dropped, forwarded, ip, key, node, passed,
+    IFINDEX, MATRIX, NETWORK, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE, TASK, V4,
+    World, dropped, forwarded, ip, key, node, passed,
 };
 
 const OVERLAY: Program = Program::OverlayRx;
@@ -18,7 +18,9 @@ pub(crate) fn answer_at_the_entry_node_gets_its_source_back(w: &mut dyn World) {
     for (family, proto) in MATRIX {
         let request = Segment::new(proto, (family.client, 40_000), (family.node, 8080));
         forwarded(w, Program::MeshIngress, &request, Out::Device(REMOTE_DEVICE));
-        let answer = Segment::new(proto, (family.other, 80), (family.client, 40_000)).flags(ACK).macs(OTHER_TASK, ROUTER);
+        let answer = Segment::new(proto, (family.other, 80), (family.client, 40_000))
+            .flags(ACK)
+            .macs(OTHER_TASK, ROUTER);
         let got = forwarded(w, OVERLAY, &answer, Out::Neighbor(IFINDEX));
         assert_eq!(got, Segment { src: ip(family.node), sport: 8080, ..answer });
     }
@@ -27,7 +29,8 @@ pub(crate) fn answer_at_the_entry_node_gets_its_source_back(w: &mut dyn World) {
 pub(crate) fn answer_of_no_flow_is_dropped(w: &mut dyn World) {
     node(w);
     for (family, proto) in MATRIX {
-        let answer = Segment::new(proto, (family.other, 80), (family.client, 40_000)).macs(OTHER_TASK, ROUTER);
+        let answer =
+            Segment::new(proto, (family.other, 80), (family.client, 40_000)).macs(OTHER_TASK, ROUTER);
         dropped(w, OVERLAY, &answer.bytes(), Reason::UnknownReply);
     }
 }
@@ -35,7 +38,8 @@ pub(crate) fn answer_of_no_flow_is_dropped(w: &mut dyn World) {
 pub(crate) fn packets_for_the_router_itself_pass(w: &mut dyn World) {
     node(w);
     for (family, proto) in MATRIX {
-        let packet = Segment::new(proto, (family.other, 80), (family.router, 40_000)).macs(OTHER_TASK, ROUTER);
+        let packet =
+            Segment::new(proto, (family.other, 80), (family.router, 40_000)).macs(OTHER_TASK, ROUTER);
         passed(w, OVERLAY, &packet.bytes());
     }
     passed(w, OVERLAY, &arp(OTHER_TASK, 1, OTHER_TASK, V4.other, V4.router));
@@ -49,7 +53,8 @@ pub(crate) fn flow_of_another_node_is_delivered_and_remembered(w: &mut dyn World
         for router in [OTHER_ROUTER, third] {
             let packet = Segment::new(proto, (family.client, 40_000), (family.task, 80)).macs(router, TASK);
             assert_eq!(forwarded(w, OVERLAY, &packet, Out::Peer(IFINDEX)), packet, "unchanged");
-            let reply = w.reply(&key(proto, 0, (family.task, 80), (family.client, 40_000))).expect("steering");
+            let reply =
+                w.reply(&key(proto, 0, (family.task, 80), (family.client, 40_000))).expect("steering");
             assert_eq!((reply.kind, reply.mac), (REPLY_STEER, router), "by the router it last came through");
         }
     }
@@ -65,7 +70,8 @@ pub(crate) fn frames_of_others_go_to_the_bridge(w: &mut dyn World) {
         let packet = Segment::new(proto, (family.client, 4000), (family.leg, 80)).macs(OTHER_ROUTER, TASK);
         passed(w, OVERLAY, &packet.bytes());
         // To a task that is not here.
-        let packet = Segment::new(proto, (family.client, 4000), (family.other, 80)).macs(OTHER_ROUTER, OTHER_TASK);
+        let packet =
+            Segment::new(proto, (family.client, 4000), (family.other, 80)).macs(OTHER_ROUTER, OTHER_TASK);
         passed(w, OVERLAY, &packet.bytes());
     }
 }
@@ -76,7 +82,8 @@ pub(crate) fn answer_to_a_virtual_ip_gets_its_source_back(w: &mut dyn World) {
     for (family, proto) in MATRIX {
         let request = Segment::new(proto, (family.task, 40_000), (family.vip, 80)).macs(TASK, [2; 6]);
         forwarded(w, Program::TaskTx, &request, Out::Device(REMOTE_DEVICE));
-        let answer = Segment::new(proto, (family.other, 80), (family.task, 40_000)).flags(ACK).macs(OTHER_TASK, TASK);
+        let answer =
+            Segment::new(proto, (family.other, 80), (family.task, 40_000)).flags(ACK).macs(OTHER_TASK, TASK);
         let got = forwarded(w, OVERLAY, &answer, Out::Peer(IFINDEX));
         assert_eq!(got, Segment { src: ip(family.vip), ..answer });
         // In another network, or from another port, it is not the answer.

@@ -1,7 +1,5 @@
 //! Building and taking apart packets, with every checksum computed in full. Shared by the tests of both crates.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub(crate) type Mac = [u8; 6];
@@ -128,7 +126,15 @@ impl Segment {
 }
 
 /// An IP packet around an upper layer.
-pub(crate) fn frame(src_mac: Mac, dst_mac: Mac, src: IpAddr, dst: IpAddr, proto: u8, options: &[u8], upper: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(
+    src_mac: Mac,
+    dst_mac: Mac,
+    src: IpAddr,
+    dst: IpAddr,
+    proto: u8,
+    options: &[u8],
+    upper: &[u8],
+) -> Vec<u8> {
     let mut bytes = [dst_mac, src_mac].concat();
     match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -169,7 +175,14 @@ pub(crate) fn arp(mac: Mac, operation: u8, sender_mac: Mac, sender: &str, target
 }
 
 /// A neighbor solicitation (135) or advertisement (136), with one option if there is one.
-pub(crate) fn neighbor(mac: Mac, kind: u8, src: &str, dst: &str, target: &str, option: Option<(u8, Mac)>) -> Vec<u8> {
+pub(crate) fn neighbor(
+    mac: Mac,
+    kind: u8,
+    src: &str,
+    dst: &str,
+    target: &str,
+    option: Option<(u8, Mac)>,
+) -> Vec<u8> {
     let (src, dst): (Ipv6Addr, Ipv6Addr) = (src.parse().unwrap(), dst.parse().unwrap());
     let mut upper = vec![kind, 0, 0, 0, 0, 0, 0, 0];
     upper.extend(target.parse::<Ipv6Addr>().unwrap().octets());

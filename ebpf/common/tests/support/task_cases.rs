@@ -7,8 +7,8 @@ use shoal_ebpf_common::verdict::Out;
 
 use super::packet::{self, ACK, Segment, TCP, UDP, arp, icmpv6, neighbor};
 use super::world::{
-    Action, IFINDEX, LOCAL, MATRIX, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, SERVICE, TASK, V4, V6, VIP,
-    World, dropped, egress_leg, forwarded, ingress_leg, ip, node, passed,
+    Action, IFINDEX, LOCAL, MATRIX, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, SERVICE, TASK, V4, V6,
+    VIP, World, dropped, egress_leg, forwarded, ingress_leg, ip, node, passed,
 };
 
 const TASK_TX: Program = Program::TaskTx;
@@ -26,7 +26,8 @@ pub(crate) fn answer_goes_to_the_router_it_came_by(w: &mut dyn World) {
     node(w);
     entered_elsewhere(w);
     for (family, proto) in MATRIX {
-        let answer = Segment::new(proto, (family.task, 80), (family.client, 40_000)).flags(ACK).macs(TASK, GATEWAY);
+        let answer =
+            Segment::new(proto, (family.task, 80), (family.client, 40_000)).flags(ACK).macs(TASK, GATEWAY);
         let got = forwarded(w, TASK_TX, &answer, Out::Device(REMOTE_DEVICE));
         assert_eq!(got, Segment { dst_mac: OTHER_ROUTER, ..answer });
     }
@@ -39,12 +40,14 @@ pub(crate) fn answer_by_another_leg_is_put_right(w: &mut dyn World) {
     for (family, proto) in MATRIX {
         // The source of that leg, or the right one on the wrong leg.
         for source in [family.leg, family.task] {
-            let answer = Segment::new(proto, (source, 80), (family.client, 40_000)).macs(egress_leg().mac, GATEWAY);
+            let answer =
+                Segment::new(proto, (source, 80), (family.client, 40_000)).macs(egress_leg().mac, GATEWAY);
             let got = forwarded(w, TASK_TX, &answer, Out::Device(REMOTE_DEVICE));
             assert_eq!(got, Segment { src: ip(family.task), src_mac: TASK, dst_mac: OTHER_ROUTER, ..answer });
         }
         // Without a flow the leg's own source goes its way, and the other is not the leg's.
-        let own = Segment::new(proto, (family.leg, 80), (family.client, 40_001)).macs(egress_leg().mac, GATEWAY);
+        let own =
+            Segment::new(proto, (family.leg, 80), (family.client, 40_001)).macs(egress_leg().mac, GATEWAY);
         passed(w, TASK_TX, &own.bytes());
         let reason = if ip(family.leg).is_ipv4() { Reason::SpoofedIpv4 } else { Reason::SpoofedIpv6 };
         dropped(w, TASK_TX, &Segment { src: ip(family.task), ..own }.bytes(), reason);
@@ -78,7 +81,8 @@ pub(crate) fn a_task_sends_only_as_itself(w: &mut dyn World) {
         let nobody = if own.src.is_ipv4() { "0.0.0.0" } else { "::" };
         dropped(w, TASK_TX, &Segment { src: ip(nobody), ..own }.bytes(), reason);
     }
-    let dhcp = |family: &super::world::Family, port| Segment::new(UDP, (family.task, port), (family.client, 68));
+    let dhcp =
+        |family: &super::world::Family, port| Segment::new(UDP, (family.task, port), (family.client, 68));
     dropped(w, TASK_TX, &dhcp(&V4, 67).macs(TASK, GATEWAY).bytes(), Reason::RogueControl);
     dropped(w, TASK_TX, &dhcp(&V6, 547).macs(TASK, GATEWAY).bytes(), Reason::RogueControl);
     let mut other = Segment::new(TCP, (V4.task, 1), (V4.client, 1)).macs(TASK, GATEWAY).bytes();
@@ -166,11 +170,13 @@ pub(crate) fn a_task_may_be_its_own_server(w: &mut dyn World) {
     for (family, proto) in MATRIX {
         let request = Segment::new(proto, (family.task, 40_000), (family.vip, 80)).macs(TASK, VIP);
         let got = forwarded(w, TASK_TX, &request, Out::Peer(IFINDEX));
-        let want = Segment { src: ip(family.vip), dst: ip(family.task), src_mac: VIP, dst_mac: TASK, ..request };
+        let want =
+            Segment { src: ip(family.vip), dst: ip(family.task), src_mac: VIP, dst_mac: TASK, ..request };
         assert_eq!(got, want, "it seems to come from the virtual IP");
         let answer = Segment::new(proto, (family.task, 80), (family.vip, 40_000)).flags(ACK).macs(TASK, VIP);
         let got = forwarded(w, TASK_TX, &answer, Out::Peer(IFINDEX));
-        let want = Segment { src: ip(family.vip), dst: ip(family.task), src_mac: VIP, dst_mac: TASK, ..answer };
+        let want =
+            Segment { src: ip(family.vip), dst: ip(family.task), src_mac: VIP, dst_mac: TASK, ..answer };
         assert_eq!(got, want);
     }
 }
@@ -201,9 +207,11 @@ pub(crate) fn answer_between_tasks_of_one_node_is_restored(w: &mut dyn World) {
         let got = forwarded(w, TASK_TX, &request, Out::Peer(REMOTE_DEVICE));
         assert_eq!((got.dst, got.dst_mac), (ip(family.other), OTHER_TASK));
         let mut server = ingress_leg();
-        (server.ip4, server.ip6, server.mac) = (super::world::addr(V4.other), super::world::addr(V6.other), OTHER_TASK);
+        (server.ip4, server.ip6, server.mac) =
+            (super::world::addr(V4.other), super::world::addr(V6.other), OTHER_TASK);
         w.set_task_if(IFINDEX, server);
-        let answer = Segment::new(proto, (family.other, 80), (family.task, 40_000)).flags(ACK).macs(OTHER_TASK, TASK);
+        let answer =
+            Segment::new(proto, (family.other, 80), (family.task, 40_000)).flags(ACK).macs(OTHER_TASK, TASK);
         let got = forwarded(w, TASK_TX, &answer, Out::Peer(IFINDEX));
         assert_eq!(got, Segment { src: ip(family.vip), ..answer });
     }

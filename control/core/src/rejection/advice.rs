@@ -1,0 +1,123 @@
+//! Who asked, who holds it, what to do next.
+
+use super::{Kind, Rejection};
+use crate::clock_text::utc;
+
+impl Rejection {
+    /// Where it comes from: who asked, who holds it.
+    pub fn context(&self) -> Vec<String> {
+        match self {
+            Self::PortTaken { asked_by, holder, since, .. } => {
+                vec![
+                    format!("asked by: service '{asked_by}' (ingress)"),
+                    format!("held by: {holder}, since {}", utc(*since)),
+                ]
+            }
+            Self::PortsExhausted { asked_by, .. } => {
+                vec![format!("asked by: service '{asked_by}' (ingress)")]
+            }
+            Self::Ambiguous { matches, .. } => matches.iter().map(|m| format!("matches: {m}")).collect(),
+            Self::NameTaken { kind, holder, since, .. } => {
+                vec![format!("held by: {kind} {holder}, since {}", utc(*since))]
+            }
+            Self::VersionConflict { changed_at, .. } => vec![format!("changed at: {}", utc(*changed_at))],
+            Self::SubnetOverlap { asked_by, holder, held, .. } => {
+                vec![
+                    format!("asked by: network '{asked_by}'"),
+                    format!("held by: network '{holder}' ({held})"),
+                ]
+            }
+            Self::SubnetExhausted { asked_by, .. } => vec![format!("asked by: {asked_by}")],
+            Self::InUse { by, .. } => by.iter().map(|b| format!("used by: {b}")).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What to do next.
+    pub fn help(&self) -> String {
+        match self {
+            Self::NotInitialized => {
+                "run 'shoal swarm init' here, or 'shoal swarm join' with a token of a cluster".into()
+            }
+            Self::AlreadyInitialized { .. } => "run 'shoal swarm leave' first".into(),
+            Self::InvalidField { help, .. } => help.clone(),
+            Self::NotFound { kind, .. } => match kind {
+                Kind::Token => "list them with 'shoal swarm token ls'".into(),
+                kind => format!("list them with 'shoal {kind} ls'"),
+            },
+            Self::Ambiguous { .. } => "give more characters of the id, or the name".into(),
+            Self::NameTaken { removing: true, .. } => {
+                "it is being removed; try again in a few seconds, or choose another name".into()
+            }
+            Self::NameTaken { kind, name, .. } => {
+                format!("choose another name, or remove it with 'shoal {kind} rm {name}'")
+            }
+            Self::IdTaken { .. } | Self::RequestReused { .. } => {
+                "send the command again with a new request id".into()
+            }
+            Self::VersionConflict { .. } => "re-run, or overwrite with '--force-version'".into(),
+            Self::Removing { .. } => "wait until it is gone, then create it again".into(),
+            Self::PortTaken { removing: true, holder, .. } => {
+                format!("'{holder}' is being removed and still drains; try again in a few seconds")
+            }
+            Self::PortTaken { holder, holder_target, .. } => format!(
+                "choose another port, or 'shoal service update --publish-rm {holder_target} {holder}'"
+            ),
+            Self::PortsExhausted { .. } => "publish a port of your choice: '-p 8080:80'".into(),
+            other => other.help_on_networks(),
+        }
+    }
+
+    fn help_on_networks(&self) -> String {
+        match self {
+            Self::SubnetOverlap { .. } => {
+                "choose another subnet, or leave it out to take a free one from the pools".into()
+            }
+            Self::AddressInOverlay { .. } => {
+                "choose a subnet that no host has an address in; 'shoal network ls' shows those in use".into()
+            }
+            Self::AddressTaken { holder, .. } => {
+                format!(
+                    "give each host its own data address, or remove '{holder}' with 'shoal node rm --force {holder}'"
+                )
+            }
+            Self::SubnetExhausted { .. } => {
+                "ask for fewer replicas, remove services that are on the network, or \
+                 create a larger one with 'shoal network create --subnet' and move the service there"
+                    .into()
+            }
+            Self::PoolExhausted { .. } => {
+                "remove networks that are not used, or give a subnet: 'shoal network create --subnet'".into()
+            }
+            Self::NumbersExhausted { .. } => {
+                "found a new cluster; this one has lived through all numbers".into()
+            }
+            Self::InUse { kind: Kind::Network, .. } => {
+                "remove these services, or take them off the network, then try again".into()
+            }
+            Self::InUse { .. } => "remove what uses it, then try again".into(),
+            Self::IngressStays { .. } => "publish no port if you don't want it used".into(),
+            other => other.help_on_members(),
+        }
+    }
+
+    fn help_on_members(&self) -> String {
+        match self {
+            Self::NodeAlive { node, .. } => format!(
+                "run 'shoal swarm leave' on it, or remove it at once with 'shoal node rm --force {node}'"
+            ),
+            Self::LastManager { .. } => {
+                "a cluster needs a manager; to end the cluster run 'shoal swarm leave --force' on it".into()
+            }
+            Self::IsManager { node } => format!("stop it, then run 'shoal node rm --force {node}'"),
+            Self::TokenUnknown { .. } => {
+                "copy the whole token again, or make a new one with 'shoal swarm token create'".into()
+            }
+            Self::TokenExpired { .. } | Self::TokenUsedUp { .. } => {
+                "make a new one with 'shoal swarm token create'".into()
+            }
+            // Outdated, and whatever the matches above have answered already.
+            _ => "nothing: the leader decides again on the new state".into(),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Properties of the packet logic, over whatever comes.
+
+#[path = "support/all.rs"]
+mod support;
+
+use std::collections::{BTreeMap, HashMap};
+
+use proptest::prelude::{ProptestConfig, Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
+use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::keys::FlowKey;
+use shoal_ebpf_common::maglev::{self, Member};
+use shoal_ebpf_common::packet;
+use shoal_ebpf_common::reason::Program;
+use shoal_ebpf_common::rewrite;
+use shoal_ebpf_common::verdict::{Out, Work};
+use shoal_ebpf_common::{csum, hash};
+
+use support::fuzz::{self, Random};
+use support::host::Host;
+use support::memory::Buffer;
+use support::packet::{Segment, TCP, UDP, fold, sum};
+use support::world::{Action, MATRIX, World, node};
+
+fn addresses() -> impl Strategy<Value = (Addr, Addr, Addr, Addr)> {
+    let v4 = any::<[[u8; 4]; 4]>().prop_map(|a| a.map(Addr::v4));
+    let v6 = any::<[[u8; 16]; 4]>()
+        .prop_map(|a| a.map(Addr::v6))
+        .prop_filter("no mapped addresses", |a| a.iter().all(|addr| !addr.is_v4()));
+    prop::strategy::Union::new([v4.boxed(), v6.boxed()]).prop_map(|[a, b, c, d]| (a, b, c, d))
+}
+
+fn text(addr: Addr) -> String {
+    std::net::IpAddr::from(addr).to_string()
+}
+
+fn share(table: &[u64]) -> HashMap<u64, usize> {
+    let mut share = HashMap::new();
+    for &id in table {
+        *share.entry(id).or_default() += 1;
+    }
+    share
+}
+
+fn members(ids: &[u64]) -> Vec<Member> {
+    maglev::normalize(ids.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn a_rewritten_packet_has_the_checksums_of_a_new_one(
+        (src, dst, new_src, new_dst) in addresses(),
+        ports in any::<[u16; 4]>(),
+        is_tcp in any::<bool>(),
+        unchecked in any::<bool>(),
+        payload in prop::collection::vec(any::<u8>(), 0..64),
+    ) {
+        let proto = if is_tcp { TCP } else { UDP };
+        let mut sent = Segment::new(proto, (&text(src), ports[0]), (&text(dst), ports[1]));
+        sent.payload = payload;
+        sent.unchecked = unchecked && !is_tcp && src.is_v4();
+        let mut buffer = Buffer(sent.bytes());
+        let mut work = Work::default();
+        let ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
+        packet::header(&buffer, ethernet.kind, &mut work.header).expect("an IP header");
+        work.forward_unchanged(&ethernet, Out::Device(1));
+        (work.forward.src, work.forward.dst) = (new_src, new_dst);
+        (work.forward.sport, work.forward.dport) = (ports[2], ports[3]);
+        rewrite::apply(&mut buffer, &work.header, &work.forward).expect("the packet holds its own header");
+        // Parsing computes every checksum in full.
+        let got = Segment::parse(&buffer.0);
+        prop_assert_eq!((got.src, got.dst), (new_src.into(), new_dst.into()));
+        prop_assert_eq!((got.sport, got.dport), (ports[2], ports[3]));
+        prop_assert_eq!(got.payload, sent.payload);
+        prop_assert_eq!(got.unchecked, sent.unchecked);
+    }
+
+    #[test]
+    fn sums_agree_with_the_definition(bytes in prop::collection::vec(any::<u8>(), 0..300), start in any::<u32>()) {
+        // Ours is in memory order and the definition in network order: the same up to swapped bytes.
+        prop_assert_eq!(csum::fold(csum::sum(&bytes, 0)).to_ne_bytes(), fold(sum(&bytes)).to_be_bytes());
+        prop_assert_eq!(csum::fold(start), fold(u64::from(start)));
+        prop_assert_eq!(csum::add(start, u32::MAX) % u32::MAX, start % u32::MAX);
+    }
+
+    #[test]
+    fn an_address_keeps_its_octets(octets in any::<[u8; 16]>(), v4 in any::<[u8; 4]>()) {
+        prop_assert_eq!(Addr::v6(octets).octets(), octets);
+        prop_assert_eq!(Addr::v4(v4).v4_octets(), v4);
+        prop_assert!(Addr::v4(v4).is_v4());
+        prop_assert_eq!(std::net::IpAddr::from(Addr::v4(v4)), std::net::IpAddr::from(v4));
+    }
+
+    #[test]
+    fn the_order_of_members_means_nothing(ids in prop::collection::vec(any::<u64>(), 0..50), seed in any::<u64>()) {
+        let mut reversed = ids.clone();
+        reversed.reverse();
+        let (a, b) = (members(&ids), members(&reversed));
+        prop_assert_eq!(maglev::digest(&a, seed), maglev::digest(&b, seed));
+        prop_assert_eq!(maglev::build(&a, seed), maglev::build(&b, seed));
+    }
+
+    #[test]
+    fn every_member_has_its_share(ids in prop::collection::btree_set(any::<u64>(), 1..80), seed in any::<u64>()) {
+        let ids: Vec<u64> = ids.into_iter().collect();
+        let table = maglev::build(&members(&ids), seed);
+        let share = share(&table);
+        let fair = table.len() / ids.len();
+        for id in ids {
+            // In a whole round each member takes one slot, so shares differ by at most one.
+            prop_assert!((fair..=fair + 1).contains(&share[&id]), "{} of {fair}", share[&id]);
+        }
+    }
+
+    #[test]
+    fn a_weight_is_a_share(weights in prop::collection::vec(1_u16..100, 1..20), seed in any::<u64>()) {
+        let members: Vec<Member> =
+            (1..).zip(&weights).map(|(endpoint, &weight)| Member { endpoint, weight }).collect();
+        let table = maglev::build(&members, seed);
+        let share = share(&table);
+        let total: usize = weights.iter().map(|&weight| usize::from(weight)).sum();
+        for member in members {
+            let wanted = table.len() * usize::from(member.weight) / total;
+            let got = share.get(&member.endpoint).copied().unwrap_or_default();
+            prop_assert!(got.abs_diff(wanted) <= weights.len(), "{got} slots, not {wanted}");
+        }
+    }
+
+    #[test]
+    fn a_removed_member_moves_few_others(count in 3_u64..60, seed in any::<u64>()) {
+        let ids: Vec<u64> = (1..=count).map(|id| hash::finish(hash::mix(id, seed))).collect();
+        let fewer = &ids[..ids.len() - 1];
+        if maglev::table_size(ids.len()) != maglev::table_size(fewer.len()) {
+            return Ok(());
+        }
+        let (before, after) = (maglev::build(&members(&ids), seed), maglev::build(&members(fewer), seed));
+        let gone = ids[ids.len() - 1];
+        let moved = before.iter().zip(&after).filter(|&(b, a)| *b != gone && b != a).count();
+        // What must move is one share; Maglev moves some more (its paper, figure 12).
+        prop_assert!(moved * 4 <= before.len(), "{moved} of {} slots moved", before.len());
+    }
+
+    #[test]
+    fn a_slot_is_inside_its_table(hash in any::<u64>(), len in 1_u32..200_000) {
+        prop_assert!(maglev::slot(hash, len) < len);
+    }
+
+    #[test]
+    fn hashes_spread(seed in any::<u64>(), client in any::<[u8; 4]>()) {
+        let mut count = [0; 16];
+        for sport in 1024..3072 {
+            let key = FlowKey {
+                src: Addr::v4(client),
+                dst: Addr::v4([198, 51, 100, 1]),
+                sport,
+                dport: 80,
+                scope: FlowKey::scope(0, TCP),
+            };
+            count[usize::try_from(maglev::slot(hash::flow(&key, seed), 16)).expect("small")] += 1;
+        }
+        // 128 expected, deviation 11.
+        prop_assert!(count.iter().all(|&n| (70..190).contains(&n)), "{count:?}");
+    }
+
+    #[test]
+    fn any_bytes_are_judged_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..120), kind in 0_usize..4) {
+        let mut bytes = bytes;
+        let kinds: [[u8; 2]; 4] = [[0x08, 0], [0x86, 0xdd], [0x08, 0x06], [0x81, 0]];
+        if bytes.len() >= 14 {
+            bytes[12..14].copy_from_slice(&kinds[kind]);
+        }
+        let mut host = Host::default();
+        node(&mut host);
+        for &program in Program::ALL {
+            let len = host.run(program, &bytes).bytes.len();
+            prop_assert_eq!(len, bytes.len());
+        }
+    }
+}
+
+#[test]
+fn damaged_packets_are_judged_without_a_panic() {
+    let mut random = Random::new(42);
+    let mut host = Host::default();
+    node(&mut host);
+    let mut actions = BTreeMap::new();
+    for _ in 0..50_000 {
+        let packet = fuzz::packet(&mut random);
+        let program = random.pick(Program::ALL);
+        let run = host.run(program, &packet);
+        assert_eq!(run.bytes.len(), packet.len());
+        let name = match run.action {
+            Action::Pass => "pass",
+            Action::Drop => "drop",
+            Action::Redirect => "redirect",
+        };
+        *actions.entry((program.name(), name)).or_insert(0) += 1;
+    }
+    // The sequence reaches every end of every program.
+    assert_eq!(actions.len(), 9, "{actions:?}");
+}
+
+#[test]
+fn a_restored_answer_is_what_the_client_waits_for() {
+    let mut host = Host::default();
+    node(&mut host);
+    for port in 1024..2048 {
+        for (family, proto) in MATRIX {
+            let sent = Segment::new(proto, (family.client, port), (family.node, 8080));
+            let there = Segment::parse(&host.run(Program::MeshIngress, &sent.bytes()).bytes);
+            let answer = Segment {
+                src: there.dst,
+                dst: there.src,
+                sport: there.dport,
+                dport: there.sport,
+                src_mac: there.dst_mac,
+                dst_mac: there.src_mac,
+                ..there
+            };
+            let local = answer.src_mac == support::world::TASK;
+            let program = if local { Program::TaskTx } else { Program::OverlayRx };
+            let back = Segment::parse(&host.run(program, &answer.bytes()).bytes);
+            assert_eq!((back.src, back.sport), (sent.dst, sent.dport));
+            assert_eq!((back.dst, back.dport), (sent.src, sent.sport));
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! A data plane in ordinary memory.
+
+use std::collections::HashMap;
+
+use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::reason::{Program, Reason};
+use shoal_ebpf_common::values::{
+    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
+};
+use shoal_ebpf_common::verdict::{Out, Verdict, Work};
+use shoal_ebpf_common::{mesh, overlay, rewrite, task};
+
+use super::memory::{Buffer, Memory};
+use super::world::{Action, IFINDEX, Run, World};
+
+/// The programs over ordinary memory.
+#[derive(Default)]
+pub(crate) struct Host {
+    pub(crate) maps: Memory,
+    drops: HashMap<Reason, u64>,
+}
+
+impl Host {
+    fn drop(&mut self, reason: Reason) -> Action {
+        *self.drops.entry(reason).or_default() += 1;
+        Action::Drop
+    }
+}
+
+impl World for Host {
+    fn set_config(&mut self, value: NodeConfig) {
+        self.maps.config.set((), value);
+    }
+    fn set_port(&mut self, key: PortKey, value: PortVal) {
+        self.maps.ports.set(key, value);
+    }
+    fn remove_port(&mut self, key: PortKey) {
+        self.maps.ports.remove(&key);
+    }
+    fn set_service(&mut self, id: u64, endpoints: &[u64]) {
+        self.maps.set_service(id, endpoints, 7);
+    }
+    fn set_endpoint(&mut self, id: u64, value: EndpointVal) {
+        self.maps.endpoints.set(id, value);
+    }
+    fn remove_endpoint(&mut self, id: u64) {
+        self.maps.endpoints.remove(&id);
+    }
+    fn set_local(&mut self, key: LocalKey, value: LocalVal) {
+        self.maps.local.set(key, value);
+    }
+    fn set_router(&mut self, key: RouterKey) {
+        self.maps.routers.set(key, 1);
+    }
+    fn set_member(&mut self, addr: Addr) {
+        self.maps.members.set(addr, 1);
+    }
+    fn set_local_addr(&mut self, addr: Addr) {
+        self.maps.local_addrs.set(addr, 1);
+    }
+    fn set_task_if(&mut self, ifindex: u32, value: TaskIf) {
+        self.maps.task_ifs.set(ifindex, value);
+    }
+    fn set_vip(&mut self, key: VipKey, value: VipVal) {
+        self.maps.vips.set(key, value);
+    }
+    fn flow(&self, key: &FlowKey) -> Option<FlowVal> {
+        self.maps.flows.get(key).copied()
+    }
+    fn reply(&self, key: &FlowKey) -> Option<ReplyVal> {
+        self.maps.replies.get(key).copied()
+    }
+    fn drops(&self, reason: Reason) -> u64 {
+        self.drops.get(&reason).copied().unwrap_or_default()
+    }
+
+    fn run(&mut self, program: Program, packet: &[u8]) -> Run {
+        let mut buffer = Buffer(packet.to_vec());
+        let mut work = Work::default();
+        let verdict = match program {
+            Program::MeshIngress => mesh::decide(&buffer, &self.maps, IFINDEX, &mut work),
+            Program::OverlayRx => overlay::decide(&buffer, &self.maps, IFINDEX, &mut work),
+            Program::TaskTx => task::decide(&buffer, &self.maps, IFINDEX, &mut work),
+        };
+        let mut out = None;
+        let action = match verdict {
+            Verdict::Pass => Action::Pass,
+            Verdict::Drop(reason) => self.drop(reason),
+            Verdict::Refuse(reason) => {
+                self.drop(reason);
+                Action::Pass
+            }
+            Verdict::Forward => {
+                rewrite::apply(&mut buffer, &work.header, &work.forward)
+                    .expect("the packet holds its own header");
+                out = Some(work.forward.out);
+                Action::Redirect
+            }
+            Verdict::Answer(question) => {
+                rewrite::answer(&mut buffer, question, work.forward.src_mac)
+                    .expect("the answer fits the question");
+                out = Some(Out::Device(IFINDEX));
+                Action::Redirect
+            }
+            Verdict::Announce => {
+                rewrite::announce(&mut buffer, &work.forward.src).expect("an ARP packet");
+                Action::Pass
+            }
+        };
+        Run { action, bytes: buffer.0, out }
+    }
+}
