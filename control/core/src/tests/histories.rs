@@ -173,9 +173,7 @@ fn take_more(sim: &mut Sim, step: &Step) {
         Step::Availability { node: n, availability } => {
             let all = [Availability::Active, Availability::Active, Availability::Pause, Availability::Drain];
             if let Some(id) = node(sim, n) {
-                let availability = Some(all[usize::from(availability % 4)]);
-                let (labels_add, labels_remove) = Default::default();
-                sim.try_it(Command::UpdateNode { id, availability, labels_add, labels_remove });
+                sim.set_availability(&id, all[usize::from(availability % 4)]);
             }
         }
         Step::Fail { task, state } => {
@@ -250,10 +248,8 @@ proptest! {
         let names: Vec<String> = sim.state.nodes().values().map(|n| n.name.to_string()).collect();
         for name in &names {
             sim.set_node(name, NodeState::Ready);
-            let (labels_add, labels_remove) = Default::default();
             let id = sim.node(name);
-            let availability = Some(Availability::Active);
-            sim.must(Command::UpdateNode { id, availability, labels_add, labels_remove });
+            sim.set_availability(&id, Availability::Active);
         }
         sim.run(600_000);
         prop_assert_eq!(sim.lead(), 0);

@@ -11,6 +11,9 @@ use super::sim::{Sim, network_spec, service, tcp};
 use crate::command::Join;
 use crate::{Command, Outcome, Rejection, view};
 
+/// A field and a change of it that is refused.
+type Change = (&'static str, Box<dyn Fn(&mut ServiceSpec)>);
+
 fn refused(sim: &mut Sim, command: Command) -> Rejection {
     let rejection = sim.propose(command).expect_err("refused");
     assert!(!rejection.help().is_empty() && !rejection.to_string().is_empty());
@@ -237,7 +240,6 @@ fn updates_check_their_version_and_what_may_not_change() {
     let rejection = refused(&mut sim, command);
     assert_eq!(rejection.code(), ErrorCode::VersionConflict);
     assert_eq!(rejection.to_string(), "service 'web' is at version 2, not 1");
-    type Change = (&'static str, Box<dyn Fn(&mut ServiceSpec)>);
     let changes: Vec<Change> = vec![
         ("name", Box::new(|s| s.name = "api".parse().expect("a name"))),
         ("mode", Box::new(|s| s.mode = shoal_types::spec::ServiceMode::Global)),

@@ -7,7 +7,7 @@ use shoal_types::assignment::Assignment;
 use shoal_types::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId, TokenId};
 use shoal_types::net::Protocol;
 use shoal_types::object::{
-    DesiredState, NodeDescription, NodeRole, NodeState, Task, TaskState, TaskStatus, Timestamp,
+    Availability, DesiredState, NodeDescription, NodeRole, NodeState, Task, TaskState, TaskStatus, Timestamp,
 };
 use shoal_types::spec::{
     AttachmentSpec, NetworkSpec, PortSpec, ProcessSpec, Resources, RestartPolicy, ServiceMode, ServiceSpec,
@@ -130,7 +130,17 @@ impl Sim {
     }
 
     pub(crate) fn must(&mut self, command: Command) -> Outcome {
-        self.propose(command.clone()).unwrap_or_else(|r| panic!("{command:?} was refused: {r}"))
+        let kind = command.kind();
+        self.propose(command).unwrap_or_else(|r| panic!("{kind} was refused: {r}"))
+    }
+
+    pub(crate) fn set_availability(&mut self, id: &NodeId, availability: Availability) {
+        self.must(Command::UpdateNode {
+            id: id.clone(),
+            availability: Some(availability),
+            labels_add: BTreeMap::new(),
+            labels_remove: Vec::new(),
+        });
     }
 
     pub(crate) fn token(&mut self, role: NodeRole, uses: Option<u32>) -> (TokenId, [u8; 32]) {

@@ -210,12 +210,7 @@ fn a_task_that_fits_nowhere_says_why_by_filter() {
     let mut sim = Sim::of(6);
     for node in ["n5", "n6"] {
         let id = sim.node(node);
-        sim.must(Command::UpdateNode {
-            id,
-            availability: Some(Availability::Drain),
-            labels_add: Default::default(),
-            labels_remove: Vec::new(),
-        });
+        sim.set_availability(&id, Availability::Drain);
     }
     let mut big = service("db", 4, &[], &[]);
     big.task.resources.reserve_memory = 7 * GIB;
@@ -268,12 +263,7 @@ fn a_global_service_follows_the_nodes() {
     assert_eq!((sim.ps(&agent).len(), sim.state.tasks().len()), (2, 2));
 
     let second = sim.node("n2");
-    sim.must(Command::UpdateNode {
-        id: second,
-        availability: Some(Availability::Drain),
-        labels_add: Default::default(),
-        labels_remove: Vec::new(),
-    });
+    sim.set_availability(&second, Availability::Drain);
     sim.run(10_000);
     assert_eq!(sim.ps(&agent).len(), 1);
     assert!(sim.converged(&agent));

@@ -133,12 +133,7 @@ fn draining_a_node_moves_its_tasks_without_a_gap() {
     let web = sim.create(&service("web", 3, &[], &[tcp(8080, 80)]));
     sim.rest();
     let id = sim.node("n2");
-    sim.must(Command::UpdateNode {
-        id: id.clone(),
-        availability: Some(Availability::Drain),
-        labels_add: Default::default(),
-        labels_remove: Vec::new(),
-    });
+    sim.set_availability(&id, Availability::Drain);
     let (least, _) = watch(&mut sim, &web, 200);
     assert!(least >= 3, "{least} served");
     assert!(sim.state.tasks_of_node(&id).all(|t| t.status.state == TaskState::Shutdown));
@@ -153,12 +148,7 @@ fn a_drained_node_is_emptied_even_when_there_is_no_other_place() {
     let web = sim.create(&service("web", 1, &[], &[tcp(8080, 80)]));
     sim.rest();
     let id = sim.node("n1");
-    sim.must(Command::UpdateNode {
-        id: id.clone(),
-        availability: Some(Availability::Drain),
-        labels_add: Default::default(),
-        labels_remove: Vec::new(),
-    });
+    sim.set_availability(&id, Availability::Drain);
     sim.run(20_000);
     assert_eq!(sim.ps(&web), ["web.1 - Pending"]);
     assert_eq!(sim.live_task("web.1").status.message, "0 of 1 nodes fit: 1 drained");
