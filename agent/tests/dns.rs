@@ -58,6 +58,15 @@ impl Node {
     }
 }
 
+impl Drop for Node {
+    /// What a test that failed left behind.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _left = self.netns.remove_all();
+        }
+    }
+}
+
 /// What a task does: asks from inside its namespace.
 #[derive(Clone)]
 struct Client {

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use shoal_agent::drivers::runtime::process::{ProcessConfig, ProcessRuntime};
 use shoal_agent::drivers::runtime::{
     ExitCause, LogQuery, LogSource, ObservedTask, Runtime, RuntimeError, RuntimeSpec, RuntimeState,
@@ -53,9 +55,29 @@ impl Node {
         let path = self.dir.path().to_str().expect("UTF-8").to_owned();
         let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
         assert!(!mounts.contains(&path), "mounts left:\n{mounts}");
-        assert_eq!(processes_naming(&path), Vec::<String>::new(), "processes left");
+        assert_eq!(processes_naming(&path), [], "processes left");
         assert_eq!(groups_called(&self.cgroup), Vec::<PathBuf>::new(), "control groups left");
         assert!(!self.dir.path().join("state/tasks").exists(), "task directories left");
+    }
+}
+
+impl Drop for Node {
+    /// What a test that failed left behind.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let path = self.dir.path().display().to_string();
+        for (pid, _) in processes_naming(&path) {
+            let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let _left = self.netns.remove_all();
+        for group in groups_called(&self.cgroup) {
+            for task in fs::read_dir(&group).into_iter().flatten().flatten() {
+                let _left = fs::remove_dir(task.path());
+            }
+            let _left = fs::remove_dir(group);
+        }
     }
 }
 
@@ -71,14 +93,15 @@ fn spec_of(netns: &NetnsDir, task: &str, script: &str) -> RuntimeSpec {
     RuntimeSpec::new(task, command, netns.path())
 }
 
-/// Command lines of living processes that contain a text: monitors name their task's directory.
-fn processes_naming(text: &str) -> Vec<String> {
+/// Living processes whose command lines contain a text: monitors name their task's directory.
+fn processes_naming(text: &str) -> Vec<(i32, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("lists /proc").flatten() {
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if command.contains(text) {
-            found.push(command);
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if let (true, Some(pid)) = (command.contains(text), pid) {
+            found.push((pid, command));
         }
     }
     found
@@ -224,7 +247,7 @@ async fn a_task_cannot_reach_the_host() {
 async fn capabilities_and_user_are_as_given() {
     let node = Node::new();
     let runtime = node.runtime();
-    let script = "id -u; id -g; grep -E '^Cap(Eff|Bnd|Amb)' /proc/self/status; ulimit -n";
+    let script = "id -u >/dev/stdout; id -g; grep -E '^Cap(Eff|Bnd|Amb)' /proc/self/status; ulimit -n";
     let mut spec = node.spec("t1", script);
     spec.user = Some("nobody".to_owned());
     spec.capabilities = vec!["CAP_NET_RAW".to_owned()];
@@ -322,8 +345,7 @@ async fn a_killed_task_is_noticed_at_once() {
         let pid = pid_of(&runtime.start(&spec.task).await.expect("starts"));
         let mut ends = runtime.subscribe();
         let begun = Instant::now();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
-            .expect("kills");
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kills");
         let ended = ends.recv().await.expect("told");
         slowest = slowest.max(begun.elapsed());
         assert_eq!(ended.exit.cause, ExitCause::Signal { signal: 9 });
@@ -422,6 +444,28 @@ async fn an_agent_that_is_killed_leaves_its_tasks_running() {
 }
 
 #[tokio::test]
+async fn what_a_power_cut_leaves_is_cleared_away() {
+    let node = Node::new();
+    let runtime = node.runtime();
+    for task in ["half", "damaged", "lost"] {
+        runtime.prepare(&node.spec(task, "true")).await.expect("prepares");
+        runtime.start(task).await.expect("starts");
+        runtime.wait(task).await.expect("ends");
+    }
+    let file = |task: &str, name: &str| node.dir.path().join("state/tasks").join(task).join(name);
+    fs::remove_file(file("half", "task.json")).expect("removes");
+    fs::write(file("damaged", "task.json"), "").expect("writes");
+    fs::write(file("lost", "status.json"), "{").expect("writes");
+    drop(runtime);
+    let runtime = node.runtime();
+    let observed = runtime.observe().await.expect("observes");
+    assert_eq!(observed.len(), 1, "{observed:?}");
+    let RuntimeState::Exited(exit) = &observed[0].state else { panic!("{observed:?}") };
+    assert_eq!((observed[0].spec.task.as_str(), exit.cause), ("lost", ExitCause::Lost));
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
 async fn a_killed_monitor_takes_its_task_along() {
     let node = Node::new();
     let runtime = node.runtime();
@@ -430,8 +474,8 @@ async fn a_killed_monitor_takes_its_task_along() {
     let pid = pid_of(&runtime.start("t1").await.expect("starts"));
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("parent");
-    let monitor = nix::unistd::Pid::from_raw(parent.trim().parse().expect("number"));
-    nix::sys::signal::kill(monitor, nix::sys::signal::Signal::SIGKILL).expect("kills");
+    let monitor = Pid::from_raw(parent.trim().parse().expect("number"));
+    kill(monitor, Signal::SIGKILL).expect("kills");
     let exit = runtime.wait("t1").await.expect("ends");
     assert_eq!(exit.cause, ExitCause::Lost);
     assert_eq!(runtime.wait("t1").await.expect("ends"), exit, "the verdict is final");

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::RuntimeError;
 
-/// Everything a runtime needs to run one task.
+/// Everything a runtime needs to run one task. It is kept on disk while the task lives, across upgrades of the
+/// agent: a new field needs a default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RuntimeSpec {
     /// The task's id: names its directory and control group.
     pub task: String,
@@ -128,7 +128,6 @@ impl RuntimeSpec {
 
 /// Limits on what a task as a whole may use. `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Processor time, in thousandths of one CPU.
     pub cpu_millis: Option<u64>,
@@ -155,7 +154,6 @@ impl Limits {
 
 /// One limit of setrlimit(2).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Ulimit {
     /// The name, as in `ulimit` flags of container engines: `nofile`, `core`, `nproc`, `memlock`, ...
     pub name: String,

@@ -25,7 +25,7 @@ use crate::drivers::runtime::{
 use crate::netns::sys;
 
 use super::cgroup::{Cgroup, CgroupError, Cgroups};
-use super::record::{Launch, Phase, Status, TaskDir, boot_id, now_ms};
+use super::record::{Launch, Phase, Status, TaskDir, boot_id, is_damage, now_ms};
 use super::{ProcessConfig, SHIM, follow};
 
 /// How many ends of tasks a slow subscriber may be behind before it must observe instead.
@@ -77,14 +77,34 @@ impl ProcessRuntime {
             }),
         };
         for task in runtime.inner.tasks()? {
-            let dir = runtime.inner.dir(&task);
-            if dir.launch().map_err(io_failed(&task, "read", dir.path()))?.is_none() {
-                dir.remove().map_err(io_failed(&task, "remove", dir.path()))?;
-            } else if let RuntimeState::Running { .. } = runtime.inner.state(&task)? {
-                runtime.watch(&task)?;
-            }
+            runtime.adopt(&task)?;
         }
         Ok(runtime)
+    }
+
+    fn adopt(&self, task: &str) -> Result<(), RuntimeError> {
+        let dir = self.inner.dir(task);
+        let is_prepared = match dir.launch() {
+            Ok(launch) => launch.is_some(),
+            Err(error) if is_damage(&error) => {
+                let lock = dir.lock().map_err(io_failed(task, "lock", dir.path()))?;
+                tracing::warn!(task, %error, running = lock.is_none(), "unreadable task record");
+                // With a monitor it is no remains of a power cut, and nothing we dare to remove.
+                lock.is_none()
+            }
+            Err(error) => return Err(io_failed(task, "read", dir.path())(error)),
+        };
+        if !is_prepared {
+            if !self.inner.cgroups.group(task).try_remove().map_err(cgroup_failed(task))? {
+                tracing::warn!(task, "remains of a task still run; they are killed, their directory stays");
+                return Ok(());
+            }
+            return dir.remove().map_err(io_failed(task, "remove", dir.path()));
+        }
+        if let RuntimeState::Running { .. } = self.inner.state(task)? {
+            self.watch(task)?;
+        }
+        Ok(())
     }
 
     /// Removes what the runtime keeps for itself, once its tasks are removed.
@@ -348,9 +368,15 @@ impl Runtime for ProcessRuntime {
     async fn observe(&self) -> Result<Vec<ObservedTask>, RuntimeError> {
         let mut observed = Vec::new();
         for task in self.inner.tasks()? {
-            // One that is being made or removed has no spec.
-            if let Ok(launch) = self.inner.prepared(&task) {
-                observed.push(ObservedTask { spec: launch.spec, state: self.inner.state(&task)? });
+            match self.inner.prepared(&task) {
+                Ok(launch) => {
+                    observed.push(ObservedTask { spec: launch.spec, state: self.inner.state(&task)? });
+                }
+                // Being made or removed.
+                Err(RuntimeError::NotFound(_)) => {}
+                Err(error) => {
+                    tracing::warn!(task, error = &error as &dyn std::error::Error, "task can't be observed");
+                }
             }
         }
         Ok(observed)

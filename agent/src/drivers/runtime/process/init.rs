@@ -114,6 +114,11 @@ fn become_user(identity: &Identity, keep: u64) -> Result<(), StartFailure> {
         let reason = format!("cannot become user {}:{}: {errno}", identity.uid, identity.gid);
         StartFailure::new(StartStage::User, reason)
     };
+    // So that the program can open /dev/stdout and /dev/stderr, which are pipes of root's.
+    for output in [io::stdout().as_fd(), io::stderr().as_fd()] {
+        nix::unistd::fchown(output, Some(Uid::from_raw(identity.uid)), Some(Gid::from_raw(identity.gid)))
+            .map_err(user)?;
+    }
     capability::bound_to(keep).map_err(capabilities)?;
     // Becoming another user would clear the permitted set; what is kept of it is set below.
     nix::sys::prctl::set_keepcaps(true).map_err(user)?;

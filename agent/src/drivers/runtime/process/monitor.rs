@@ -67,7 +67,7 @@ pub(super) fn run_monitor(dir: &TaskDir) -> ExitCode {
 fn watch(dir: &TaskDir) -> io::Result<()> {
     require_own_process_namespace()?;
     nix::sys::prctl::set_name(c"shoal-monitor")?;
-    // A task's root is another process of the same user: it must not look into this one.
+    // A task may be root too and must not look into this process: our capabilities forbid that, and this does.
     nix::sys::prctl::set_dumpable(false)?;
     let Some(_lock) = dir.lock()? else {
         return Err(io::Error::other("the task has another monitor"));

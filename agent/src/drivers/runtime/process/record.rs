@@ -57,6 +57,16 @@ pub(super) enum Phase {
 }
 
 impl Status {
+    /// The status of a task about which no more is known than that it ran before this boot of the machine.
+    fn of_another_boot() -> Self {
+        Self {
+            boot: String::new(),
+            monitor: ProcessId { pid: 0, start: 0 },
+            program: None,
+            phase: Phase::Running { started_at_ms: 0 },
+        }
+    }
+
     /// The status as others know it. A task whose start is under way is still only prepared.
     pub(super) fn state(&self) -> RuntimeState {
         match (&self.phase, self.program) {
@@ -69,6 +79,11 @@ impl Status {
             (Phase::Rejected { failure }, _) => RuntimeState::Rejected(failure.clone()),
         }
     }
+}
+
+/// Whether a file's content is at fault, not the reading of it.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 /// A process, and not another that got its number later.
@@ -165,9 +180,13 @@ impl TaskDir {
         self.read_json("task.json")
     }
 
-    /// `None` if the task was never started.
+    /// `None` if the task was never started. One that a power cut made unreadable is that of a lost task, unless
+    /// there is a monitor that can write it anew.
     pub(super) fn status(&self) -> io::Result<Option<Status>> {
-        self.read_json("status.json")
+        match self.read_json("status.json") {
+            Err(error) if is_damage(&error) && self.lock()?.is_some() => Ok(Some(Status::of_another_boot())),
+            other => other,
+        }
     }
 
     pub(super) fn set_status(&self, status: &Status) -> io::Result<()> {
