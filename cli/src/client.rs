@@ -137,6 +137,7 @@ impl Ctx {
     /// The manager's API; fails on a worker and outside a swarm.
     pub(crate) async fn control(&self) -> Result<Control, Failure> {
         let give_up = self.deadline.min(Instant::now() + PATIENCE);
+        let mut told = false;
         loop {
             let local = self.local().await?;
             require_manager(&local)?;
@@ -148,7 +149,13 @@ impl Ctx {
                     return Ok(Control { client, socket, deadline: self.deadline, local });
                 }
                 // Also while the daemon names no socket yet: the manager process is on its way.
-                Err(_) if Instant::now() + RETRY_EVERY < give_up => tokio::time::sleep(RETRY_EVERY).await,
+                Err(_) if Instant::now() + RETRY_EVERY < give_up => {
+                    if !told {
+                        self.out.note("waiting for the manager process on this node");
+                    }
+                    told = true;
+                    tokio::time::sleep(RETRY_EVERY).await;
+                }
                 Err(error) => {
                     self.out.detail(&format!("{error:?}"));
                     return Err(manager_silent(&local));

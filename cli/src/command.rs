@@ -15,7 +15,7 @@ use shoal_types::ErrorCode;
 
 use crate::args::{Cli, Command, ListFlags, Shell};
 use crate::client::{Control, Ctx};
-use crate::explain::explain;
+use crate::explain;
 use crate::failure::Failure;
 use crate::output::listing::Row;
 use crate::output::time::now_ms;
@@ -30,12 +30,18 @@ pub(crate) async fn run(ctx: &Ctx, command: Command) -> Result<(), Failure> {
         Command::Service(command) => service::run(ctx, command).await,
         Command::Status => status::status(ctx).await,
         Command::Version => status::version(ctx).await,
-        Command::Explain { code } => ctx.out.result(&explain(&code)?),
+        Command::Explain { code } => match explain::find(&code)? {
+            code if ctx.out.json => ctx.out.document("ErrorCode", &[explain::item(code)]),
+            code => ctx.out.result(&explain::text(code)),
+        },
         Command::Completion { shell } => completion(ctx, shell),
     }
 }
 
 fn completion(ctx: &Ctx, shell: Shell) -> Result<(), Failure> {
+    if ctx.out.json {
+        return Err(Failure::Usage("a completion script has no JSON form; leave --json out".to_owned()));
+    }
     let mut command = <Cli as clap::CommandFactory>::command();
     let mut script = Vec::new();
     let shell = match shell {

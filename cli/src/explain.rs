@@ -1,5 +1,6 @@
 //! Texts of the error codes.
 
+use serde_json::{Value, json};
 use shoal_types::ErrorCode;
 
 use crate::failure::{Failure, code_name};
@@ -15,16 +16,28 @@ const fn entry(title: &'static str, cause: &'static str, remedy: &'static str) -
     Entry { title, cause, remedy }
 }
 
-/// `E0214`, `e214` or `214` to its text.
-pub(crate) fn explain(text: &str) -> Result<String, Failure> {
+/// `E0214`, `e214` or `214` to its code.
+pub(crate) fn find(text: &str) -> Result<ErrorCode, Failure> {
     let digits = text.trim_start_matches(['E', 'e']);
-    let code = digits.parse().ok().and_then(ErrorCode::from_number).ok_or_else(|| {
+    digits.parse().ok().and_then(ErrorCode::from_number).ok_or_else(|| {
         let known: Vec<String> = ErrorCode::ALL.iter().map(|code| code_name(*code)).collect();
         Failure::Usage(format!("'{text}' is not an error code; there are {}", known.join(" ")))
-    })?;
+    })
+}
+
+/// The text for people.
+pub(crate) fn text(code: ErrorCode) -> String {
     let Entry { title, cause, remedy } = lookup(code);
     let (name, exit) = (code_name(code), code.exit_code());
-    Ok(format!("{name}: {title}\n\n{cause}\n\nWhat to do: {remedy}\n\nExit code: {exit}\n"))
+    format!("{name}: {title}\n\n{cause}\n\nWhat to do: {remedy}\n\nExit code: {exit}\n")
+}
+
+/// The item for programs.
+pub(crate) fn item(code: ErrorCode) -> Value {
+    let Entry { title, cause, remedy } = lookup(code);
+    json!({
+        "code": code_name(code), "title": title, "cause": cause, "remedy": remedy, "exitCode": code.exit_code(),
+    })
 }
 
 fn lookup(code: ErrorCode) -> Entry {
@@ -241,7 +254,7 @@ mod tests {
     fn every_code_has_a_text_of_its_own() {
         let mut titles = BTreeSet::new();
         for code in ErrorCode::ALL {
-            let text = explain(&code_name(*code)).unwrap();
+            let text = text(find(&code_name(*code)).unwrap());
             let title = text.lines().next().unwrap().to_owned();
             assert!(title.starts_with(&format!("{}: ", code_name(*code))));
             assert!(text.contains("What to do: "));
@@ -253,11 +266,13 @@ mod tests {
 
     #[test]
     fn codes_can_be_written_in_three_ways() {
-        for text in ["E0214", "e214", "214"] {
-            assert!(explain(text).unwrap().starts_with("E0214: another service publishes the port\n"));
+        for written in ["E0214", "e214", "214"] {
+            let code = find(written).unwrap();
+            assert!(text(code).starts_with("E0214: another service publishes the port\n"));
+            assert_eq!(item(code)["exitCode"], 5);
         }
         for bad in ["", "E9999", "EE", "port"] {
-            assert_eq!(explain(bad).unwrap_err().exit_code(), 2, "{bad}");
+            assert_eq!(find(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
     }
 }

@@ -91,6 +91,13 @@ async fn a_manager_that_is_coming_up_is_waited_for() {
     tokio::time::sleep(Duration::from_millis(800)).await;
     fake.start_manager();
     assert_eq!(finish(child).await, quiet_success("neta\nneti\n"));
+    let loud = Fake::without_manager();
+    let child = start(&loud.host(), &["network", "ls", "--format", "{{.Name}}"]);
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    loud.start_manager();
+    let out = finish(child).await;
+    assert_eq!(out.stdout, "app\ningress\n");
+    assert_eq!(out.stderr, "waiting for the manager process on this node\n");
 }
 
 #[tokio::test]
@@ -113,7 +120,7 @@ async fn a_manager_that_stays_away_is_exit_code_6() {
     let out = fake.run("--timeout 1s service ls").await;
     assert_eq!(out.code, Some(6));
     assert!(
-        out.stderr.starts_with("error[E0300]: the manager on this node does not answer\n"),
+        out.stderr.contains("\nerror[E0300]: the manager on this node does not answer\n"),
         "{}",
         out.stderr
     );
