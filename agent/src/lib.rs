@@ -1,11 +1,20 @@
 //! shoald, the node daemon.
 
+pub mod api;
+pub mod cleanup;
+pub mod config;
+pub mod dial;
 pub mod drivers;
-pub mod netns;
 pub mod durable;
 pub mod facility;
 pub mod facts;
 pub mod ledger;
+pub mod metrics;
+pub mod netns;
+pub mod node;
+pub mod notify;
 pub mod pki;
-pub mod stats;
 pub mod reconciler;
+pub mod session;
+pub mod stats;
+pub mod supervisor;

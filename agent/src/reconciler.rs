@@ -29,6 +29,7 @@ use tasks::{TaskEvent, Tasks};
 
 pub use events::KernelEvents;
 pub use report::{Applied, Reports};
+pub(crate) use report::{chain, now};
 
 /// Everything is looked at at least this often.
 const SWEEP: Duration = Duration::from_secs(5);

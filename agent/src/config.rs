@@ -1,0 +1,171 @@
+//! Settings: read once, checked whole, each with where it came from.
+//!
+//! Order: flag, then `SHOAL_*` environment, then the last drop-in that has it, then the main file, then the default.
+
+mod keys;
+mod source;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use shoal_types::id::Name;
+
+pub use keys::{KEYS, KeyInfo};
+pub use source::{ConfigError, Origin, Settings, Value};
+
+/// How the daemon logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+impl LogFormat {
+    /// As it is written in settings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+/// Everything that can be set.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What must survive a restart.
+    pub state_dir: PathBuf,
+    /// Sockets and namespaces.
+    pub run_dir: PathBuf,
+    /// Pins of the data plane.
+    pub bpf_dir: PathBuf,
+    /// Level in the control group hierarchies.
+    pub cgroup: String,
+    /// The node's name.
+    pub name: Name,
+    /// Address or interface that others reach this node's manager by.
+    pub advertise: Option<String>,
+    /// Address or interface of the overlay.
+    pub data_path: Option<String>,
+    /// Where a manager listens.
+    pub listen: SocketAddr,
+    /// MTU of the way to the peers, if the link's is not right.
+    pub mtu: Option<u32>,
+    /// Where metrics are served; none: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Log filter.
+    pub log: String,
+    /// Log format.
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// Checks settings.
+    pub fn from_settings(settings: &Settings) -> Result<Self, ConfigError> {
+        let text = |key: &str| settings.get(key).text.clone();
+        let optional = |key: &str| Some(text(key)).filter(|value| !value.is_empty());
+        Ok(Self {
+            state_dir: directory(settings, "state_dir")?,
+            run_dir: directory(settings, "run_dir")?,
+            bpf_dir: directory(settings, "bpf_dir")?,
+            cgroup: cgroup(settings)?,
+            name: name(settings)?,
+            advertise: optional("node.advertise"),
+            data_path: optional("node.data_path"),
+            listen: parse(settings, "node.listen", "use ADDRESS:PORT, as [::]:7377")?,
+            mtu: match text("network.mtu").as_str() {
+                "auto" => None,
+                _ => Some(mtu(settings)?),
+            },
+            metrics: match text("observe.metrics").as_str() {
+                "" | "off" => None,
+                _ => Some(parse(settings, "observe.metrics", "use ADDRESS:PORT or off")?),
+            },
+            log: text("observe.log"),
+            log_format: match text("observe.log_format").as_str() {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => return Err(settings.refuse("observe.log_format", "use text or json")),
+            },
+        })
+    }
+
+    /// The local API's socket.
+    pub fn api_socket(&self) -> PathBuf {
+        self.run_dir.join("api.sock")
+    }
+
+    /// The manager's local socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.run_dir.join("control/control.sock")
+    }
+
+    /// Keys and certificates.
+    pub fn pki_dir(&self) -> PathBuf {
+        self.state_dir.join("pki")
+    }
+
+    /// What the agent knows.
+    pub fn agent_dir(&self) -> PathBuf {
+        self.state_dir.join("agent")
+    }
+}
+
+fn parse<T: std::str::FromStr>(settings: &Settings, key: &str, help: &str) -> Result<T, ConfigError> {
+    settings.get(key).text.parse().map_err(|_| settings.refuse(key, help))
+}
+
+fn mtu(settings: &Settings) -> Result<u32, ConfigError> {
+    let mtu = parse(settings, "network.mtu", "use auto, or a number from 1350 to 65535")?;
+    if (1350..=65535).contains(&mtu) {
+        Ok(mtu)
+    } else {
+        Err(settings.refuse("network.mtu", "use auto, or a number from 1350 to 65535"))
+    }
+}
+
+fn directory(settings: &Settings, key: &str) -> Result<PathBuf, ConfigError> {
+    let path = PathBuf::from(&settings.get(key).text);
+    if path.is_absolute() && path.components().count() > 1 {
+        Ok(path)
+    } else {
+        Err(settings.refuse(key, "use an absolute path"))
+    }
+}
+
+fn cgroup(settings: &Settings) -> Result<String, ConfigError> {
+    let text = &settings.get("cgroup").text;
+    let valid = !text.is_empty()
+        && text.len() <= 64
+        && !text.starts_with('.')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if valid {
+        Ok(text.clone())
+    } else {
+        Err(settings.refuse("cgroup", "use 1 to 64 of a-z, A-Z, 0-9, '-', '_' and '.'"))
+    }
+}
+
+/// A given name must be a label; the host's own name is made one.
+fn name(settings: &Settings) -> Result<Name, ConfigError> {
+    let value = settings.get("node.name");
+    if !value.text.is_empty() {
+        return value.text.parse().map_err(|error: shoal_types::id::NameError| {
+            settings.refuse("node.name", &error.to_string())
+        });
+    }
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    host.as_deref()
+        .and_then(Name::from_lossy)
+        .ok_or_else(|| settings.refuse("node.name", "the host's name is no DNS label; give --name"))
+}
+
+/// An address that is on this host, by itself or by the interface that has it.
+pub fn is_specific(ip: IpAddr) -> bool {
+    !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast()
+}
+
+#[cfg(test)]
+mod tests;

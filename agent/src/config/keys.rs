@@ -1,0 +1,41 @@
+//! Every key there is. What is not built yet is not here.
+
+/// A key.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyInfo {
+    /// `section.key` as in the file, or the name of a path that only flag and environment set.
+    pub key: &'static str,
+    /// The environment variable.
+    pub env: &'static str,
+    /// The default.
+    pub default: &'static str,
+    /// What it is.
+    pub help: &'static str,
+}
+
+impl KeyInfo {
+    /// Whether a file may set it. A node's own paths and names are given on the command line or in the environment.
+    pub fn in_file(&self) -> bool {
+        self.key.contains('.')
+    }
+}
+
+const fn key(key: &'static str, env: &'static str, default: &'static str, help: &'static str) -> KeyInfo {
+    KeyInfo { key, env, default, help }
+}
+
+/// All of them.
+pub const KEYS: &[KeyInfo] = &[
+    key("state_dir", "SHOAL_STATE_DIR", "/var/lib/shoal", "what must survive a restart"),
+    key("run_dir", "SHOAL_RUN_DIR", "/run/shoal", "sockets and namespaces"),
+    key("bpf_dir", "SHOAL_BPF_DIR", "/sys/fs/bpf/shoal", "pins of the data plane"),
+    key("cgroup", "SHOAL_CGROUP", "shoal", "level in the control group hierarchies"),
+    key("node.name", "SHOAL_NODE_NAME", "", "the node's name; the host's if empty"),
+    key("node.advertise", "SHOAL_NODE_ADVERTISE", "", "address or interface others reach this node by"),
+    key("node.data_path", "SHOAL_NODE_DATA_PATH", "", "address or interface of the overlay; as advertise if empty"),
+    key("node.listen", "SHOAL_NODE_LISTEN", "[::]:7377", "where a manager listens"),
+    key("network.mtu", "SHOAL_NETWORK_MTU", "auto", "MTU of the way to the peers"),
+    key("observe.metrics", "SHOAL_OBSERVE_METRICS", "127.0.0.1:7379", "where metrics are served, or off"),
+    key("observe.log", "SHOAL_OBSERVE_LOG", "info", "log filter"),
+    key("observe.log_format", "SHOAL_OBSERVE_LOG_FORMAT", "text", "text or json"),
+];

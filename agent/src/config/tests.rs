@@ -1,0 +1,55 @@
+use std::path::Path;
+
+use super::*;
+
+fn settings(files: &[(&str, &str)]) -> Result<Settings, ConfigError> {
+    let mut settings = Settings::default();
+    for (path, text) in files {
+        settings.take_text(Path::new(path), text)?;
+    }
+    Ok(settings)
+}
+
+#[test]
+fn the_defaults_are_valid() {
+    let config = Config::from_settings(&Settings::default()).expect("valid");
+    assert_eq!(config.listen, "[::]:7377".parse().expect("literal"));
+    assert_eq!(config.mtu, None);
+}
+
+#[test]
+fn the_later_source_counts_and_is_named() {
+    let mut settings = settings(&[
+        ("/etc/main.toml", "[node]\nname = \"a\"\n[observe]\nlog = \"warn\"\n"),
+        ("/etc/conf.d/1.toml", "[node]\nname = \"b\"\n"),
+    ])
+    .expect("valid");
+    assert_eq!(settings.get("node.name").origin, Origin::File("/etc/conf.d/1.toml".into()));
+    settings.take_env(|name| (name == "SHOAL_NODE_NAME").then(|| "c".to_owned()));
+    assert_eq!(settings.get("node.name").origin, Origin::Env("SHOAL_NODE_NAME"));
+    settings.take_flag("node.name", Some("d".into()));
+    let config = Config::from_settings(&settings).expect("valid");
+    assert_eq!((config.name.as_str(), config.log.as_str()), ("d", "warn"));
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest() {
+    let error = settings(&[("/etc/x.toml", "[observe]\nmetric = \"off\"\n")]).expect_err("unknown");
+    assert!(error.to_string().contains("did you mean 'observe.metrics'"), "{error}");
+    // The node's own paths are not for files.
+    assert!(settings(&[("/etc/x.toml", "state_dir = \"/x\"\n")]).is_err());
+}
+
+#[test]
+fn a_wrong_value_says_where_it_came_from() {
+    for (text, key) in [
+        ("[node]\nlisten = \"here\"\n", "node.listen"),
+        ("[network]\nmtu = 100\n", "network.mtu"),
+        ("[node]\nname = \"Not A Label\"\n", "node.name"),
+        ("[observe]\nlog_format = \"xml\"\n", "observe.log_format"),
+    ] {
+        let settings = settings(&[("/etc/x.toml", text)]).expect("keys are known");
+        let error = Config::from_settings(&settings).expect_err("invalid").to_string();
+        assert!(error.contains(key) && error.contains("/etc/x.toml"), "{error}");
+    }
+}

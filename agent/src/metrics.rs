@@ -1,0 +1,154 @@
+//! Metrics and health over HTTP, on the node's loopback. Three paths and GET only: small enough to read a request by
+//! hand, with limits on its size and time.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::node::{Node, VERSION};
+use crate::stats::Stats;
+
+/// A request may be so long, and take so long.
+const MAX_REQUEST: usize = 8 << 10;
+const PATIENCE: Duration = Duration::from_secs(5);
+const MAX_CONNECTIONS: usize = 32;
+
+/// What is served.
+#[derive(Clone)]
+pub struct Exporter {
+    node: Arc<Node>,
+    stats: Arc<Stats>,
+}
+
+impl Exporter {
+    /// Over a node and what it counts.
+    pub fn new(node: Arc<Node>, stats: Arc<Stats>) -> Self {
+        Self { node, stats }
+    }
+
+    /// Serves until it is told to close.
+    pub async fn serve(self, address: SocketAddr, closing: CancellationToken) -> std::io::Result<()> {
+        let listener = TcpListener::bind(address).await?;
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            // Accepting is cancel safe.
+            let (stream, _) = tokio::select! {
+                () = closing.cancelled() => return Ok(()),
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::debug!(%error, "a metrics connection failed");
+                        continue;
+                    }
+                },
+            };
+            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else { continue };
+            let this = self.clone();
+            tokio::spawn(async move {
+                // A client that is slow or rude is cut off; there is nothing to tell.
+                drop(timeout(PATIENCE, this.answer(stream)).await);
+                drop(slot);
+            });
+        }
+    }
+
+    async fn answer(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut request = Vec::new();
+        while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+            if request.len() > MAX_REQUEST || stream.read_buf(&mut request).await? == 0 {
+                return Ok(());
+            }
+        }
+        let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
+        let line = String::from_utf8_lossy(line).into_owned();
+        let mut words = line.split(' ');
+        let (status, body) = match (words.next(), words.next()) {
+            (Some("GET"), Some("/metrics")) => ("200 OK", self.text()),
+            (Some("GET"), Some("/healthz")) => ("200 OK", "ok\n".to_owned()),
+            (Some("GET"), Some("/readyz")) if self.node.is_ready() => ("200 OK", "ready\n".to_owned()),
+            (Some("GET"), Some("/readyz")) => ("503 Service Unavailable", "not programmed yet\n".to_owned()),
+            (Some("GET"), _) => ("404 Not Found", "use /metrics, /healthz or /readyz\n".to_owned()),
+            _ => ("405 Method Not Allowed", "use GET\n".to_owned()),
+        };
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(body.as_bytes()).await?;
+        stream.shutdown().await
+    }
+
+    fn text(&self) -> String {
+        let (stats, info) = (&self.stats, self.node.info());
+        let mut out = Text::default();
+        out.one("shoal_agent_state_version", "gauge", "Generation the node was told last", info.generation);
+        out.one("shoal_agent_applied_version", "gauge", "Generation that is programmed", info.applied_generation);
+        out.one("shoal_agent_kernel_writes_total", "counter", "Writes to the kernel", info.kernel_writes_total);
+        out.one("shoal_agent_adopted_objects", "gauge", "Objects found in place at start", info.adopted_objects);
+        out.one("shoal_agent_connected", "gauge", "Whether there is a session", u64::from(info.connected));
+        out.one("shoal_agent_warnings", "gauge", "Objects that are not as wanted", count(info.warnings.len()));
+        out.head("shoal_agent_tasks", "gauge", "Tasks by state");
+        out.series("shoal_agent_tasks", "state", "running", info.tasks_running.into());
+        out.head("shoal_agent_drift_repairs_total", "counter", "Objects that somebody else changed, put right");
+        if stats.drift().is_empty() {
+            out.series("shoal_agent_drift_repairs_total", "object", "any", 0);
+        }
+        for (object, repairs) in stats.drift() {
+            out.series("shoal_agent_drift_repairs_total", "object", object, repairs);
+        }
+        out.head("shoal_drops_total", "counter", "Packets the programs dropped, by reason");
+        for (reason, packets) in stats.drops() {
+            out.series("shoal_drops_total", "reason", reason, packets);
+        }
+        out.head("shoal_agent_program_seconds", "gauge", "Time of the last pass");
+        let seconds = Duration::from_micros(Stats::get(&stats.last_pass_us)).as_secs_f64();
+        out.raw(&format!("shoal_agent_program_seconds {seconds}"));
+        out.head("shoal_cert_expiry_timestamp_seconds", "gauge", "End of the certificate's life");
+        out.series("shoal_cert_expiry_timestamp_seconds", "kind", "node", info.cert_expires_at_ms / 1000);
+        out.head("shoal_build_info", "gauge", "Version");
+        out.series("shoal_build_info", "version", VERSION, 1);
+        out.head("shoal_node_info", "gauge", "Which node this is");
+        out.raw(&format!(
+            "shoal_node_info{{node_id=\"{}\",node_name=\"{}\"}} 1",
+            info.node_id, info.node_name
+        ));
+        out.0
+    }
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+/// The text format. Labels hold ids and names of ours, which need no escaping.
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn raw(&mut self, line: &str) {
+        self.0.push_str(line);
+        self.0.push('\n');
+    }
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a String cannot fail.
+        let _written = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn series(&mut self, name: &str, label: &str, value: &str, number: u64) {
+        self.raw(&format!("{name}{{{label}=\"{value}\"}} {number}"));
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, number: u64) {
+        self.head(name, kind, help);
+        self.raw(&format!("{name} {number}"));
+    }
+}
