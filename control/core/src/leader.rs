@@ -108,7 +108,7 @@ pub(crate) struct Ctx<'a> {
     floor: u64,
     ids: &'a mut dyn FnMut() -> u128,
     limit: usize,
-    pub(crate) loads: Loads,
+    pub(crate) loads: Loads<'a>,
     commands: Vec<Command>,
     /// Tasks that a command of this call takes out.
     leaving: BTreeSet<TaskId>,

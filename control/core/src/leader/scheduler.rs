@@ -13,10 +13,10 @@ use crate::state::State;
 
 /// What the nodes carry, with what this call has placed already.
 #[derive(Debug, Default)]
-pub(crate) struct Loads {
-    nodes: BTreeMap<NodeId, Load>,
+pub(crate) struct Loads<'a> {
+    nodes: BTreeMap<&'a NodeId, Load>,
     /// Which slots of a service are where.
-    slots: BTreeMap<ServiceId, BTreeMap<NodeId, Vec<Slot>>>,
+    slots: BTreeMap<(&'a ServiceId, &'a NodeId), Vec<&'a Slot>>,
     /// Addresses taken in this call.
     taken: BTreeMap<NetworkId, u64>,
 }
@@ -28,8 +28,8 @@ struct Load {
     tasks: usize,
 }
 
-impl Loads {
-    pub(crate) fn of(state: &State) -> Self {
+impl<'a> Loads<'a> {
+    pub(crate) fn of(state: &'a State) -> Self {
         let mut loads = Self::default();
         for task in state.tasks.values() {
             if let (Some(node), false) = (&task.node, task.status.state.is_terminal()) {
@@ -39,22 +39,21 @@ impl Loads {
         loads
     }
 
-    fn add(&mut self, task: &Task, node: &NodeId) {
-        let load = self.nodes.entry(node.clone()).or_default();
+    fn add(&mut self, task: &'a Task, node: &'a NodeId) {
+        let load = self.nodes.entry(node).or_default();
         load.cpu_milli = load.cpu_milli.saturating_add(task.spec.resources.reserve_cpu_milli);
         load.memory = load.memory.saturating_add(task.spec.resources.reserve_memory);
         // What is on its way out still needs its memory, but is no reason to go elsewhere.
         if task.desired == DesiredState::Running {
             load.tasks += 1;
-            let on_nodes = self.slots.entry(task.service.clone()).or_default();
-            on_nodes.entry(node.clone()).or_default().push(task.slot.clone());
+            self.slots.entry((&task.service, node)).or_default().push(&task.slot);
         }
     }
 
     /// Tasks of other slots of the service on the node: the slot's own predecessor makes place.
     fn of_service(&self, task: &Task, node: &NodeId) -> usize {
-        let slots = self.slots.get(&task.service).and_then(|nodes| nodes.get(node));
-        slots.map_or(0, |slots| slots.iter().filter(|s| **s != task.slot).count())
+        let slots = self.slots.get(&(&task.service, node));
+        slots.map_or(0, |slots| slots.iter().filter(|s| **s != &task.slot).count())
     }
 }
 
@@ -80,11 +79,11 @@ pub(super) fn plan(ctx: &mut Ctx<'_>) {
         }
         match place(ctx, task) {
             Ok(node) => {
-                ctx.loads.add(task, &node);
+                ctx.loads.add(task, node);
                 for network in networks_of(state, task) {
                     *ctx.loads.taken.entry(network).or_default() += 1;
                 }
-                ctx.push(Command::AssignTask { id: task.id.clone(), node });
+                ctx.push(Command::AssignTask { id: task.id.clone(), node: node.clone() });
             }
             Err(reason) if reason != task.status.message => {
                 ctx.push(Command::SetPendingReason { id: task.id.clone(), message: reason });
@@ -99,13 +98,14 @@ fn networks_of(state: &State, task: &Task) -> Vec<NetworkId> {
 }
 
 /// The best node for a task, or why there is none.
-pub(super) fn place(ctx: &Ctx<'_>, task: &Task) -> Result<NodeId, String> {
+pub(super) fn place<'a>(ctx: &Ctx<'a>, task: &Task) -> Result<&'a NodeId, String> {
     if let Some(reason) = lacks_address(ctx, task) {
         return Err(reason);
     }
     let mut refusals = Refusals::default();
     let mut best: Option<((usize, usize, &str), &Node)> = None;
-    for node in ctx.state.nodes.values().filter(|n| match &task.slot {
+    let state = ctx.state;
+    for node in state.nodes.values().filter(|n| match &task.slot {
         Slot::Node(id) => n.id == *id,
         Slot::Number(_) => true,
     }) {
@@ -119,7 +119,7 @@ pub(super) fn place(ctx: &Ctx<'_>, task: &Task) -> Result<NodeId, String> {
             best = Some((score, node));
         }
     }
-    best.map(|(_, node)| node.id.clone()).ok_or_else(|| refusals.to_text(task))
+    best.map(|(_, node)| &node.id).ok_or_else(|| refusals.to_text(task))
 }
 
 fn lacks_address(ctx: &Ctx<'_>, task: &Task) -> Option<String> {
@@ -151,7 +151,7 @@ enum Refusal {
     MaxPerNode,
 }
 
-fn refuse(loads: &Loads, task: &Task, node: &Node) -> Option<Refusal> {
+fn refuse(loads: &Loads<'_>, task: &Task, node: &Node) -> Option<Refusal> {
     let by_state = match (node.state, node.availability) {
         (NodeState::Unknown, _) => Some(Refusal::NoSession),
         (NodeState::Suspect, _) => Some(Refusal::Suspect),

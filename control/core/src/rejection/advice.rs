@@ -74,7 +74,9 @@ impl Rejection {
                 "choose another subnet, or leave it out to take a free one from the pools".into()
             }
             Self::AddressInOverlay { .. } => {
-                "choose a subnet that no host has an address in; 'shoal network ls' shows those in use".into()
+                "give the host an address outside the overlays, or the network another subnet; 'shoal network ls' \
+                 shows those in use"
+                    .into()
             }
             Self::AddressTaken { holder, .. } => {
                 format!(

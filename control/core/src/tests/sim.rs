@@ -282,10 +282,18 @@ impl Sim {
         for _ in 0..2_000 {
             let acks = self.view.applied.clone();
             if self.lead() + self.work() == 0 && acks == self.view.applied {
-                return;
+                return self.sleeps_exactly();
             }
         }
         panic!("no rest after 2000 turns: {:?}", leader::plan(&self.state, self.now, &self.view, &mut || 0));
+    }
+
+    /// Up to the next deadline, time alone changes nothing.
+    fn sleeps_exactly(&self) {
+        let deadline = leader::next_deadline(&self.state, self.now);
+        let before = deadline.map_or(self.now.0 + 864_000_000, |at| at.0 - 1);
+        let early = leader::plan(&self.state, Timestamp(before), &self.view, &mut || 0);
+        assert!(early.is_empty(), "before the deadline {deadline:?} (now {:?}): {early:?}", self.now);
     }
 
     /// Turns the clock to the next deadline, if it comes within that time.
