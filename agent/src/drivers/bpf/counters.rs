@@ -29,7 +29,7 @@ impl BpfDriver {
     /// New flows each service was given.
     pub fn connections(&self) -> Result<BTreeMap<u64, u64>, BpfError> {
         let mut connections = BTreeMap::new();
-        for entry in self.connections.iter() {
+        for entry in &self.connections {
             let (service, counts) = entry.map_err(|source| map_error("CONNECTIONS", "list", source))?;
             connections.insert(service, counts.iter().sum());
         }

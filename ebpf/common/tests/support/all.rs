@@ -1,5 +1,6 @@
 //! What the tests of both crates share.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #![allow(dead_code, unused_macros, unused_imports, reason = "each test binary uses its own part")]
 
 pub(crate) mod cases;

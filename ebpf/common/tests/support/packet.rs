@@ -80,7 +80,7 @@ impl Segment {
             }
             upper[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
         }
-        frame(self.src_mac, self.dst_mac, self.src, self.dst, self.proto, &self.options, &upper)
+        frame((self.src_mac, self.dst_mac), (self.src, self.dst), self.proto, &self.options, &upper)
     }
 
     /// Takes a packet apart; panics if a checksum is wrong.
@@ -127,10 +127,8 @@ impl Segment {
 
 /// An IP packet around an upper layer.
 pub(crate) fn frame(
-    src_mac: Mac,
-    dst_mac: Mac,
-    src: IpAddr,
-    dst: IpAddr,
+    (src_mac, dst_mac): (Mac, Mac),
+    (src, dst): (IpAddr, IpAddr),
     proto: u8,
     options: &[u8],
     upper: &[u8],
@@ -197,7 +195,7 @@ pub(crate) fn neighbor(
 pub(crate) fn icmpv6(mac: Mac, src: Ipv6Addr, dst: Ipv6Addr, mut upper: Vec<u8>) -> Vec<u8> {
     let check = upper_checksum(src.into(), dst.into(), ICMPV6, &upper);
     upper[2..4].copy_from_slice(&check.to_be_bytes());
-    frame(mac, [0x33, 0x33, 0, 0, 0, 1], src.into(), dst.into(), ICMPV6, &[], &upper)
+    frame((mac, [0x33, 0x33, 0, 0, 0, 1]), (src.into(), dst.into()), ICMPV6, &[], &upper)
 }
 
 /// Whether the checksum of an ICMPv6 packet without extension headers is right.
