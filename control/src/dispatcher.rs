@@ -109,13 +109,12 @@ async fn run(
     let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message())
         .await
         .map_err(|_| Status::deadline_exceeded("no hello came"))??;
-    let hello = match first.and_then(|message| message.body) {
-        Some(Up::Hello(hello)) => hello,
-        _ => return Err(Status::invalid_argument("the first message of a session is hello")),
+    let Some(Up::Hello(hello)) = first.and_then(|message| message.body) else {
+        return Err(Status::invalid_argument("the first message of a session is hello"));
     };
     manager.sessions.contact(node);
-    let seat = manager.sessions.open(node, outbound.clone());
     greet(manager, node, hello).await?;
+    let seat = manager.sessions.open(node, outbound.clone());
     let mut session = Session {
         manager: Arc::clone(manager),
         node: node.clone(),

@@ -91,6 +91,7 @@ impl Manager {
 }
 
 /// A rejection as it travels.
+#[expect(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
 pub fn rejection(rejection: Rejection) -> ApiError {
     ApiError {
         code: rejection.code(),

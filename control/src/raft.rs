@@ -39,7 +39,7 @@ use types::{Batch, Peer, Raft};
 /// How long a call waits for an election before it says that there is no leader.
 const LEADER_WAIT: Duration = Duration::from_secs(3);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(60);
+const CATCH_UP_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Why consensus did not start.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +144,10 @@ impl RaftNode {
 
     /// Makes this manager the only voter of a new cluster; nothing happens when it already is in one.
     pub async fn found(&self) -> Result<(), StartError> {
+        // Asked first, because the library calls a second founding an error in its log.
+        if self.is_founded().await? {
+            return Ok(());
+        }
         let peer = Peer { node: self.own.node.to_string(), addr: self.own.addr.clone() };
         match self.raft.initialize(BTreeMap::from([(self.id, peer)])).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),

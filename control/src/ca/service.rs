@@ -147,7 +147,12 @@ fn sha256(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        drop(write!(text, "{byte:02x}"));
+        text
+    })
 }
 
 #[tonic::async_trait]

@@ -32,7 +32,7 @@ pub type TlsSlot = Arc<ArcSwapOption<ClientConfig>>;
 pub(super) const MESSAGE_LIMIT: usize = 64 << 20;
 /// Pieces in which a snapshot travels.
 const CHUNK: usize = 1 << 20;
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Head of a snapshot's stream; the body follows in pieces.
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,0 +1,151 @@
+//! A node's session, with an agent that only pretends.
+
+use shoal_api::pb;
+use shoal_api::pb::agent_message::Body as Up;
+use shoal_api::pb::manager_message::Body as Down;
+use shoal_types::ErrorCode;
+use tonic::Code;
+
+use crate::fixture::{FakeAgent, Fixture, code, network, service, wait_for};
+
+async fn node(fixture: &Fixture, id: &str) -> Option<pb::NodeInfo> {
+    let nodes = fixture.control().await.list_nodes(pb::Empty {}).await.ok()?.into_inner().nodes;
+    nodes.into_iter().find(|n| n.id == id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_brings_a_snapshot_then_chained_deltas_and_takes_reports() {
+    let fixture = Fixture::start().await;
+    let credentials = fixture.join("w1", "10.0.0.2").await;
+    let mut agent = FakeAgent::open(&fixture, &credentials, "10.0.0.2").await.expect("session");
+    agent.until("a snapshot", |a| a.cluster().is_some()).await;
+    assert_eq!((agent.snapshots, agent.deltas), (1, 0));
+    assert_eq!(agent.assignment.members().count(), 2);
+    agent.applied().await;
+
+    agent.say(Up::Heartbeat(pb::Heartbeat { seq: 7 })).await;
+    let ack = loop {
+        match agent.step().await.expect("open").expect("open") {
+            Down::HeartbeatAck(ack) => break ack,
+            _ => {}
+        }
+    };
+    assert_eq!((ack.seq, ack.manager_addrs), (7, vec![fixture.addr.to_string()]));
+    let seen = node(&fixture, &credentials.node).await.expect("there");
+    assert_eq!((seen.state(), seen.description.expect("told").cpu_milli), (pb::NodeState::Ready, 4_000));
+
+    let mut control = fixture.control().await;
+    control.create_network(network("back")).await.expect("network");
+    let request = pb::CreateServiceRequest {
+        spec: Some(service("web", &["back"], 2)),
+        ..pb::CreateServiceRequest::default()
+    };
+    control.create_service(request).await.expect("service");
+    let target = pb::WatchServiceRequest { target: "web".into() };
+    let mut progress = control.watch_service(target).await.expect("watch").into_inner();
+    assert!(!progress.message().await.expect("open").expect("at once").converged);
+    agent.until("two tasks", |a| a.tasks().count() == 2).await;
+    assert!(agent.deltas > 0 && agent.snapshots == 1);
+    agent.applied().await;
+    agent.report_running().await;
+    agent.until("endpoints that serve", |a| a.endpoints().filter(|e| e.serving).count() == 2).await;
+    agent.applied().await;
+    let last = loop {
+        let now = progress.message().await.expect("open").expect("not before it has converged");
+        if now.converged {
+            break now;
+        }
+    };
+    assert_eq!(last.tasks.len(), 2);
+    assert!(
+        last.tasks
+            .iter()
+            .all(|t| t.node_name == "w1" && t.status.as_ref().is_some_and(|s| s.pid == Some(42)))
+    );
+    assert_eq!(progress.message().await.expect("ends well"), None);
+
+    // The manager's assignment and the one built from snapshot and deltas are the same.
+    let view = fixture.running.manager.now();
+    let id = credentials.node.parse().expect("an id");
+    let told = shoal_core::assignment::for_node(&view.state, &id, view.index).expect("a member");
+    assert_eq!(told.objects, agent.assignment.objects);
+    fixture.running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_session_replaces_the_first_and_removal_cuts_it() {
+    let fixture = Fixture::start().await;
+    let credentials = fixture.join("w1", "10.0.0.2").await;
+    let mut first = FakeAgent::open(&fixture, &credentials, "10.0.0.2").await.expect("session");
+    first.until("a snapshot", |a| a.cluster().is_some()).await;
+    let mut second = FakeAgent::open(&fixture, &credentials, "10.0.0.2").await.expect("session");
+    second.until("a snapshot", |a| a.cluster().is_some()).await;
+    let ended = loop {
+        match first.step().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the end has a reason"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::Aborted, "{ended}");
+    second.applied().await;
+    let told = second.assignment.generation.0;
+    wait_for("the report of the second counts", async || {
+        (node(&fixture, &credentials.node).await?.applied_generation == told).then_some(())
+    })
+    .await;
+
+    let target = credentials.node.clone();
+    let request = pb::RemoveNodeRequest { target, force: true, ..pb::RemoveNodeRequest::default() };
+    fixture.control().await.remove_node(request).await.expect("removed");
+    let cut = loop {
+        match second.step().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the end has a reason"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(code(&cut), Some(ErrorCode::PermissionDenied), "{cut}");
+    let refused = FakeAgent::open(&fixture, &credentials, "10.0.0.2").await.err().expect("denied");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    fixture.running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_node_is_suspect_then_down_and_ready_again_when_heard() {
+    let fixture = Fixture::start().await;
+    let credentials = fixture.join("w1", "10.0.0.2").await;
+    let mut agent = FakeAgent::open(&fixture, &credentials, "10.0.0.2").await.expect("session");
+    agent.until("a snapshot", |a| a.cluster().is_some()).await;
+    let state = async |wanted: pb::NodeState| {
+        let begun = tokio::time::Instant::now();
+        wait_for(wanted.as_str_name(), async || {
+            (node(&fixture, &credentials.node).await?.state() == wanted).then_some(())
+        })
+        .await;
+        begun.elapsed().as_secs_f32()
+    };
+    state(pb::NodeState::Ready).await;
+    let silence = state(pb::NodeState::Suspect).await;
+    assert!((1.5..4.0).contains(&silence), "suspect after {silence} s");
+    agent.say(Up::Heartbeat(pb::Heartbeat { seq: 1 })).await;
+    assert!(state(pb::NodeState::Ready).await < 1.0);
+    drop(agent);
+    let silence = state(pb::NodeState::Down).await;
+    assert!((9.0..13.0).contains(&silence), "down after {silence} s");
+    let mut agent = FakeAgent::open(&fixture, &credentials, "10.0.0.2").await.expect("session");
+    agent.until("a snapshot", |a| a.cluster().is_some()).await;
+    assert!(state(pb::NodeState::Ready).await < 1.0);
+    fixture.running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_leaves_is_gone() {
+    let fixture = Fixture::start().await;
+    let credentials = fixture.join("w1", "10.0.0.2").await;
+    let mut client = pb::dispatcher_client::DispatcherClient::new(fixture.with(&credentials));
+    client.leave(pb::Empty {}).await.expect("left");
+    assert!(node(&fixture, &credentials.node).await.is_none());
+    assert!(client.leave(pb::Empty {}).await.is_err_and(|s| s.code() == Code::PermissionDenied));
+    fixture.running.shutdown().await;
+}
