@@ -466,6 +466,24 @@ async fn what_a_power_cut_leaves_is_cleared_away() {
 }
 
 #[tokio::test]
+async fn a_task_without_a_record_is_found_by_its_group() {
+    let node = Node::new();
+    let runtime = node.runtime();
+    let spec = node.spec("t1", "sleep 1000");
+    runtime.prepare(&spec).await.expect("prepares");
+    let pid = pid_of(&runtime.start("t1").await.expect("starts"));
+    drop(runtime);
+    fs::remove_dir_all(node.dir.path().join("state")).expect("removes the state");
+    let runtime = node.runtime();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !processes_naming(node.dir.path().to_str().expect("UTF-8")).is_empty() {
+        assert!(Instant::now() < deadline, "process {pid} still runs");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
 async fn a_killed_monitor_takes_its_task_along() {
     let node = Node::new();
     let runtime = node.runtime();

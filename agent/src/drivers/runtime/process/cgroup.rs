@@ -169,13 +169,31 @@ impl Cgroups {
         })
     }
 
-    /// Removes the node's own level, when no task is left in it.
-    pub(super) fn remove_parents(&self) -> Result<(), CgroupError> {
-        let unified = self.unified.iter().map(|(path, _)| path);
-        for path in unified.chain(self.legacy.iter().map(|(_, path)| path)) {
-            remove_dir(path)?;
+    /// Names of the node's groups that no task is known for.
+    pub(super) fn orphans(&self, known: &BTreeSet<String>) -> Result<BTreeSet<String>, CgroupError> {
+        let mut orphans = BTreeSet::new();
+        for path in self.levels() {
+            let entries = match fs::read_dir(path) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(CgroupError::io("list", path, error)),
+            };
+            let groups = entries.flatten().filter(|entry| entry.path().is_dir());
+            orphans.extend(groups.filter_map(|entry| entry.file_name().into_string().ok()));
         }
-        Ok(())
+        Ok(&orphans - known)
+    }
+
+    /// Removes all that is empty: groups whose tasks are gone, and the node's own level.
+    pub(super) fn remove_empty(&self) -> Result<(), CgroupError> {
+        for task in self.orphans(&BTreeSet::new())? {
+            self.group(&task).paths().try_for_each(|path| remove_dir(path).map(drop))?;
+        }
+        self.levels().try_for_each(|path| remove_dir(path).map(drop))
+    }
+
+    fn levels(&self) -> impl Iterator<Item = &PathBuf> {
+        self.unified.iter().map(|(path, _)| path).chain(self.legacy.iter().map(|(_, path)| path))
     }
 }
 
@@ -218,6 +236,15 @@ impl Cgroup {
             gone &= left.is_empty() && remove_dir(path)?;
         }
         Ok(gone)
+    }
+
+    /// The processes of the group, in any hierarchy.
+    pub(super) fn processes(&self) -> Result<BTreeSet<i32>, CgroupError> {
+        let mut all = BTreeSet::new();
+        for path in self.paths() {
+            all.extend(processes(path)?);
+        }
+        Ok(all)
     }
 
     fn paths(&self) -> impl Iterator<Item = &PathBuf> {

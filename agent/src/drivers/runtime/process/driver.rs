@@ -25,7 +25,7 @@ use crate::drivers::runtime::{
 use crate::netns::sys;
 
 use super::cgroup::{Cgroup, CgroupError, Cgroups};
-use super::record::{Launch, Phase, Status, TaskDir, boot_id, is_damage, now_ms};
+use super::record::{Launch, Phase, Status, TaskDir, boot_id, is_damage, is_watched_from, now_ms};
 use super::{ProcessConfig, SHIM, follow};
 
 /// How many ends of tasks a slow subscriber may be behind before it must observe instead.
@@ -79,6 +79,7 @@ impl ProcessRuntime {
         for task in runtime.inner.tasks()? {
             runtime.adopt(&task)?;
         }
+        runtime.kill_orphans()?;
         Ok(runtime)
     }
 
@@ -107,9 +108,26 @@ impl ProcessRuntime {
         Ok(())
     }
 
+    /// Kills tasks of ours that nothing is known about: somebody removed the state directory under them. Their
+    /// monitors still name it, so tasks of a node with the same control group name by mistake are told apart.
+    fn kill_orphans(&self) -> Result<(), RuntimeError> {
+        let cgroups = &self.inner.cgroups;
+        let tasks_dir = &self.inner.config.tasks_dir;
+        for task in cgroups.orphans(&self.inner.tasks()?).map_err(cgroup_failed("(all)"))? {
+            let group = cgroups.group(&task);
+            let processes = group.processes().map_err(cgroup_failed(&task))?;
+            if processes.iter().any(|pid| is_watched_from(*pid, tasks_dir)) {
+                tracing::warn!(task, "a running task that nothing is known about is killed");
+                group.try_remove().map_err(cgroup_failed(&task))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes what the runtime keeps for itself, once its tasks are removed.
     pub fn remove_own(&self) -> Result<(), RuntimeError> {
-        self.inner.cgroups.remove_parents().map_err(cgroup_failed("(all)"))?;
+        self.kill_orphans()?;
+        self.inner.cgroups.remove_empty().map_err(cgroup_failed("(all)"))?;
         let tasks_dir = &self.inner.config.tasks_dir;
         match std::fs::remove_dir(tasks_dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -6,8 +6,10 @@
 //! - `resolv.conf`, `hosts`: mounted into the task;
 //! - `log`, `log.1`: its output.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::drivers::runtime::{RuntimeSpec, RuntimeState, StartFailure, TaskExit};
 use crate::netns::sys;
 
+use super::MONITOR;
 use super::cgroup::Cgroup;
 
 /// A task's directory.
@@ -141,6 +144,24 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// Whether a process descends from the monitor of a task below this directory.
+pub(super) fn is_watched_from(pid: i32, tasks_dir: &Path) -> bool {
+    let mut pid = Some(pid);
+    // A chain of parents ends at the first process; the bound is for a chain that changes while we climb.
+    for _ in 0..1000 {
+        let Some(current) = pid.filter(|pid| *pid > 1) else { return false };
+        let command = fs::read(format!("/proc/{current}/cmdline")).unwrap_or_default();
+        let mut arguments = command.split(|byte| *byte == 0).skip(1).map(OsStr::from_bytes);
+        if arguments.next() == Some(OsStr::new(MONITOR)) {
+            return arguments.next().is_some_and(|dir| Path::new(dir).parent() == Some(tasks_dir));
+        }
+        let status = fs::read_to_string(format!("/proc/{current}/status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        pid = parent.and_then(|parent| parent.trim().parse().ok());
+    }
+    false
 }
 
 /// Names this boot of the machine.
