@@ -297,7 +297,7 @@ fn children_of(parent: u32, program: &str) -> Vec<i32> {
 
 fn tail(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
-    lines[lines.len().saturating_sub(30)..].join("\n")
+    lines[lines.len().saturating_sub(15)..].join("\n")
 }
 
 /// The machine's BPF file system, which every node has its own directory in.

@@ -105,7 +105,7 @@ impl Report {
         for (name, scenario) in chosen {
             self.record(&full_name(name), || {
                 let outcome = check(&mut swarm, *scenario);
-                outcome.map_err(|error| error.context(logs(&swarm)))
+                outcome.map_err(|error| anyhow::anyhow!("{error:#}\n{}", logs(&swarm)))
             });
         }
         self.record(&full_name("(leaves nothing)"), || swarm.dissolve());
@@ -123,7 +123,7 @@ impl Report {
             Err(error) => {
                 println!("test {name} ... FAILED ({seconds:.1}s)");
                 eprintln!("{name}: {error:#}");
-                self.failures.push((name.to_owned(), format!("{error:?}")));
+                self.failures.push((name.to_owned(), format!("{error:#}")));
             }
         }
     }
