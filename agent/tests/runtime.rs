@@ -376,12 +376,13 @@ async fn limits_are_kept() {
     assert_eq!(output(&runtime, "forks").await, "refused after 9\n");
 
     let mut busy = node.spec("busy", "");
-    let spin = "import time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: pass\nprint(time.process_time())";
+    let spin = "import time\nbegun, end = time.process_time(), time.monotonic() + 2\n\
+                while time.monotonic() < end: pass\nprint(time.process_time() - begun)";
     busy.command = ["python3", "-c", spin].map(str::to_owned).to_vec();
     busy.limits.cpu_millis = Some(200);
     run(&runtime, &busy).await;
     let used: f64 = output(&runtime, "busy").await.trim().parse().expect("seconds");
-    assert!(used < 0.5, "used {used} s of one second with a limit of 0.2 CPU");
+    assert!(used < 1.0, "used {used} s of two seconds with a limit of 0.2 CPU");
     node.finish(runtime).await;
 }
 
@@ -434,7 +435,7 @@ async fn an_agent_that_is_killed_leaves_its_tasks_running() {
     let RuntimeState::Exited(exit) = of(&after, "goes").state else { panic!("{after:?}") };
     assert_eq!(exit.cause, ExitCause::Code { code: 5 });
     let text = output(&runtime, "stays").await;
-    assert!(text.lines().count() > lines + 20, "no output while no agent was there");
+    assert!(text.lines().count() > lines + 3, "no output while no agent was there");
     assert!(text.lines().zip(1..).all(|(line, number)| line == format!("line {number}")), "a gap:\n{text}");
 
     let mut ends = runtime.subscribe();

@@ -13,8 +13,8 @@ use shoal_ebpf_common::reason::Program;
 
 use super::{BpfDriver, BpfError, sys};
 
-/// Priority and handle of our filter on a clsact qdisc, by which it is found again.
-const FILTER_PRIORITY: u16 = 7377;
+/// First priority of our filters on a clsact qdisc: one for each program, by which it is found again.
+const FILTER_PRIORITY: u16 = 7370;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// A program at a device.
@@ -65,7 +65,7 @@ impl BpfDriver {
         let at = Attachment { ifindex, program };
         let Some(pinned) = self.pinned(at)? else { return Ok(false) };
         if matches!(pinned, Pinned::Filter(_)) && is_alive(&pinned, ifindex) {
-            detach_filter(ifindex).map_err(|source| attach_error("detach", ifindex, program, source))?;
+            detach_filter(ifindex, program).map_err(|source| attach_error("detach", ifindex, program, source))?;
         }
         self.unpin(at)?;
         Ok(true)
@@ -122,16 +122,16 @@ impl BpfDriver {
 
     /// Puts our filter on the device's clsact qdisc, or replaces the program of the one there.
     fn attach_filter(&self, at: Attachment) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let name = if_indextoname(at.ifindex)?.into_string()?;
+        let name = interface_name(at.ifindex)?;
         // It exists already more often than not; if it could not be made, attaching says so.
         drop(qdisc_add_clsact(&name));
         let mut classifier = SchedClassifier::from_pin(self.dirs.program(at.program))?;
-        let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+        let options = NlOptions { priority: priority(at.program), handle: FILTER_HANDLE, classid: None };
         let attached =
             classifier.attach_with_options(&name, TcAttachType::Ingress, TcAttachOptions::Netlink(options));
         let id = match attached {
             Ok(id) => id,
-            Err(_) => classifier.attach_to_link(our_filter(&name)?)?,
+            Err(_) => classifier.attach_to_link(our_filter(&name, at.program)?)?,
         };
         // Dropping the link would detach the filter; it is found again by priority and handle.
         std::mem::forget(classifier.take_link(id)?);
@@ -190,18 +190,33 @@ fn is_alive(pinned: &Pinned, ifindex: u32) -> bool {
     match pinned {
         // A link outlives its device and then names none.
         Pinned::Link(_, info) => info.ifindex == ifindex,
-        Pinned::Filter(_) => if_indextoname(ifindex).is_ok(),
+        Pinned::Filter(_) => interface_name(ifindex).is_ok(),
     }
 }
 
-fn our_filter(name: &str) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(name, TcAttachType::Ingress, FILTER_PRIORITY, FILTER_HANDLE, None)
+/// The name of a device of the calling thread's namespace.
+fn interface_name(ifindex: u32) -> io::Result<String> {
+    let name = if_indextoname(ifindex)?.into_string().map_err(io::Error::other)?;
+    // nix 0.31 returns an empty name for a device that does not exist.
+    if name.is_empty() { Err(io::Error::from_raw_os_error(libc::ENODEV)) } else { Ok(name) }
 }
 
-fn detach_filter(ifindex: u32) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+fn priority(program: Program) -> u16 {
+    match program {
+        Program::MeshIngress => FILTER_PRIORITY,
+        Program::OverlayRx => FILTER_PRIORITY + 1,
+        Program::TaskTx => FILTER_PRIORITY + 2,
+    }
+}
+
+fn our_filter(name: &str, program: Program) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(name, TcAttachType::Ingress, priority(program), FILTER_HANDLE, None)
+}
+
+fn detach_filter(ifindex: u32, program: Program) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     use aya::programs::links::Link;
-    let name = if_indextoname(ifindex)?.into_string()?;
-    our_filter(&name)?.detach()?;
+    let name = interface_name(ifindex)?;
+    our_filter(&name, program)?.detach()?;
     Ok(())
 }
 
