@@ -39,10 +39,7 @@ impl NodeService for Service {
 
     type LeaveStream = ReceiverStream<Result<pb::LeaveProgress, Status>>;
 
-    async fn leave(
-        &self,
-        request: Request<pb::LeaveRequest>,
-    ) -> Result<Response<Self::LeaveStream>, Status> {
+    async fn leave(&self, request: Request<pb::LeaveRequest>) -> Result<Response<Self::LeaveStream>, Status> {
         let node = Arc::clone(&self.0);
         let (progress, receive) = mpsc::channel(16);
         tokio::spawn(async move { node.leave(request.into_inner().force, progress).await });

@@ -152,9 +152,10 @@ fn cgroup(settings: &Settings) -> Result<String, ConfigError> {
 fn name(settings: &Settings) -> Result<Name, ConfigError> {
     let value = settings.get("node.name");
     if !value.text.is_empty() {
-        return value.text.parse().map_err(|error: shoal_types::id::NameError| {
-            settings.refuse("node.name", &error.to_string())
-        });
+        return value
+            .text
+            .parse()
+            .map_err(|error: shoal_types::id::NameError| settings.refuse("node.name", &error.to_string()));
     }
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     host.as_deref()

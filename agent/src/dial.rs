@@ -38,9 +38,7 @@ pub async fn over(stream: TlsStream<TcpStream>) -> Result<Channel, Error> {
     let stream = Mutex::new(Some(stream));
     let connector = service_fn(move |_uri| {
         let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-        async move {
-            stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))
-        }
+        async move { stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
     });
     // The connector does the TLS: to the library this is plain HTTP/2.
     endpoint().connect_with_connector(connector).await

@@ -36,8 +36,7 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
     aside.push(".new");
     let aside = PathBuf::from(aside);
     let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&aside)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&aside)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&aside, path)?;

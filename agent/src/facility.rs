@@ -152,8 +152,11 @@ impl HostFacility {
 
     fn set_sysctl(&self, sysctl: &Sysctl) -> Result<(), LinkError> {
         let path = Path::new("/proc/sys").join(&sysctl.path);
-        fs::write(&path, &sysctl.value)
-            .map_err(|source| LinkError::File { action: "write", path, source })?;
+        fs::write(&path, &sysctl.value).map_err(|source| LinkError::File {
+            action: "write",
+            path,
+            source,
+        })?;
         self.writes.count();
         Ok(())
     }

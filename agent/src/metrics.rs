@@ -90,14 +90,38 @@ impl Exporter {
         let (stats, info) = (&self.stats, self.node.info());
         let mut out = Text::default();
         out.one("shoal_agent_state_version", "gauge", "Generation the node was told last", info.generation);
-        out.one("shoal_agent_applied_version", "gauge", "Generation that is programmed", info.applied_generation);
-        out.one("shoal_agent_kernel_writes_total", "counter", "Writes to the kernel", info.kernel_writes_total);
-        out.one("shoal_agent_adopted_objects", "gauge", "Objects found in place at start", info.adopted_objects);
+        out.one(
+            "shoal_agent_applied_version",
+            "gauge",
+            "Generation that is programmed",
+            info.applied_generation,
+        );
+        out.one(
+            "shoal_agent_kernel_writes_total",
+            "counter",
+            "Writes to the kernel",
+            info.kernel_writes_total,
+        );
+        out.one(
+            "shoal_agent_adopted_objects",
+            "gauge",
+            "Objects found in place at start",
+            info.adopted_objects,
+        );
         out.one("shoal_agent_connected", "gauge", "Whether there is a session", u64::from(info.connected));
-        out.one("shoal_agent_warnings", "gauge", "Objects that are not as wanted", count(info.warnings.len()));
+        out.one(
+            "shoal_agent_warnings",
+            "gauge",
+            "Objects that are not as wanted",
+            count(info.warnings.len()),
+        );
         out.head("shoal_agent_tasks", "gauge", "Tasks by state");
         out.series("shoal_agent_tasks", "state", "running", info.tasks_running.into());
-        out.head("shoal_agent_drift_repairs_total", "counter", "Objects that somebody else changed, put right");
+        out.head(
+            "shoal_agent_drift_repairs_total",
+            "counter",
+            "Objects that somebody else changed, put right",
+        );
         if stats.drift().is_empty() {
             out.series("shoal_agent_drift_repairs_total", "object", "any", 0);
         }

@@ -59,8 +59,7 @@ impl NewKey {
     /// Draws a key.
     pub fn generate() -> Result<Self, PkiError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(PkiError::Generate)?;
-        let request =
-            CertificateParams::default().serialize_request(&key).map_err(PkiError::Generate)?;
+        let request = CertificateParams::default().serialize_request(&key).map_err(PkiError::Generate)?;
         Ok(Self { key_der: key.serialize_der(), csr_der: request.der().to_vec() })
     }
 }
@@ -107,10 +106,7 @@ impl Identity {
         let at = |seconds: i64| {
             SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
         };
-        Ok((
-            at(cert.validity().not_before.timestamp()),
-            at(cert.validity().not_after.timestamp()),
-        ))
+        Ok((at(cert.validity().not_before.timestamp()), at(cert.validity().not_after.timestamp())))
     }
 
     fn certified_key(&self) -> Result<CertifiedKey, PkiError> {
@@ -179,10 +175,8 @@ impl Credentials {
 
 /// TLS to whoever holds the CA that a token pins, without a certificate of ours.
 pub fn joining_config(verifier: Arc<PinnedVerifier>) -> Result<Arc<ClientConfig>, PkiError> {
-    let mut config = client_builder()?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
+    let mut config =
+        client_builder()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     finish(&mut config);
     Ok(Arc::new(config))
 }

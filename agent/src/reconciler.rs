@@ -88,6 +88,8 @@ pub struct Reconciler<F> {
     backoffs: Backoffs,
     /// What was wanted when the last pass ended with nothing left to do.
     settled: Option<(Generation, Facts)>,
+    /// What is programmed.
+    applied: Generation,
     started: bool,
 }
 
@@ -108,6 +110,7 @@ impl<F: Facility> Reconciler<F> {
             finished,
             backoffs: Backoffs::default(),
             settled: None,
+            applied: Generation(0),
             started: false,
         }
     }

@@ -32,7 +32,12 @@ pub const KEYS: &[KeyInfo] = &[
     key("cgroup", "SHOAL_CGROUP", "shoal", "level in the control group hierarchies"),
     key("node.name", "SHOAL_NODE_NAME", "", "the node's name; the host's if empty"),
     key("node.advertise", "SHOAL_NODE_ADVERTISE", "", "address or interface others reach this node by"),
-    key("node.data_path", "SHOAL_NODE_DATA_PATH", "", "address or interface of the overlay; as advertise if empty"),
+    key(
+        "node.data_path",
+        "SHOAL_NODE_DATA_PATH",
+        "",
+        "address or interface of the overlay; as advertise if empty",
+    ),
     key("node.listen", "SHOAL_NODE_LISTEN", "[::]:7377", "where a manager listens"),
     key("network.mtu", "SHOAL_NETWORK_MTU", "auto", "MTU of the way to the peers"),
     key("observe.metrics", "SHOAL_OBSERVE_METRICS", "127.0.0.1:7379", "where metrics are served, or off"),

@@ -110,8 +110,8 @@ impl Default for Settings {
 impl Settings {
     /// Reads a file that must be there, and the drop-ins in `conf.d` beside it.
     pub fn read_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let text = fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         self.take_text(path, &text)?;
         self.read_drop_ins(path)
     }
@@ -137,10 +137,9 @@ impl Settings {
 
     /// Takes over the content of a file.
     pub fn take_text(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
-        let table: toml::Table = text.parse().map_err(|source| ConfigError::Syntax {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
+        let table: toml::Table = text
+            .parse()
+            .map_err(|source| ConfigError::Syntax { path: path.to_owned(), source: Box::new(source) })?;
         for (section, content) in table {
             match content {
                 toml::Value::Table(keys) => {

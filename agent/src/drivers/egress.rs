@@ -170,7 +170,9 @@ fn rules_in(text: &str) -> usize {
     text.lines()
         .map(str::trim)
         .filter(|line| {
-            ["chain ", "udp ", "oifname ", "ip saddr ", "ip6 saddr "].iter().any(|word| line.starts_with(word))
+            ["chain ", "udp ", "oifname ", "ip saddr ", "ip6 saddr "]
+                .iter()
+                .any(|word| line.starts_with(word))
         })
         .count()
 }

@@ -137,10 +137,11 @@ impl Overlay {
         }
         self.settle(&link, &bridge.mark, bridge.mtu, None).await?;
         if let Some((v4, v6)) = bridge.gateway {
-            self.ensure_addresses(link.index, name, &[
-                (v4.addr().into(), v4.prefix_len()),
-                (v6.addr().into(), v6.prefix_len()),
-            ])
+            self.ensure_addresses(
+                link.index,
+                name,
+                &[(v4.addr().into(), v4.prefix_len()), (v6.addr().into(), v6.prefix_len())],
+            )
             .await?;
         }
         Ok(())
@@ -209,7 +210,9 @@ impl Overlay {
         }
         if !attributes.is_empty() || !link.quiet {
             let message = link_message(link.index, attributes, false);
-            self.nl.change(&format!("configure {}", link.name), RouteNetlinkMessage::SetLink(message)).await?;
+            self.nl
+                .change(&format!("configure {}", link.name), RouteNetlinkMessage::SetLink(message))
+                .await?;
         }
         if !link.up {
             let message = link_message(link.index, Vec::new(), true);

@@ -130,9 +130,11 @@ pub(super) fn observe(
             target: value.target_port,
         })
     }));
-    found.extend(bpf.attached()?.into_iter().map(|attachment| {
-        Object::Hook(links.name(attachment.ifindex), plan_program(attachment.program))
-    }));
+    found.extend(
+        bpf.attached()?
+            .into_iter()
+            .map(|attachment| Object::Hook(links.name(attachment.ifindex), plan_program(attachment.program))),
+    );
     Ok(())
 }
 
@@ -171,11 +173,8 @@ fn service(key: ServiceKey, seed: u64, digest: u64, desired: &Objects) -> LbServ
 }
 
 fn spec(service: &LbService) -> ServiceSpec {
-    let members = service
-        .members
-        .iter()
-        .map(|id| maglev::Member { endpoint: u64::from(id.0), weight: 1 })
-        .collect();
+    let members =
+        service.members.iter().map(|id| maglev::Member { endpoint: u64::from(id.0), weight: 1 }).collect();
     ServiceSpec::new(service.seed, members)
 }
 
@@ -196,29 +195,33 @@ pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
             let value = task_if_value(o, links)?;
             bpf.task_ifs.upsert(&index(&o.host)?, &value)?
         }
-        Object::Local(o) => bpf.local.upsert(&LocalKey::new(index(&o.vxlan)?, o.mac.0), &LocalVal {
-            ip4: o.addr.v4.into(),
-            ip6: o.addr.v6.into(),
-            veth: index(&o.veth)?,
-            network: o.network.get(),
-        })?,
-        Object::LbEndpoint(o) => bpf.endpoints.upsert(&u64::from(o.id.0), &EndpointVal {
-            ip4: o.addr.v4.into(),
-            ip6: o.addr.v6.into(),
-            mac: o.mac.0,
-            flags: if o.local { ENDPOINT_LOCAL } else { 0 } | if o.draining { ENDPOINT_DRAINING } else { 0 },
-            ifindex: index(&o.link)?,
-            pad: 0,
-        })?,
+        Object::Local(o) => bpf.local.upsert(
+            &LocalKey::new(index(&o.vxlan)?, o.mac.0),
+            &LocalVal {
+                ip4: o.addr.v4.into(),
+                ip6: o.addr.v6.into(),
+                veth: index(&o.veth)?,
+                network: o.network.get(),
+            },
+        )?,
+        Object::LbEndpoint(o) => bpf.endpoints.upsert(
+            &u64::from(o.id.0),
+            &EndpointVal {
+                ip4: o.addr.v4.into(),
+                ip6: o.addr.v6.into(),
+                mac: o.mac.0,
+                flags: if o.local { ENDPOINT_LOCAL } else { 0 }
+                    | if o.draining { ENDPOINT_DRAINING } else { 0 },
+                ifindex: index(&o.link)?,
+                pad: 0,
+            },
+        )?,
         Object::LbService(o) => bpf.upsert_service(o.key.to_u64(), &spec(o))?,
         Object::Hook(link, program) => bpf.attach(index(link)?, bpf_program(*program))?,
-        Object::Vip(o) => bpf
-            .vips
-            .upsert(&VipKey { addr: o.addr.into(), network: o.network.get() }, &VipVal {
-                service: o.service.to_u64(),
-                mac: o.mac.0,
-                pad: 0,
-            })?,
+        Object::Vip(o) => bpf.vips.upsert(
+            &VipKey { addr: o.addr.into(), network: o.network.get() },
+            &VipVal { service: o.service.to_u64(), mac: o.mac.0, pad: 0 },
+        )?,
         Object::Port(o) => bpf.ports.upsert(
             &PortKey::new(Addr::ANY, o.port, o.protocol.number()),
             &PortVal::new(o.service.to_u64(), o.target),

@@ -108,11 +108,8 @@ impl Node {
         data_addr: IpAddr,
     ) -> Result<Member, ApiError> {
         let control = self.control_args(advertise, data_addr);
-        let mut bootstrap = vec![
-            "--bootstrap".to_owned(),
-            "--node-name".to_owned(),
-            self.config.name.to_string(),
-        ];
+        let mut bootstrap =
+            vec!["--bootstrap".to_owned(), "--node-name".to_owned(), self.config.name.to_string()];
         let mut option = |name: &str, value: String| bootstrap.extend([name.to_owned(), value]);
         if !request.name.is_empty() {
             option("--cluster-name", request.name.clone());
@@ -199,9 +196,9 @@ impl Node {
     }
 
     async fn activate(&self, record: Record, supervisor: Option<Supervisor>) -> Result<Member, ApiError> {
-        Member::start(&self.config, &self.stats, &self.runtime, record, supervisor)
-            .await
-            .map_err(|error| ApiError::new(ErrorCode::Internal, format!("cannot start as a member: {error:#}")))
+        Member::start(&self.config, &self.stats, &self.runtime, record, supervisor).await.map_err(|error| {
+            ApiError::new(ErrorCode::Internal, format!("cannot start as a member: {error:#}"))
+        })
     }
 
     async fn init_reply(&self, advertise: SocketAddr) -> Result<pb::InitReply, Status> {
@@ -250,6 +247,8 @@ impl Node {
             Ok(member) => {
                 self.become_member(&member);
                 let programmed = member.wait_programmed(FIRST_PASS).await;
+                member.learn_cluster_name(&self.config);
+                self.record.store(Some(member.record()));
                 *slot = Some(member);
                 if programmed {
                     Ok(self.info())
@@ -386,7 +385,9 @@ fn unreachable(manager: SocketAddr, verifier: &PinnedVerifier, error: &std::io::
             ErrorCode::CaMismatch,
             format!("{manager} belongs to another swarm: its CA is not the one that the token names"),
         )
-        .with_help("check the address, or make a token on a manager of that swarm: shoal swarm token create");
+        .with_help(
+            "check the address, or make a token on a manager of that swarm: shoal swarm token create",
+        );
     }
     ApiError::new(ErrorCode::NoLeader, format!("cannot reach a manager at {manager}: {error}"))
         .with_help("check the address, and that a firewall lets TCP to that port through")

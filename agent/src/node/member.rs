@@ -80,6 +80,8 @@ impl Member {
     ) -> anyhow::Result<Self> {
         let identity = Identity::load(&config.pki_dir())?;
         let credentials = Credentials::new(&identity, &record.cluster)?;
+        // Leaving takes it away.
+        durable::ensure_dir(&config.state_dir.join("tasks"), 0o711)?;
         let netlink = Netns::current()?.netlink()?;
         let facility = facility(config, stats, &netlink, record.data_addr)?;
         let ledger = open_ledger(config);
@@ -118,7 +120,8 @@ impl Member {
             closing: closing.clone(),
         };
         let record = Arc::new(ArcSwap::from_pointee(record));
-        let keep = keep_managers(Arc::clone(config), Arc::clone(&record), managers.subscribe(), closing.clone());
+        let keep =
+            keep_managers(Arc::clone(config), Arc::clone(&record), managers.subscribe(), closing.clone());
         Ok(Self {
             record,
             credentials,
@@ -126,11 +129,7 @@ impl Member {
             reports,
             closing,
             reconciler: tokio::spawn(reconciler.run()),
-            others: vec![
-                tokio::spawn(session.run()),
-                tokio::spawn(renewal.run()),
-                tokio::spawn(keep),
-            ],
+            others: vec![tokio::spawn(session.run()), tokio::spawn(renewal.run()), tokio::spawn(keep)],
             supervisor,
             netlink,
         })
@@ -149,10 +148,22 @@ impl Member {
     /// Waits for the first pass over an assignment. Returns whether it came in time.
     pub(super) async fn wait_programmed(&self, deadline: Duration) -> bool {
         let mut applied = self.reports.applied();
-        let programmed = applied.wait_for(|report| {
-            report.as_ref().is_some_and(|report| report.generation > Generation(0))
-        });
+        let programmed = applied
+            .wait_for(|report| report.as_ref().is_some_and(|report| report.generation > Generation(0)));
         timeout(deadline, programmed).await.is_ok_and(|outcome| outcome.is_ok())
+    }
+
+    /// Takes the swarm's name over from the assignment: a certificate does not have it.
+    pub(super) fn learn_cluster_name(&self, config: &Config) {
+        let Some(name) = self.assignment.borrow().cluster().map(|cluster| cluster.name.to_string()) else {
+            return;
+        };
+        let mut next = (*self.record.load_full()).clone();
+        next.cluster_name = name;
+        if let Err(error) = next.store(config) {
+            tracing::warn!(error = chain(&error), "the swarm's name is not kept");
+        }
+        self.record.store(Arc::new(next));
     }
 
     /// Ends what runs; tasks and data path stay.

@@ -23,9 +23,7 @@ pub async fn preflight(config: &Config) -> Result<(), ApiError> {
             .with_help("start it by its unit, or as root"));
     }
     vxlan().await?;
-    Egress::probe()
-        .await
-        .map_err(|error| lacks("no nftables", &error, "install the package nftables"))?;
+    Egress::probe().await.map_err(|error| lacks("no nftables", &error, "install the package nftables"))?;
     BpfDriver::open(&BpfConfig::new(&config.bpf_dir)).map(drop).map_err(|error| {
         lacks(
             "the data plane does not load",

@@ -25,6 +25,23 @@ struct Outcome {
     /// Operations that wait for a task to end.
     deferred: usize,
     errors: Vec<String>,
+    /// New flows may still be led by something older: the generation is not programmed.
+    behind: bool,
+}
+
+impl Outcome {
+    /// A pass that did not get as far as a plan.
+    fn lost(error: String) -> Self {
+        Self { errors: vec![error], behind: true, ..Self::default() }
+    }
+
+    fn failed(&mut self, op: &Op, error: String) {
+        self.errors.push(error);
+        self.behind |= matches!(
+            op.object(),
+            Object::LbService(_) | Object::LbEndpoint(_) | Object::Vip(_) | Object::Port(_)
+        );
+    }
 }
 
 /// Which tasks can't be started, or must not lose anything yet.
@@ -47,43 +64,44 @@ impl<F: Facility> Reconciler<F> {
         if why == Wake::Assignment {
             self.backoffs.clear();
         }
-        let mut errors = Vec::new();
-        match self.facility.facts(&assignment, &self.node).await {
+        let outcome = match self.facility.facts(&assignment, &self.node).await {
             Ok(facts) => {
                 let outcome = self.rounds(why, &assignment, &facts).await;
                 let settled = outcome.errors.is_empty() && outcome.deferred == 0;
                 self.settled = settled.then(|| (assignment.generation, facts));
-                errors = outcome.errors;
+                outcome
             }
-            Err(error) => errors.push(chain(&error)),
+            Err(error) => Outcome::lost(chain(&error)),
+        };
+        if !outcome.behind {
+            self.applied = assignment.generation;
         }
+        let errors = outcome.errors;
         let took = begin.elapsed();
         let writes = self.stats.writes.total() - writes;
         if writes > 0 || !errors.is_empty() {
             tracing::info!(?why, generation = assignment.generation.0, writes, ?took, ?errors, "pass");
         }
-        Stats::set(&self.stats.applied, assignment.generation.0);
+        Stats::set(&self.stats.applied, self.applied.0);
         Stats::set(&self.stats.last_pass_us, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.stats.set_warnings(errors.clone());
         self.stats.set_drops(self.facility.drops());
-        self.reports.pass_done(Applied { generation: assignment.generation, errors, took, writes });
+        self.reports.pass_done(Applied { generation: self.applied, errors, took, writes });
     }
 
     async fn rounds(&mut self, why: Wake, assignment: &Assignment, facts: &Facts) -> Outcome {
         let Some(desired) = desired::derive(assignment, facts) else { return Outcome::default() };
         self.backoffs.retain(|key| desired.contains_key(key));
         let is_drift = matches!(why, Wake::Kernel | Wake::Sweep)
-            && self.settled.as_ref().is_some_and(|(generation, before)| {
-                *generation == assignment.generation && before == facts
-            });
+            && self
+                .settled
+                .as_ref()
+                .is_some_and(|(generation, before)| *generation == assignment.generation && before == facts);
         let mut outcome = Outcome::default();
         for round in 0..ROUNDS {
             let observed = match self.observe(&desired, assignment, round == 0 && why != Wake::Task).await {
                 Ok(observed) => observed,
-                Err(error) => {
-                    outcome.errors.push(error);
-                    return outcome;
-                }
+                Err(error) => return Outcome::lost(error),
             };
             if !self.started {
                 self.started = true;
@@ -113,8 +131,7 @@ impl<F: Facility> Reconciler<F> {
         thorough: bool,
     ) -> Result<Objects, String> {
         let thorough = thorough || !self.started;
-        let mut observed =
-            self.facility.observe(desired, thorough).await.map_err(|error| chain(&error))?;
+        let mut observed = self.facility.observe(desired, thorough).await.map_err(|error| chain(&error))?;
         let tasks = self.runtime.observe().await.map_err(|error| chain(&error))?;
         let running = tasks.iter().filter(|task| matches!(task.state, RuntimeState::Running { .. })).count();
         Stats::set(&self.stats.tasks_running, u64::try_from(running).unwrap_or(0));
@@ -163,7 +180,7 @@ impl<F: Facility> Reconciler<F> {
     ) {
         let key = op.key();
         if let Some(error) = self.backoffs.blocked(&key) {
-            outcome.errors.push(format!("{key:?}: {error}"));
+            outcome.failed(op, format!("{key:?}: {error}"));
             obstacles.note(op, owners);
             return;
         }
@@ -197,7 +214,7 @@ impl<F: Facility> Reconciler<F> {
             Err(error) => {
                 let text = chain(&error);
                 tracing::warn!(?key, error = text, "not applied");
-                outcome.errors.push(format!("{key:?}: {text}"));
+                outcome.failed(op, format!("{key:?}: {text}"));
                 self.backoffs.failed(key, text);
                 obstacles.note(op, owners);
             }
@@ -259,10 +276,8 @@ fn veth_owners(desired: &Objects) -> BTreeMap<IfName, TaskId> {
 /// A task as the plan sees it. One that is prepared and wanted is not there yet.
 fn task_object(task: &ObservedTask, desired: &Objects) -> Option<Object> {
     let id: TaskId = task.spec.task.parse().ok()?;
-    let wanted_running = matches!(
-        desired.get(&Key::Task(id.clone())),
-        Some(Object::Task(Task { goal: Goal::Run, .. }))
-    );
+    let wanted_running =
+        matches!(desired.get(&Key::Task(id.clone())), Some(Object::Task(Task { goal: Goal::Run, .. })));
     let goal = match task.state {
         RuntimeState::Running { .. } => Goal::Run,
         RuntimeState::Prepared if wanted_running => return None,

@@ -21,7 +21,8 @@ pub(super) fn runtime_spec(
     let process = &task.spec.process;
     let resources = &task.spec.resources;
     let limit = |value: u64| (value > 0).then_some(value);
-    let hostname = process.hostname.as_deref().map_or_else(|| format!("{}-{}", task.service_name, task.slot), fill);
+    let hostname =
+        process.hostname.as_deref().map_or_else(|| format!("{}-{}", task.service_name, task.slot), fill);
     let mut spec = RuntimeSpec::new(task.id.as_str(), process.command.clone(), netns);
     spec.service = task.service_name.to_string();
     spec.slot = match task.slot {

@@ -99,8 +99,10 @@ impl Renewal {
                 Ok(stream) => {
                     let mut client = CaClient::new(dial::over(stream).await?);
                     let request = pb::RenewRequest { csr_der: key.csr_der.clone() };
-                    let answer =
-                        client.renew(request).await.map_err(|status| RenewError::Refused(Box::new(status)))?;
+                    let answer = client
+                        .renew(request)
+                        .await
+                        .map_err(|status| RenewError::Refused(Box::new(status)))?;
                     let certificate = answer.into_inner();
                     let identity = Identity {
                         key_der: key.key_der,

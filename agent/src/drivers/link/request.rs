@@ -198,7 +198,8 @@ impl Nl {
         &self,
         action: &str,
         request: NetlinkMessage<RouteNetlinkMessage>,
-    ) -> Result<impl futures_util::Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + use<>, LinkError> {
+    ) -> Result<impl futures_util::Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + use<>, LinkError>
+    {
         self.handle
             .clone()
             .request(request)

@@ -118,9 +118,9 @@ fn static_entry(index: u32, mac: MacAddr) -> NeighbourMessage {
     message.header.ifindex = index;
     message.header.state = NeighbourState::Noarp;
     message.header.flags = NeighbourFlags::Controller;
-    message.attributes.push(netlink_packet_route::neighbour::NeighbourAttribute::LinkLayerAddress(
-        mac.0.to_vec(),
-    ));
+    message
+        .attributes
+        .push(netlink_packet_route::neighbour::NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
     message
 }
 

@@ -61,9 +61,8 @@ impl Overlay {
         let written = netns.run(|| -> Result<u64, LinkError> {
             let mut written = 0;
             for (path, value) in SYSCTLS {
-                let failed = |action| {
-                    move |source| LinkError::File { action, path: sysctl_path(path), source }
-                };
+                let failed =
+                    |action| move |source| LinkError::File { action, path: sysctl_path(path), source };
                 match sysctl_is(path, value) {
                     Ok(true) => {}
                     // A kernel without IPv6 has none of its parameters.
