@@ -114,7 +114,7 @@ pub(crate) struct ListFlags {
     /// Only those that match, as in name=web; repeatable
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse::filter)]
     pub(crate) filter: Vec<(String, String)>,
-    /// Print ids whole
+    /// Print ids and commands whole
     #[arg(long)]
     pub(crate) no_trunc: bool,
 }

@@ -71,7 +71,8 @@ impl Ctx {
     /// Starts the clock of `--timeout`.
     pub(crate) fn new(out: Output, socket: PathBuf, timeout: Duration, yes: bool) -> Self {
         let deadline = Instant::now() + timeout;
-        Self { out, yes, socket, timeout, deadline, goes_on: Mutex::default() }
+        let goes_on = Mutex::new("nothing goes on in the background".to_owned());
+        Self { out, yes, socket, timeout, deadline, goes_on }
     }
 
     /// End of the time given by `--timeout`.
@@ -202,11 +203,19 @@ fn require_manager(local: &pb::LocalNode) -> Result<(), Failure> {
         return Ok(());
     }
     let mut error = ApiError::new(ErrorCode::NotManager, "this node is a worker; run it on a manager")
-        .with_context(format!("asked: node '{}' of swarm '{}'", local.node_name, local.cluster_name));
+        .with_context(format!("asked: node '{}' of swarm '{}'", local.node_name, swarm_name(local)));
     if !local.manager_addrs.is_empty() {
         error = error.with_help(format!("managers: {}", local.manager_addrs.join(", ")));
     }
     Err(error.into())
+}
+
+/// The swarm's name, or the start of its id on a node that has not learnt the name.
+pub(crate) fn swarm_name(local: &pb::LocalNode) -> String {
+    if local.cluster_name.is_empty() {
+        return local.cluster_id.chars().take(8).collect();
+    }
+    local.cluster_name.clone()
 }
 
 /// Fails outside a swarm.

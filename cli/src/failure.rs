@@ -24,7 +24,7 @@ pub(crate) enum Failure {
     Usage(String),
     /// A dry run found changes; they are printed already.
     ChangesPending,
-    /// Ctrl-C; the text says what goes on.
+    /// Ctrl-C; the text says what goes on, empty when it goes without saying.
     Interrupted(String),
     /// Several targets failed, each was reported already; exit code of the first.
     Reported(u8),
@@ -77,6 +77,7 @@ impl Failure {
         match self {
             Self::Coded(error) => render_coded(error, red, plain),
             Self::Usage(message) => format!("{red}error{plain}: {message}\n"),
+            Self::Interrupted(message) if message.is_empty() => String::new(),
             Self::Interrupted(message) => format!("{red}interrupted{plain}: {message}\n"),
             Self::Output(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 format!("{red}error{plain}: cannot write the result: {error}\n")

@@ -61,8 +61,7 @@ async fn until_interrupted(
             if ctx.out.live {
                 ctx.out.error_stream("\n");
             }
-            let goes_on = ctx.goes_on();
-            Err(Failure::Interrupted(if goes_on.is_empty() { "nothing goes on in the background".into() } else { goes_on }))
+            Err(Failure::Interrupted(ctx.goes_on()))
         }
     }
 }

@@ -18,6 +18,9 @@ pub(crate) use service::{SERVICE_COLUMNS, service_object, service_row, spec_item
 pub(crate) use task::{TASK_COLUMNS, reason, task_order, task_row};
 pub(crate) use words::{node_role, task_state};
 
+/// Characters of a command in a table.
+const COMMAND_WIDTH: usize = 40;
+
 /// What rows need besides the object itself.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lookup {
@@ -46,6 +49,15 @@ impl Lookup {
     /// An id as tables show it.
     pub(crate) fn id(&self, id: &str) -> String {
         if self.no_trunc { id.to_owned() } else { id.chars().take(12).collect() }
+    }
+
+    /// A command as tables show it.
+    pub(crate) fn command(&self, command: &[String]) -> String {
+        let text = words::command_text(command);
+        if self.no_trunc || text.chars().count() <= COMMAND_WIDTH {
+            return text;
+        }
+        text.chars().take(COMMAND_WIDTH - 1).chain(['…']).collect()
     }
 
     /// A network's name, or its id when the name is not known.

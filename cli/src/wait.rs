@@ -44,7 +44,7 @@ pub(crate) async fn wait(
         Err(_) => Err(waiter.too_late()),
     };
     painter.finish();
-    ctx.set_goes_on("");
+    ctx.set_goes_on("nothing more goes on in the background");
     outcome
 }
 

@@ -15,6 +15,8 @@ pub(super) async fn logs(ctx: &Ctx, args: LogsArgs) -> Result<(), Failure> {
     let request = pb::LogsRequest { target: args.target.clone(), follow: args.follow, tail: args.tail.0 };
     let mut stream =
         control.call(request, |mut api, request| async move { api.service_logs(request).await }).await?;
+    // Following ends by Ctrl-C, and nothing was started.
+    ctx.set_goes_on("");
     let mut collected = Vec::new();
     loop {
         match stream.message().await {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use shoal_api::pb;
 
 use super::cluster::nodes;
-use crate::client::{Ctx, require_member};
+use crate::client::{Ctx, require_member, swarm_name};
 use crate::failure::{Failure, one_line};
 use crate::output::time::{age, now_ms, rfc3339, until};
 use crate::view::{local_item, node_role};
@@ -26,7 +26,7 @@ pub(super) async fn status(ctx: &Ctx) -> Result<(), Failure> {
         return ctx.out.document("Status", &[json!({ "swarm": swarm_item, "node": local_item(&local) })]);
     }
     if ctx.out.quiet {
-        return ctx.out.result(&local.cluster_name);
+        return ctx.out.result(&swarm_name(&local));
     }
     let now = now_ms();
     if let Some((cluster, nodes)) = &swarm {
@@ -70,7 +70,7 @@ fn node_text(local: &pb::LocalNode, with_swarm: bool, now: u64) -> String {
     let role = node_role(local.role());
     let mut first = vec![
         format!("Node {}", local.node_name),
-        if with_swarm { format!("{role} of swarm {}", local.cluster_name) } else { role.to_owned() },
+        if with_swarm { format!("{role} of swarm {}", swarm_name(local)) } else { role.to_owned() },
         if local.connected {
             format!("session {}", age(local.session_since_ms, now))
         } else {

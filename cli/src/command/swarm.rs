@@ -12,7 +12,7 @@ use crate::args::{
     InitArgs, JoinArgs, JoinTokenRole, LeaveArgs, ListFlags, RemoveArgs, SwarmCommand, TokenCommand,
     TokenCreateArgs,
 };
-use crate::client::{Ctx, request_id, require_member};
+use crate::client::{Ctx, request_id, require_member, swarm_name};
 use crate::failure::Failure;
 use crate::output::confirm;
 use crate::output::listing::{Row, print_list};
@@ -59,7 +59,7 @@ async fn init(ctx: &Ctx, args: InitArgs) -> Result<(), Failure> {
     }
     if ctx.out.json {
         let item = json!({
-            "node": local_item(&local), "swarm": local.cluster_name, "swarmId": local.cluster_id,
+            "node": local_item(&local), "swarm": swarm_name(&local), "swarmId": local.cluster_id,
             "workerToken": reply.worker_token, "joinAddr": reply.join_addr,
             "tokenExpiresAt": rfc3339(reply.token_expires_at_ms),
             "tokenUses": Some(reply.token_uses).filter(|n| *n > 0),
@@ -73,7 +73,7 @@ async fn init(ctx: &Ctx, args: InitArgs) -> Result<(), Failure> {
     ctx.out.result(&format!(
         "Swarm '{}' created. This node ({}, {}) is a manager.\n\
          Add a worker (token {valid}):\n    shoal swarm join --token {} {}",
-        local.cluster_name,
+        swarm_name(&local),
         local.node_name,
         glance(&local.node_id),
         reply.worker_token,
@@ -136,7 +136,7 @@ async fn join(ctx: &Ctx, args: JoinArgs) -> Result<(), Failure> {
         "This node ({}, {}) joined swarm '{}' as a {}.",
         local.node_name,
         glance(&local.node_id),
-        local.cluster_name,
+        swarm_name(&local),
         node_role(local.role())
     ))
 }
@@ -148,7 +148,7 @@ async fn leave(ctx: &Ctx, args: &LeaveArgs) -> Result<(), Failure> {
     if local.role() == pb::NodeRole::Manager && !force {
         let question = format!(
             "This node is a manager of swarm '{}'; without managers a swarm and all it knows are gone.",
-            local.cluster_name
+            swarm_name(&local)
         );
         confirm(&ctx.out, ctx.yes, &question).await?;
         force = true;
@@ -179,7 +179,7 @@ async fn leave(ctx: &Ctx, args: &LeaveArgs) -> Result<(), Failure> {
     if ctx.out.quiet {
         return ctx.out.result(&local.node_id);
     }
-    ctx.out.result(&format!("This node ({}) left swarm '{}'.", local.node_name, local.cluster_name))
+    ctx.out.result(&format!("This node ({}) left swarm '{}'.", local.node_name, swarm_name(&local)))
 }
 
 async fn token_create(ctx: &Ctx, args: &TokenCreateArgs) -> Result<(), Failure> {

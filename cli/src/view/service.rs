@@ -6,8 +6,7 @@ use shoal_api::pb::service_spec;
 
 use super::Lookup;
 use super::words::{
-    attachments_item, command_text, labels, labels_text, ports_item, ports_text, protocol, restart_condition,
-    update_order,
+    attachments_item, labels, labels_text, ports_item, ports_text, protocol, restart_condition, update_order,
 };
 use crate::output::listing::{Column, Row};
 use crate::output::time::rfc3339;
@@ -41,7 +40,7 @@ pub(crate) fn service_row(info: &pb::ServiceInfo, lookup: &Lookup) -> Row {
         "Name": spec.name,
         "Mode": mode(&spec),
         "Replicas": format!("{}/{}", info.running, info.wanted),
-        "Command": command_text(&process(&spec).command),
+        "Command": lookup.command(&process(&spec).command),
         "Ports": ports_text(&info.ports),
         "Networks": networks_text(&spec, lookup),
         "VIPs": vips_text(info, lookup),

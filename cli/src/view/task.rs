@@ -4,7 +4,7 @@ use serde_json::json;
 use shoal_api::pb;
 
 use super::Lookup;
-use super::words::{attachments_item, command_text, desired_state, task_state};
+use super::words::{attachments_item, desired_state, task_state};
 use crate::failure::one_line;
 use crate::output::listing::{Column, Row};
 use crate::output::time::{age, rfc3339};
@@ -54,7 +54,7 @@ pub(crate) fn task_row(task: &pb::TaskInfo, lookup: &Lookup) -> Row {
         "Name": task.name,
         "Service": task.service_name,
         "Slot": slot,
-        "Command": command_text(&command),
+        "Command": lookup.command(&command),
         "Node": task.node_name,
         "DesiredState": desired_state(task.desired()),
         "CurrentState": format!("{state} {}", age(status.since_ms, lookup.now_ms)),

@@ -96,6 +96,9 @@ fn ports_and_commands_as_text() {
     );
     assert_eq!(protocol(pb::Protocol::Unspecified), "tcp");
     let own = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let long = own(&["sleep", &"1".repeat(50)]);
+    assert_eq!(lookup().command(&long), format!("sleep {}…", "1".repeat(33)));
+    assert_eq!(Lookup { no_trunc: true, ..lookup() }.command(&long), format!("sleep {}", "1".repeat(50)));
     assert_eq!(command_text(&own(&["sh", "-c", "echo 'a b'", ""])), r"sh -c 'echo '\''a b'\''' ''");
 }
 

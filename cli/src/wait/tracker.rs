@@ -7,8 +7,10 @@ use shoal_api::pb;
 use crate::failure::one_line;
 use crate::view::{reason, task_state};
 
-/// Failures of one slot within a single wait after which waiting on makes no sense.
+/// Failures of one slot within a single wait after which waiting on makes no sense...
 const FAILURES_TO_GIVE_UP: usize = 5;
+/// ...when they lie so far apart; a short restart delay makes many of them out of one cause that may pass.
+const FAILING_FOR_MS: u64 = 5_000;
 
 /// What the wait is for; decides which numbers the line shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,14 @@ pub(crate) enum Verdict {
     Hopeless(String),
 }
 
+/// Failures of one slot.
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    count: usize,
+    first_ms: u64,
+    last_ms: u64,
+}
+
 /// Follows one wait.
 #[derive(Debug)]
 pub(crate) struct Tracker {
@@ -43,7 +53,7 @@ pub(crate) struct Tracker {
     name: String,
     seen_first: bool,
     states: BTreeMap<String, pb::TaskState>,
-    failures: BTreeMap<String, usize>,
+    failures: BTreeMap<String, Failures>,
     failed: usize,
 }
 
@@ -62,7 +72,7 @@ impl Tracker {
 
     /// Lines for tasks that have failed since the last message. What had failed before the wait began is history.
     pub(crate) fn events(&mut self, progress: &pb::ServiceProgress) -> Vec<String> {
-        let history = !self.seen_first && self.goal != Goal::Running;
+        let history = !self.seen_first && self.goal != Goal::Running || self.goal == Goal::Gone;
         self.seen_first = true;
         let mut lines = Vec::new();
         for task in &progress.tasks {
@@ -74,7 +84,10 @@ impl Tracker {
                 continue;
             }
             self.failed += 1;
-            *self.failures.entry(task.name.clone()).or_default() += 1;
+            let now = status.since_ms;
+            let first = Failures { count: 0, first_ms: now, last_ms: now };
+            let slot = self.failures.entry(task.name.clone()).or_insert(first);
+            *slot = Failures { count: slot.count + 1, last_ms: now, ..*slot };
             lines.push(failure_line(task, &status));
         }
         lines
@@ -104,7 +117,7 @@ impl Tracker {
         line
     }
 
-    fn counts(&self, progress: &pb::ServiceProgress) -> [(usize, &'static str); 4] {
+    fn counts(&self, progress: &pb::ServiceProgress) -> [(usize, &'static str); 5] {
         let wanted_in = |states: &[pb::TaskState]| {
             let wanted = |t: &&pb::TaskInfo| t.desired() == pb::DesiredState::Running;
             progress.tasks.iter().filter(wanted).filter(|t| states.contains(&state_of(t))).count()
@@ -119,6 +132,7 @@ impl Tracker {
                 wanted_in(&[pb::TaskState::Assigned, pb::TaskState::Preparing, pb::TaskState::Starting]),
                 "starting",
             ),
+            (wanted_in(&[pb::TaskState::Complete]), "complete"),
             (stopping.count(), "stopping"),
             (self.failed, "failed"),
         ]
@@ -155,21 +169,24 @@ impl Tracker {
             .as_ref()
             .and_then(|service| service.spec.as_ref()?.task.as_ref()?.restart)
             .unwrap_or_default();
-        let limit = match (restart.condition(), usize::try_from(restart.max_attempts)) {
-            (pb::RestartCondition::None, _) => 1,
-            (_, Ok(attempts)) if attempts > 0 => FAILURES_TO_GIVE_UP.min(attempts.saturating_add(1)),
-            _ => FAILURES_TO_GIVE_UP,
+        // How many failures the managers answer with a new task; `None`: any number.
+        let attempts = match restart.condition() {
+            pb::RestartCondition::None => Some(0),
+            _ => usize::try_from(restart.max_attempts).ok().filter(|n| *n > 0),
         };
         for (slot, failures) in &self.failures {
             let of_slot = || progress.tasks.iter().filter(|t| &t.name == slot);
             let alive = of_slot().any(|t| state_of(t) == pb::TaskState::Running);
-            if *failures < limit || alive {
+            let exhausted = attempts.is_some_and(|n| failures.count > n);
+            let lasting = failures.last_ms.saturating_sub(failures.first_ms) >= FAILING_FOR_MS;
+            if alive || !(exhausted || failures.count >= FAILURES_TO_GIVE_UP && lasting) {
                 continue;
             }
             let failed = of_slot().filter(|t| is_terminal(state_of(t))).max_by_key(|t| t.created_at_ms);
             let why =
                 failed.map(|t| failure_line(t, &t.status.clone().unwrap_or_default())).unwrap_or_default();
-            let often = if *failures == 1 { "once".to_owned() } else { format!("{failures} times") };
+            let often =
+                if failures.count == 1 { "once".to_owned() } else { format!("{} times", failures.count) };
             return Some(format!("task {slot} failed {often} and does not come up: {why}"));
         }
         None

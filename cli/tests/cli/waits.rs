@@ -70,12 +70,11 @@ async fn a_program_that_ends_after_its_start_does_not_count_as_converged() {
 #[tokio::test]
 async fn tasks_that_keep_failing_end_the_wait_with_their_message() {
     let fake = Fake::start();
-    let failed = |n: usize| {
-        Ok(progress(
-            0,
-            1,
-            vec![task(&n.to_string(), "web.1", "n2", Shutdown, pb::TaskState::Rejected, "no program 'nope'")],
-        ))
+    let failed = |n: u64| {
+        let mut task =
+            task(&n.to_string(), "web.1", "n2", Shutdown, pb::TaskState::Rejected, "no program 'nope'");
+        task.status.as_mut().unwrap().since_ms = n * 2_000;
+        Ok(progress(0, 1, vec![task]))
     };
     fake.world().watches = [(1..=5).map(failed).collect()].into();
     let out = fake.run("service create --name web nope").await;

@@ -58,26 +58,43 @@ fn a_failure_is_told_once_and_history_never() {
     assert_eq!(Tracker::new(Goal::Updated, "web").events(&message), Vec::<String>::new());
 }
 
+/// Five failures of one slot, so far apart, and what is made of them.
+fn after_failures(apart_ms: u64) -> (Tracker, Verdict) {
+    let mut tracker = Tracker::new(Goal::Running, "web");
+    let message = |n: u64| {
+        let (desired, state) = (pb::DesiredState::Shutdown, pb::TaskState::Rejected);
+        let mut failed = task(&n.to_string(), "web.1", desired, state, "no such user");
+        failed.status.as_mut().unwrap().since_ms = n * apart_ms;
+        progress(0, 1, vec![failed])
+    };
+    for n in 1..=5 {
+        assert_eq!(tracker.verdict(&message(n)), Verdict::GoOn);
+        tracker.events(&message(n));
+    }
+    let verdict = tracker.verdict(&message(5));
+    (tracker, verdict)
+}
+
 #[test]
 fn a_slot_that_keeps_failing_is_hopeless() {
-    let mut tracker = Tracker::new(Goal::Running, "web");
-    for n in 0..FAILURES_TO_GIVE_UP {
-        let failed = task(
-            &n.to_string(),
-            "web.1",
-            pb::DesiredState::Shutdown,
-            pb::TaskState::Rejected,
-            "no such user",
-        );
-        let message = progress(0, 1, vec![failed]);
-        assert_eq!(tracker.verdict(&message), Verdict::GoOn);
-        tracker.events(&message);
-    }
-    let last = task("x", "web.1", pb::DesiredState::Shutdown, pb::TaskState::Rejected, "no such user");
-    let Verdict::Hopeless(why) = tracker.verdict(&progress(0, 1, vec![last])) else { panic!("not hopeless") };
-    assert_eq!(why, "task web.1 failed 5 times and does not come up: web.1 on n2 rejected: no such user");
+    let (tracker, verdict) = after_failures(1_250);
+    let why = "task web.1 failed 5 times and does not come up: web.1 on n2 rejected: no such user";
+    assert_eq!(verdict, Verdict::Hopeless(why.to_owned()));
     let up = progress(0, 1, vec![wanted("y", "web.1", pb::TaskState::Running)]);
     assert_eq!(tracker.verdict(&up), Verdict::GoOn);
+}
+
+#[test]
+fn a_burst_of_failures_may_pass() {
+    assert_eq!(after_failures(1_000).1, Verdict::GoOn);
+}
+
+#[test]
+fn failures_while_stopping_are_nobodys_business() {
+    let failed = task("a", "web.1", pb::DesiredState::Remove, pb::TaskState::Failed, "late");
+    let mut tracker = Tracker::new(Goal::Gone, "web");
+    tracker.events(&progress(0, 1, vec![]));
+    assert_eq!(tracker.events(&progress(0, 1, vec![failed])), Vec::<String>::new());
 }
 
 #[test]
