@@ -1,9 +1,9 @@
 //! The leader's loops as one function: the state and the time in, commands out. Applying them and asking again
 //! comes to rest; on a state at rest the answer is empty.
 //!
-//! Per service: [`orchestrator`] decides which slots there are, [`upkeep`] keeps one good task in each, [`update`]
-//! brings new specs in, [`barrier`] leads tasks out of the load balancers, [`reaper`] forgets what ended. Then the
-//! [`scheduler`] places what waits.
+//! Per service: `orchestrator` decides which slots there are, `upkeep` keeps one good task in each, `update`
+//! brings new specs in, `barrier` leads tasks out of the load balancers, `reaper` forgets what ended. Then the
+//! `scheduler` places what waits.
 
 mod barrier;
 mod orchestrator;

@@ -33,6 +33,8 @@ pub struct State {
     /// Removed nodes whose certificates are still valid, and until when.
     pub(crate) denied: BTreeMap<NodeId, Timestamp>,
     pub(crate) requests: Requests,
+    /// Latest time in the log.
+    pub(crate) latest: Timestamp,
     /// Attempts of the restart policy, by slot.
     pub(crate) restarts: BTreeMap<(ServiceId, Slot), RestartHistory>,
     /// What is remembered of a task beside its status.
@@ -53,6 +55,8 @@ pub(crate) struct Counters {
     pub(crate) endpoint: u32,
     /// Last service index.
     pub(crate) service: u32,
+    /// Tasks made so far.
+    pub(crate) tasks: u64,
 }
 
 /// When replacements of a slot were made under the restart policy.
@@ -67,6 +71,8 @@ pub(crate) struct RestartHistory {
 /// What is remembered of a task beside its status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Track {
+    /// Counts the tasks in the order they were made: clocks of two leaders may disagree, this does not.
+    pub(crate) order: u64,
     /// Log index and time at which it was reported running.
     pub(crate) running: Option<(u64, Timestamp)>,
     /// When every ready node had taken it out of the load balancers.
@@ -91,6 +97,7 @@ impl State {
             return earlier;
         }
         let outcome = apply::command(self, apply::At { index, now: entry.now }, &entry.command)?;
+        self.latest = self.latest.max(entry.now);
         if let Some(request) = &entry.request_id {
             self.requests.record(request, &entry.command, &outcome);
         }
@@ -112,6 +119,12 @@ impl State {
     /// 128 bits that are the same exactly when the replicated content is (FNV-1a over a canonical walk).
     pub fn hash(&self) -> u128 {
         hash::digest(self)
+    }
+
+    /// The latest time in the log. A leader whose wall clock is behind it (another leader's was ahead, or its own was
+    /// set back) goes on from here by its monotonic clock; else a pause of five seconds could last an hour.
+    pub fn latest(&self) -> Timestamp {
+        self.latest
     }
 
     /// The cluster, once founded.
@@ -181,6 +194,8 @@ impl State {
     /// Adds a task.
     pub(crate) fn put_task(&mut self, task: Task) {
         self.index.add(&task);
+        self.counters.tasks += 1;
+        self.tracks.insert(task.id.clone(), Track { order: self.counters.tasks, ..Track::default() });
         self.tasks.insert(task.id.clone(), task);
     }
 
@@ -190,6 +205,11 @@ impl State {
             self.index.drop(&task);
         }
         self.tracks.remove(id);
+    }
+
+    /// Whether a task was made before another one, by count.
+    pub(crate) fn order(&self, id: &TaskId) -> u64 {
+        self.tracks.get(id).map_or(0, |t| t.order)
     }
 
     /// What is remembered of a task beside its status.

@@ -163,7 +163,7 @@ pub fn find_task<'a>(state: &'a State, target: &str) -> Result<&'a Task, Rejecti
         state
             .tasks_of_service(&service.id)
             .filter(|t| task_name(state, t) == target)
-            .max_by_key(|t| (t.desired == DesiredState::Running, t.task_version, t.created_at, &t.id))
+            .max_by_key(|t| (t.desired == DesiredState::Running, t.task_version, state.order(&t.id)))
     };
     if let Some(task) = named() {
         return Ok(task);

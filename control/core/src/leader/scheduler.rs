@@ -65,7 +65,7 @@ pub(super) fn plan(ctx: &mut Ctx<'_>) {
         .values()
         .filter(|t| t.status.state == TaskState::Pending && t.desired == DesiredState::Running)
         .collect();
-    waiting.sort_by_key(|t| (t.created_at, &t.id));
+    waiting.sort_by_key(|t| state.order(&t.id));
     for task in waiting {
         if ctx.is_full() {
             return;

@@ -56,7 +56,7 @@ impl<'a> ServiceTasks<'a> {
         }
         for slot in slots.values_mut() {
             for list in [&mut slot.live, &mut slot.leaving, &mut slot.past] {
-                list.sort_by_key(|t| (t.task_version, t.created_at, &t.id));
+                list.sort_by_key(|t| (t.task_version, state.order(&t.id)));
             }
         }
         Self { service, slots }

@@ -89,9 +89,10 @@ fn check_tasks(state: &State) {
             _ => assert!(task.node.as_ref().is_some_and(|n| state.nodes.contains_key(n)), "it is somewhere"),
         }
     }
-    for id in state.tracks.keys() {
-        assert!(state.tasks.contains_key(id), "nothing is remembered of forgotten tasks");
-    }
+    assert!(
+        state.tracks.keys().eq(state.tasks.keys()),
+        "something is remembered of every task and of no other"
+    );
 }
 
 /// Invariant 6: a task with flows is stopped only after every ready node has programmed that it takes no more.

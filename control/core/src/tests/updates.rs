@@ -143,6 +143,22 @@ fn draining_a_node_moves_its_tasks_without_a_gap() {
 }
 
 #[test]
+fn a_leader_whose_clock_is_behind_makes_no_task_too_many() {
+    let mut sim = Sim::of(3);
+    let web = sim.create(&service("web", 3, &[], &[tcp(8080, 80)]));
+    sim.rest();
+    let before = sim.state.latest();
+    sim.now.0 -= 3_600_000;
+    let id = sim.node("n2");
+    sim.set_availability(&id, Availability::Drain);
+    sim.update(&web, |s| s.task.force_update = 1);
+    sim.run(60_000);
+    assert!(sim.converged(&web), "{:?}", sim.ps(&web));
+    assert!(sim.state.counters.tasks <= 7, "{} tasks were made", sim.state.counters.tasks);
+    assert_eq!(sim.state.latest(), before);
+}
+
+#[test]
 fn a_drained_node_is_emptied_even_when_there_is_no_other_place() {
     let mut sim = Sim::of(1);
     let web = sim.create(&service("web", 1, &[], &[tcp(8080, 80)]));
