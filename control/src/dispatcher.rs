@@ -156,9 +156,9 @@ impl Session {
         let stop = self.manager.stop.clone();
         self.follow(&mut state).await?;
         loop {
-            // Cancel safe: tokens, watches and tonic's message() lose nothing when dropped.
+            // Cancel safe: tokens, watches and tonic's message() lose nothing when dropped. In no fixed order: a state
+            // that never rests must not keep the node from being heard.
             tokio::select! {
-                biased;
                 () = stop.cancelled() => return Err(Status::unavailable("this manager is stopping")),
                 () = replaced.cancelled() => return Err(self.cut()),
                 lost = until_leading(&mut leadership, false) => {

@@ -18,7 +18,6 @@ pub(super) async fn get(manager: &Manager) -> Result<pb::ClusterInfo, Status> {
         .cluster()
         .ok_or_else(|| Status::from(ApiError::new(ErrorCode::NotMember, "there is no cluster here yet")))?;
     let leadership = manager.consensus.leadership().borrow().clone();
-    let position = *manager.consensus.position().borrow();
     let leader_view = manager.leader_view();
     let nodes = || state.nodes().values();
     let ready = |n: &&shoal_types::object::Node| n.state == NodeState::Ready;
@@ -39,7 +38,8 @@ pub(super) async fn get(manager: &Manager) -> Result<pb::ClusterInfo, Status> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         leader: leadership.leader.as_ref().and_then(|id| Some(state.nodes().get(id)?.name.to_string())),
         term: leadership.term,
-        commit_index: position.last,
+        // Read by index: what was committed when the call came is applied.
+        commit_index: seen.index,
         applied_index: seen.index,
         nodes_ready: count(nodes().filter(ready).count()),
         nodes_total: count(nodes().count()),

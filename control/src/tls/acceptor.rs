@@ -29,6 +29,7 @@ use crate::counters::Counters;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKES: usize = 64;
 const CONNECTIONS: usize = 4096;
+/// Of one address, before and without a certificate.
 const CONNECTIONS_PER_PEER: usize = 64;
 /// After a failed accept (no file descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -39,6 +40,7 @@ pub struct Conn<S> {
     stream: S,
     peer: Peer,
     _seat: Option<Seat>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl<S> Connected for Conn<S> {
@@ -83,22 +85,21 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Conn<S> {
 /// How many connections each address has.
 type Seats = Arc<Mutex<BTreeMap<IpAddr, usize>>>;
 
-/// A place among the connections; given back when dropped.
+/// A place among the connections of one address that nobody has vouched for; given back when dropped.
 struct Seat {
     addr: IpAddr,
     seats: Seats,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Seat {
-    fn take(addr: IpAddr, seats: &Seats, permit: OwnedSemaphorePermit) -> Option<Self> {
+    fn take(addr: IpAddr, seats: &Seats) -> Option<Self> {
         let mut taken = seats.lock().unwrap_or_else(PoisonError::into_inner);
         let count = taken.entry(addr).or_default();
         if *count >= CONNECTIONS_PER_PEER {
             return None;
         }
         *count += 1;
-        Some(Self { addr, seats: Arc::clone(seats), _permit: permit })
+        Some(Self { addr, seats: Arc::clone(seats) })
     }
 }
 
@@ -170,7 +171,7 @@ impl Door {
             tracing::warn!(peer = %addr, "refused: {CONNECTIONS} connections are open");
             return;
         };
-        let Some(seat) = Seat::take(addr.ip(), &self.seats, permit) else {
+        let Some(seat) = Seat::take(addr.ip().to_canonical(), &self.seats) else {
             tracing::warn!(peer = %addr, "refused: this address has {CONNECTIONS_PER_PEER} connections");
             return;
         };
@@ -181,8 +182,11 @@ impl Door {
             drop(handshake);
             match shaken {
                 Ok(Ok((stream, peer))) => {
+                    // Nodes of the cluster may share an address.
+                    let known = matches!(peer, Peer::Remote { identity: Some(_), .. });
+                    let seat = (!known).then_some(seat);
                     // The server is gone when this fails.
-                    drop(ready.send(Ok(Conn { stream, peer, _seat: Some(seat) })).await);
+                    drop(ready.send(Ok(Conn { stream, peer, _seat: seat, _permit: Some(permit) })).await);
                 }
                 Ok(Err(error)) => {
                     counters.tls_failures.fetch_add(1, Ordering::Relaxed);
@@ -230,7 +234,7 @@ pub fn accept_local(listener: UnixListener, stop: CancellationToken) -> LocalCon
             };
             let conn = accepted.and_then(|(stream, _)| {
                 let uid = stream.peer_cred()?.uid();
-                Ok(Conn { stream, peer: Peer::Local { uid }, _seat: None })
+                Ok(Conn { stream, peer: Peer::Local { uid }, _seat: None, _permit: None })
             });
             match conn {
                 Ok(conn) => {

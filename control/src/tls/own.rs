@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{SwapCert, TlsError};
 use crate::ca::identity::Identity;
-use crate::ca::{CaError, RequestedKey, SharedAuthority};
+use crate::ca::{BACKDATE, CaError, RequestedKey, SharedAuthority};
 use crate::clock;
 use crate::seal::{self, SealError, write_private};
 
@@ -24,6 +24,8 @@ const CERT: &str = "manager.der";
 const CA: &str = "ca.der";
 /// Renewal that failed is tried again after this.
 const RETRY: Duration = Duration::from_secs(30);
+/// Between two renewals at least, however short certificates live.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -112,9 +114,8 @@ impl OwnCert {
     pub async fn keep_fresh(mut self, authority: SharedAuthority, stop: CancellationToken) {
         loop {
             let share = seal::random::<1>().map_or(128, |[byte]| byte);
-            let Identity { not_before, not_after, .. } = self.pair.identity;
-            let wait =
-                Duration::from_millis(renewal_time(not_before, not_after, share).since_ms(clock::now()));
+            let at = renewal_time(&self.pair.identity, share);
+            let wait = Duration::from_millis(at.since_ms(clock::now())).max(PAUSE);
             // Cancel safe: both only wait.
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -139,10 +140,13 @@ impl OwnCert {
     }
 }
 
-/// Between 50 and 80 % of the certificate's life, by `share` of 255.
-pub fn renewal_time(not_before: Timestamp, not_after: Timestamp, share: u8) -> Timestamp {
-    let life = not_after.since_ms(not_before);
-    Timestamp(not_before.0 + life / 2 + life * 3 / 10 * u64::from(share) / 255)
+/// Between 50 and 80 % of the certificate's life, by `share` of 255. The life began when it was issued, not at the
+/// earlier date it carries for the sake of clocks that are behind.
+pub fn renewal_time(identity: &Identity, share: u8) -> Timestamp {
+    let backdate = u64::try_from(BACKDATE.as_millis()).unwrap_or(0);
+    let issued = Timestamp(identity.not_before.0.saturating_add(backdate));
+    let life = identity.not_after.since_ms(issued);
+    Timestamp(issued.0 + life / 2 + life * 3 / 10 * u64::from(share) / 255)
 }
 
 fn load(dir: &Path, node: &NodeId) -> Option<Pair> {
@@ -177,16 +181,4 @@ fn issue(dir: &Path, authority: &SharedAuthority, node: &NodeId) -> Result<Pair,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn renewal_is_between_half_and_four_fifths_of_the_life() {
-        let (start, end) = (Timestamp(1_000_000), Timestamp(2_000_000));
-        assert_eq!(renewal_time(start, end, 0), Timestamp(1_500_000));
-        assert_eq!(renewal_time(start, end, 255), Timestamp(1_800_000));
-        for share in 0..=255 {
-            assert!((1_500_000..=1_800_000).contains(&renewal_time(start, end, share).0));
-        }
-    }
-}
+mod tests;

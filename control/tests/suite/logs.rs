@@ -32,9 +32,8 @@ async fn lines_come_from_the_nodes_and_an_absent_node_is_a_gap() {
     let request = pb::LogsRequest { target: "web".into(), follow: false, tail: Some(2) };
     let stream = control.service_logs(request.clone()).await.expect("logs").into_inner();
     let start = loop {
-        match agent.step().await.expect("open").expect("open") {
-            Down::LogStart(start) => break start,
-            _ => {}
+        if let Down::LogStart(start) = agent.step().await.expect("open").expect("open") {
+            break start;
         }
     };
     assert_eq!((start.tail, start.follow), (Some(2), false));

@@ -12,7 +12,7 @@ use shoal_api::pb;
 use shoal_api::pb::control_client::ControlClient;
 use tonic::transport::Channel;
 
-use crate::fixture::{command_line, free_port, local_channel, network, service};
+use crate::fixture::{command_line, free_port, local_channel, network, service, wait_for};
 
 /// A user that has nothing, as shoald starts it.
 const NOBODY: u32 = 65_534;
@@ -65,6 +65,21 @@ async fn cluster(dir: &Path) -> pb::ClusterInfo {
     control(dir).await.get_cluster(pb::Empty {}).await.expect("answers").into_inner()
 }
 
+/// The cluster once the leader's own writes (a task for each slot, why it has no node) have come to rest.
+async fn at_rest(dir: &Path, tasks: usize) -> pb::ClusterInfo {
+    let mut last = cluster(dir).await;
+    let mut same = 0;
+    wait_for("the state is at rest", async || {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let listed = control(dir).await.list_tasks(pb::ListTasksRequest::default()).await.ok()?.into_inner();
+        let seen = cluster(dir).await;
+        same = if seen.state_hash == last.state_hash { same + 1 } else { 0 };
+        last = seen;
+        (same >= 5 && listed.tasks.len() == tasks).then(|| last.clone())
+    })
+    .await
+}
+
 fn private(dir: &Path) {
     for entry in std::fs::read_dir(dir).expect("readable") {
         let path = entry.expect("entry").path();
@@ -105,15 +120,7 @@ async fn a_killed_manager_comes_back_with_everything_it_acknowledged() {
         .await
         .expect("token")
         .into_inner();
-    // The leader's own writes (a task for each slot) come to rest.
-    let before = crate::fixture::wait_for("three tasks", async || {
-        let seen = cluster(dir).await;
-        let tasks =
-            control(dir).await.list_tasks(pb::ListTasksRequest::default()).await.ok()?.into_inner().tasks;
-        (tasks.len() == 3 && tasks.iter().all(|t| !t.status.as_ref().is_some_and(|s| s.message.is_empty())))
-            .then_some(seen)
-    })
-    .await;
+    let before = at_rest(dir, 3).await;
     drop(client);
     assert_eq!(process.end(Signal::SIGKILL), None);
 

@@ -25,9 +25,8 @@ async fn a_session_brings_a_snapshot_then_chained_deltas_and_takes_reports() {
 
     agent.say(Up::Heartbeat(pb::Heartbeat { seq: 7 })).await;
     let ack = loop {
-        match agent.step().await.expect("open").expect("open") {
-            Down::HeartbeatAck(ack) => break ack,
-            _ => {}
+        if let Down::HeartbeatAck(ack) = agent.step().await.expect("open").expect("open") {
+            break ack;
         }
     };
     assert_eq!((ack.seq, ack.manager_addrs), (7, vec![fixture.addr.to_string()]));
