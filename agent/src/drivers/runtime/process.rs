@@ -18,6 +18,7 @@ mod log;
 mod monitor;
 mod record;
 mod sandbox;
+mod tasks;
 mod user;
 
 use std::ffi::OsString;

@@ -1,11 +1,12 @@
 //! The agent's side of the process runtime. It keeps nothing in memory that is not on disk; what it has beside
 //! that are tasks waiting for monitors to end, to tell subscribers.
 
-use std::collections::BTreeSet;
+use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,13 +20,14 @@ use tracing::Instrument;
 
 use crate::drivers::runtime::spec::{is_task_id, parse_signal};
 use crate::drivers::runtime::{
-    ExitCause, LogQuery, LogStream, ObservedTask, Runtime, RuntimeError, RuntimeSpec, RuntimeState,
-    StartFailure, StartStage, TaskEnded, TaskExit,
+    LogQuery, LogStream, ObservedTask, Runtime, RuntimeError, RuntimeSpec, RuntimeState, StartFailure,
+    StartStage, TaskEnded, TaskExit,
 };
 use crate::netns::sys;
 
-use super::cgroup::{Cgroup, CgroupError, Cgroups};
-use super::record::{Launch, Phase, Status, TaskDir, boot_id, is_damage, is_watched_from, now_ms};
+use super::cgroup::{Cgroup, Cgroups};
+use super::record::{Launch, Phase, Status, TaskDir, boot_id, is_damage, is_watched_from};
+use super::tasks::{Tasks, cgroup_failed, io_failed};
 use super::{ProcessConfig, SHIM, follow};
 
 /// How many ends of tasks a slow subscriber may be behind before it must observe instead.
@@ -38,24 +40,7 @@ const PROGRAM_KILL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Runs host programs as tasks.
 #[derive(Clone, Debug)]
 pub struct ProcessRuntime {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    config: ProcessConfig,
-    cgroups: Cgroups,
-    boot: String,
-    ended: broadcast::Sender<TaskEnded>,
-    /// Tasks whose monitors are waited for.
-    watched: Mutex<BTreeSet<String>>,
-    closing: CancellationToken,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.closing.cancel();
-    }
+    tasks: Arc<Tasks>,
 }
 
 impl ProcessRuntime {
@@ -63,11 +48,15 @@ impl ProcessRuntime {
     /// ones cleared away. Changes nothing about tasks that run. To be called inside a tokio runtime.
     pub fn open(config: ProcessConfig) -> Result<Self, RuntimeError> {
         let failed = |action, path: &Path| io_failed("(all)", action, path);
-        std::fs::create_dir_all(&config.tasks_dir).map_err(failed("make", &config.tasks_dir))?;
+        let mut make = DirBuilder::new();
+        make.recursive(true)
+            .mode(0o711)
+            .create(&config.tasks_dir)
+            .map_err(failed("make", &config.tasks_dir))?;
         let cgroups = Cgroups::detect(&config.cgroup).map_err(cgroup_failed("(all)"))?;
         let boot = boot_id().map_err(failed("read", Path::new("/proc/sys/kernel/random/boot_id")))?;
         let runtime = Self {
-            inner: Arc::new(Inner {
+            tasks: Arc::new(Tasks {
                 config,
                 cgroups,
                 boot,
@@ -76,7 +65,7 @@ impl ProcessRuntime {
                 closing: CancellationToken::new(),
             }),
         };
-        for task in runtime.inner.tasks()? {
+        for task in runtime.tasks.list()? {
             runtime.adopt(&task)?;
         }
         runtime.kill_orphans()?;
@@ -84,7 +73,7 @@ impl ProcessRuntime {
     }
 
     fn adopt(&self, task: &str) -> Result<(), RuntimeError> {
-        let dir = self.inner.dir(task);
+        let dir = self.tasks.dir(task);
         let is_prepared = match dir.launch() {
             Ok(launch) => launch.is_some(),
             Err(error) if is_damage(&error) => {
@@ -96,13 +85,13 @@ impl ProcessRuntime {
             Err(error) => return Err(io_failed(task, "read", dir.path())(error)),
         };
         if !is_prepared {
-            if !self.inner.cgroups.group(task).try_remove().map_err(cgroup_failed(task))? {
+            if !self.tasks.cgroups.group(task).try_remove().map_err(cgroup_failed(task))? {
                 tracing::warn!(task, "remains of a task still run; they are killed, their directory stays");
                 return Ok(());
             }
             return dir.remove().map_err(io_failed(task, "remove", dir.path()));
         }
-        if let RuntimeState::Running { .. } = self.inner.state(task)? {
+        if let RuntimeState::Running { .. } = self.tasks.state(task)? {
             self.watch(task)?;
         }
         Ok(())
@@ -111,9 +100,9 @@ impl ProcessRuntime {
     /// Kills tasks of ours that nothing is known about: somebody removed the state directory under them. Their
     /// monitors still name it, so tasks of a node with the same control group name by mistake are told apart.
     fn kill_orphans(&self) -> Result<(), RuntimeError> {
-        let cgroups = &self.inner.cgroups;
-        let tasks_dir = &self.inner.config.tasks_dir;
-        for task in cgroups.orphans(&self.inner.tasks()?).map_err(cgroup_failed("(all)"))? {
+        let cgroups = &self.tasks.cgroups;
+        let tasks_dir = &self.tasks.config.tasks_dir;
+        for task in cgroups.orphans(&self.tasks.list()?).map_err(cgroup_failed("(all)"))? {
             let group = cgroups.group(&task);
             let processes = group.processes().map_err(cgroup_failed(&task))?;
             if processes.iter().any(|pid| is_watched_from(*pid, tasks_dir)) {
@@ -127,8 +116,8 @@ impl ProcessRuntime {
     /// Removes what the runtime keeps for itself, once its tasks are removed.
     pub fn remove_own(&self) -> Result<(), RuntimeError> {
         self.kill_orphans()?;
-        self.inner.cgroups.remove_empty().map_err(cgroup_failed("(all)"))?;
-        let tasks_dir = &self.inner.config.tasks_dir;
+        self.tasks.cgroups.remove_empty().map_err(cgroup_failed("(all)"))?;
+        let tasks_dir = &self.tasks.config.tasks_dir;
         match std::fs::remove_dir(tasks_dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(io_failed("(all)", "remove", tasks_dir)(error))
@@ -139,26 +128,26 @@ impl ProcessRuntime {
 
     /// Waits in the background for a running task's end, to tell subscribers.
     fn watch(&self, task: &str) -> Result<(), RuntimeError> {
-        if !self.inner.watched().insert(task.to_owned()) {
+        if !self.tasks.watched().insert(task.to_owned()) {
             return Ok(());
         }
-        let dir = self.inner.dir(task);
+        let dir = self.tasks.dir(task);
         let status = dir.status().map_err(io_failed(task, "read", dir.path()))?;
         // Weak: waiting for a task must not keep the runtime.
-        let (inner, closing) = (Arc::downgrade(&self.inner), self.inner.closing.clone());
+        let (tasks, closing) = (Arc::downgrade(&self.tasks), self.tasks.closing.clone());
         let task = task.to_owned();
         let span = tracing::info_span!("task", task);
         let watching = async move {
             if let Some(status) = status {
                 monitor_ended(&status).await;
             }
-            let Some(inner) = inner.upgrade() else { return };
-            inner.watched().remove(&task);
-            match inner.state(&task) {
+            let Some(tasks) = tasks.upgrade() else { return };
+            tasks.watched().remove(&task);
+            match tasks.state(&task) {
                 Ok(RuntimeState::Exited(exit)) => {
                     tracing::info!(code = exit.code(), out_of_memory = exit.out_of_memory, "task ended");
                     // Nobody listening is fine: the end is in `observe`.
-                    let _receivers = inner.ended.send(TaskEnded { task, exit });
+                    let _receivers = tasks.ended.send(TaskEnded { task, exit });
                 }
                 Ok(state) => tracing::debug!(?state, "task removed while it was waited for"),
                 Err(error) => {
@@ -180,10 +169,10 @@ impl ProcessRuntime {
         dir: &TaskDir,
         limits: crate::drivers::runtime::Limits,
     ) -> Result<Phase, RuntimeError> {
-        let inner = Arc::clone(&self.inner);
+        let tasks = Arc::clone(&self.tasks);
         let owned = task.to_owned();
-        blocking(task, move || inner.cgroups.ensure(&owned, limits)).await?.map_err(cgroup_failed(task))?;
-        let executable = &self.inner.config.executable;
+        blocking(task, move || tasks.cgroups.ensure(&owned, limits)).await?.map_err(cgroup_failed(task))?;
+        let executable = &self.tasks.config.executable;
         let mut shim = Command::new(executable)
             .arg(SHIM)
             .arg(dir.path())
@@ -200,7 +189,7 @@ impl ProcessRuntime {
             }
             shim.wait().await
         };
-        let after = self.inner.config.start_timeout;
+        let after = self.tasks.config.start_timeout;
         match timeout(after, answered).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => return Err(io_failed(task, "read the answer of", executable)(error)),
@@ -220,15 +209,15 @@ impl ProcessRuntime {
             status.monitor.signal(libc::SIGKILL).map_err(io_failed(task, "kill", dir.path()))?;
             monitor_ended(&status).await;
         }
-        self.inner.state(task).map(drop)
+        self.tasks.state(task).map(drop)
     }
 
     /// Waits for the end of a start that is under way, begun by an agent before us.
     async fn join_start(&self, task: &str) -> Result<Option<RuntimeState>, RuntimeError> {
-        let dir = self.inner.dir(task);
+        let dir = self.tasks.dir(task);
         let joined = async {
             loop {
-                let state = self.inner.state(task)?;
+                let state = self.tasks.state(task)?;
                 let status = dir.status().map_err(io_failed(task, "read", dir.path()))?;
                 if status.is_none() || state != RuntimeState::Prepared {
                     return Ok(status.map(|_| state));
@@ -236,100 +225,12 @@ impl ProcessRuntime {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        let after = self.inner.config.start_timeout;
+        let after = self.tasks.config.start_timeout;
         timeout(after, joined).await.unwrap_or(Err(RuntimeError::Timeout {
             task: task.to_owned(),
             action: "start",
             after,
         }))
-    }
-}
-
-impl Inner {
-    fn dir(&self, task: &str) -> TaskDir {
-        TaskDir::new(self.config.tasks_dir.join(task))
-    }
-
-    fn watched(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The ids of all tasks that have a directory.
-    fn tasks(&self) -> Result<BTreeSet<String>, RuntimeError> {
-        let path = &self.config.tasks_dir;
-        let mut tasks = BTreeSet::new();
-        for entry in std::fs::read_dir(path).map_err(io_failed("(all)", "list", path))? {
-            let entry = entry.map_err(io_failed("(all)", "list", path))?;
-            tasks.extend(entry.file_name().into_string().ok().filter(|name| is_task_id(name)));
-        }
-        Ok(tasks)
-    }
-
-    fn prepared(&self, task: &str) -> Result<Launch, RuntimeError> {
-        let not_found = || RuntimeError::NotFound(task.to_owned());
-        if !is_task_id(task) {
-            return Err(not_found());
-        }
-        let dir = self.dir(task);
-        dir.launch().map_err(io_failed(task, "read", dir.path()))?.ok_or_else(not_found)
-    }
-
-    /// The task's state. One whose monitor is gone without a word is written off here, for good.
-    fn state(&self, task: &str) -> Result<RuntimeState, RuntimeError> {
-        let dir = self.dir(task);
-        let failed = |action| io_failed(task, action, dir.path());
-        let Some(status) = dir.status().map_err(failed("read"))? else { return Ok(RuntimeState::Prepared) };
-        if matches!(status.phase, Phase::Exited { .. } | Phase::Rejected { .. })
-            || self.is_watched_over(&status)
-        {
-            return Ok(status.state());
-        }
-        // It may have written its last word between our two looks.
-        let Some(mut status) = dir.status().map_err(failed("read"))? else {
-            return Ok(RuntimeState::Prepared);
-        };
-        let phase = match status.phase {
-            Phase::Starting => Phase::Rejected {
-                failure: StartFailure::new(StartStage::Monitor, "the monitor was killed during the start"),
-            },
-            Phase::Running { .. } => {
-                let out_of_memory = self.cgroups.group(task).had_oom_kill();
-                let exit = TaskExit { cause: ExitCause::Lost, out_of_memory, finished_at_ms: now_ms() };
-                Phase::Exited { exit }
-            }
-            last => last,
-        };
-        status.phase = phase;
-        dir.set_status(&status).map_err(failed("write"))?;
-        Ok(status.state())
-    }
-
-    fn is_watched_over(&self, status: &Status) -> bool {
-        status.boot == self.boot && status.monitor.is_alive()
-    }
-
-    /// Signals the program; `false` if it is gone.
-    fn signal_program(&self, task: &str, signal: i32) -> Result<bool, RuntimeError> {
-        let dir = self.dir(task);
-        let status = dir.status().map_err(io_failed(task, "read", dir.path()))?;
-        match status {
-            Some(Status { boot, program: Some(program), .. }) if boot == self.boot => {
-                program.signal(signal).map_err(io_failed(task, "signal", dir.path()))
-            }
-            _ => Ok(false),
-        }
-    }
-
-    fn kill_monitor(&self, task: &str) -> Result<(), RuntimeError> {
-        let dir = self.dir(task);
-        match dir.status().map_err(io_failed(task, "read", dir.path()))? {
-            Some(status) if status.boot == self.boot => status
-                .monitor
-                .signal(libc::SIGKILL)
-                .map(drop)
-                .map_err(io_failed(task, "kill the monitor in", dir.path())),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -341,26 +242,26 @@ impl Runtime for ProcessRuntime {
 
     async fn prepare(&self, spec: &RuntimeSpec) -> Result<(), RuntimeError> {
         spec.validate()?;
-        let (task, inner) = (spec.task.as_str(), &self.inner);
-        let dir = inner.dir(task);
+        let (task, tasks) = (spec.task.as_str(), &self.tasks);
+        let dir = tasks.dir(task);
         match dir.launch().map_err(io_failed(task, "read", dir.path()))? {
             Some(launch) if launch.spec == *spec => return Ok(()),
             Some(_) => return Err(RuntimeError::SpecChanged(task.to_owned())),
             None => {}
         }
-        inner.cgroups.check(spec.limits).map_err(cgroup_failed(task))?;
+        tasks.cgroups.check(spec.limits).map_err(cgroup_failed(task))?;
         let launch = Launch {
             spec: spec.clone(),
-            cgroup: inner.cgroups.group(task),
-            hidden: inner.config.hidden.clone(),
-            log_bytes: inner.config.log_bytes_per_task,
+            cgroup: tasks.cgroups.group(task),
+            hidden: tasks.config.hidden.clone(),
+            log_bytes: tasks.config.log_bytes_per_task,
         };
         dir.create(&launch).map_err(io_failed(task, "write", dir.path()))
     }
 
     async fn start(&self, task: &str) -> Result<RuntimeState, RuntimeError> {
-        let launch = self.inner.prepared(task)?;
-        let dir = self.inner.dir(task);
+        let launch = self.tasks.prepared(task)?;
+        let dir = self.tasks.dir(task);
         if let Some(state) = self.join_start(task).await? {
             if matches!(state, RuntimeState::Running { .. }) {
                 self.watch(task)?;
@@ -378,17 +279,17 @@ impl Runtime for ProcessRuntime {
             Phase::Starting | Phase::Running { .. } | Phase::Exited { .. } => {
                 tracing::info!(task, "task started");
                 self.watch(task)?;
-                accepted(task, self.inner.state(task)?)
+                accepted(task, self.tasks.state(task)?)
             }
         }
     }
 
     async fn observe(&self) -> Result<Vec<ObservedTask>, RuntimeError> {
         let mut observed = Vec::new();
-        for task in self.inner.tasks()? {
-            match self.inner.prepared(&task) {
+        for task in self.tasks.list()? {
+            match self.tasks.prepared(&task) {
                 Ok(launch) => {
-                    observed.push(ObservedTask { spec: launch.spec, state: self.inner.state(&task)? });
+                    observed.push(ObservedTask { spec: launch.spec, state: self.tasks.state(&task)? });
                 }
                 // Being made or removed.
                 Err(RuntimeError::NotFound(_)) => {}
@@ -401,22 +302,22 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn state(&self, task: &str) -> Result<Option<RuntimeState>, RuntimeError> {
-        match self.inner.prepared(task) {
-            Ok(_) => self.inner.state(task).map(Some),
+        match self.tasks.prepared(task) {
+            Ok(_) => self.tasks.state(task).map(Some),
             Err(RuntimeError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     fn subscribe(&self) -> broadcast::Receiver<TaskEnded> {
-        self.inner.ended.subscribe()
+        self.tasks.ended.subscribe()
     }
 
     async fn wait(&self, task: &str) -> Result<TaskExit, RuntimeError> {
-        self.inner.prepared(task)?;
-        let dir = self.inner.dir(task);
+        self.tasks.prepared(task)?;
+        let dir = self.tasks.dir(task);
         loop {
-            match self.inner.state(task)? {
+            match self.tasks.state(task)? {
                 RuntimeState::Exited(exit) => return Ok(exit),
                 RuntimeState::Prepared => return Err(RuntimeError::NotStarted(task.to_owned())),
                 RuntimeState::Rejected(failure) => {
@@ -431,30 +332,30 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn signal(&self, task: &str, signal: &str) -> Result<(), RuntimeError> {
-        self.inner.prepared(task)?;
+        self.tasks.prepared(task)?;
         let number = parse_signal(signal).map_err(|reason| RuntimeError::InvalidSpec {
             task: task.to_owned(),
             field: "signal",
             reason,
         })?;
         // A task that ended meanwhile has got the signal too late, not wrongly.
-        self.inner.signal_program(task, number as i32).map(drop)
+        self.tasks.signal_program(task, number as i32).map(drop)
     }
 
     async fn stop(&self, task: &str, grace: Duration) -> Result<TaskExit, RuntimeError> {
-        let launch = self.inner.prepared(task)?;
-        if !grace.is_zero() && matches!(self.inner.state(task)?, RuntimeState::Running { .. }) {
+        let launch = self.tasks.prepared(task)?;
+        if !grace.is_zero() && matches!(self.tasks.state(task)?, RuntimeState::Running { .. }) {
             self.signal(task, &launch.spec.stop_signal).await?;
             if let Ok(ended) = timeout(grace, self.wait(task)).await {
                 return ended;
             }
         }
-        self.inner.signal_program(task, libc::SIGKILL)?;
+        self.tasks.signal_program(task, libc::SIGKILL)?;
         if let Ok(ended) = timeout(PROGRAM_KILL_TIMEOUT, self.wait(task)).await {
             return ended;
         }
         // With the first process of a namespace the kernel kills all others.
-        self.inner.kill_monitor(task)?;
+        self.tasks.kill_monitor(task)?;
         timeout(KILL_TIMEOUT, self.wait(task)).await.unwrap_or(Err(RuntimeError::Timeout {
             task: task.to_owned(),
             action: "end after it was killed",
@@ -463,14 +364,14 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn remove(&self, task: &str) -> Result<(), RuntimeError> {
-        let dir = self.inner.dir(task);
+        let dir = self.tasks.dir(task);
         match self.stop(task, Duration::ZERO).await {
             Ok(_) | Err(RuntimeError::NotStarted(_) | RuntimeError::Rejected { .. }) => {}
             Err(RuntimeError::NotFound(_)) if is_task_id(task) => {}
             Err(error) => return Err(error),
         }
         if let Some(status) = dir.status().map_err(io_failed(task, "read", dir.path()))?
-            && status.boot == self.inner.boot
+            && status.boot == self.tasks.boot
         {
             // It has said its last word and is about to go.
             let gone = timeout(KILL_TIMEOUT, monitor_ended(&status)).await;
@@ -485,7 +386,7 @@ impl Runtime for ProcessRuntime {
         let groups: Vec<Cgroup> = launched
             .map(|launch| launch.cgroup)
             .into_iter()
-            .chain([self.inner.cgroups.group(task)])
+            .chain([self.tasks.cgroups.group(task)])
             .collect();
         for group in groups {
             remove_group(task, group).await?;
@@ -494,12 +395,12 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn logs(&self, task: &str, query: LogQuery) -> Result<LogStream, RuntimeError> {
-        self.inner.prepared(task)?;
-        let inner = Arc::clone(&self.inner);
-        let (owned, dir) = (task.to_owned(), self.inner.dir(task));
+        self.tasks.prepared(task)?;
+        let tasks = Arc::clone(&self.tasks);
+        let (owned, dir) = (task.to_owned(), self.tasks.dir(task));
         let is_over = move || {
             // A task that was removed under the reader is over too.
-            inner.prepared(&owned).is_err() || inner.state(&owned).is_ok_and(|state| state.is_final())
+            tasks.prepared(&owned).is_err() || tasks.state(&owned).is_ok_and(|state| state.is_final())
         };
         Ok(follow::stream(task.to_owned(), dir, query, is_over))
     }
@@ -551,14 +452,4 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         io_failed(task, "work in the background for", Path::new("."))(io::Error::other(error))
     })
-}
-
-fn io_failed(task: &str, action: &'static str, path: &Path) -> impl Fn(io::Error) -> RuntimeError + use<> {
-    let (task, path) = (task.to_owned(), path.to_owned());
-    move |source| RuntimeError::Io { task: task.clone(), action, path: path.clone(), source }
-}
-
-fn cgroup_failed(task: &str) -> impl Fn(CgroupError) -> RuntimeError + use<> {
-    let task = task.to_owned();
-    move |source| RuntimeError::Cgroup { task: task.clone(), source }
 }
