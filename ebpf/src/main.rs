@@ -12,7 +12,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use shoal_ebpf_common::reason::{Event, Program, Reason};
 use shoal_ebpf_common::rewrite;
-use shoal_ebpf_common::verdict::{Forward, Out, Verdict, Work};
+use shoal_ebpf_common::verdict::{Out, Verdict, Work};
 use shoal_ebpf_common::{mesh, overlay, task};
 
 use crate::maps::Kernel;
@@ -56,7 +56,7 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &Work) -> 
             pass(program)
         }
         Verdict::Forward => match rewrite::apply(skb, &work.header, &work.forward) {
-            Some(()) => send(skb, program, &work.forward),
+            Some(()) => send(skb, program, work),
             None => drop(program, Reason::RewriteFailed),
         },
         Verdict::Announce => match rewrite::announce(skb, &work.forward.src) {
@@ -74,9 +74,15 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &Work) -> 
 }
 
 #[inline(always)]
-fn send(skb: &Skb, program: Program, forward: &Forward) -> i32 {
+fn send(skb: &mut Skb, program: Program, work: &Work) -> i32 {
     maps::count(program, Event::Forwarded);
-    match forward.out {
+    if work.narrow != 0
+        && let Some(mtu) = skb.mtu(work.narrow)
+        && rewrite::narrow(skb, &work.header, mtu).is_none()
+    {
+        return drop(program, Reason::RewriteFailed);
+    }
+    match work.forward.out {
         Out::Peer(ifindex) => {
             // The frame came to a device with another address, so the kernel took it for somebody else's.
             skb.mark_for_host();

@@ -12,6 +12,8 @@ use aya_ebpf::programs::TcContext;
 use shoal_ebpf_common::packet::Packet;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 
+use crate::helpers;
+
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
 
@@ -31,6 +33,12 @@ impl Skb {
     pub fn ifindex(&self) -> u32 {
         // SAFETY: the kernel's context is valid for the whole run of the program.
         unsafe { (*self.raw).ifindex }
+    }
+
+    /// The MTU of a device.
+    #[inline(always)]
+    pub fn mtu(&self, ifindex: u32) -> Option<u32> {
+        helpers::mtu(self.raw, ifindex)
     }
 
     /// Makes the receiving stack take the packet for its own.

@@ -7,7 +7,7 @@ use shoal_agent::drivers::bpf::{Attachment, Opened, Program, ServiceSpec};
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
 use shoal_ebpf_common::maglev::Member;
 use shoal_ebpf_common::reason::{Event, Reason};
-use shoal_ebpf_common::values::PortVal;
+use shoal_ebpf_common::values::{EndpointVal, PortVal};
 
 use super::Kernel;
 use super::fixture::Plane;
@@ -204,4 +204,25 @@ fn the_kernel_does_what_the_host_says() {
     for &reason in Reason::ALL {
         assert_eq!(host.drops(reason), kernel.drops(reason), "{reason:?}");
     }
+}
+
+#[test]
+fn connections_through_a_tunnel_keep_within_its_mtu() {
+    in_namespace(|ifindex| {
+        ip(&["link", "set", "t0", "mtu", "1450"]);
+        let mut kernel = Kernel::new();
+        world::node(&mut kernel);
+        kernel.set_endpoint(REMOTE, EndpointVal { ifindex, ..world::remote_endpoint() });
+        let option = |mss: u16| [vec![2, 4], mss.to_be_bytes().to_vec()].concat();
+        for (family, headers) in [(world::V4, 40), (world::V6, 60)] {
+            for (service, limit) in [(REMOTE, 1450 - headers), (LOCAL, 8960)] {
+                kernel.set_service(SERVICE, &[service]);
+                let mut syn = Segment::new(TCP, (family.client, 40_000), (family.node, 8080));
+                syn.tcp_options = option(8960);
+                let run = kernel.run(Program::MeshIngress, &syn.bytes());
+                assert_eq!(Segment::parse(&run.bytes).tcp_options, option(limit), "to {service:x}");
+                kernel.driver().purge(|_, _| true).unwrap();
+            }
+        }
+    });
 }

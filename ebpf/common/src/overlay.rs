@@ -10,12 +10,14 @@ use crate::verdict::{Out, Verdict, Work};
 /// Decides on a frame that arrived at the VXLAN device `ifindex`.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
+    work.narrow = 0;
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
     if packet::header(packet, ethernet.kind, &mut work.header).is_err() || !work.header.has_flow() {
         return Verdict::Pass;
     }
     let Some(config) = tables.config() else { return Verdict::Pass };
     if same_mac(&ethernet.dst, &config.router_mac) {
+        work.narrow = if work.header.opens() { ifindex } else { 0 };
         return to_router(tables, work, &ethernet, config);
     }
     let Some(local) = tables.local(&LocalKey::new(ifindex, ethernet.dst)) else { return Verdict::Pass };

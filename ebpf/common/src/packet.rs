@@ -129,7 +129,13 @@ impl Header {
         (self.proto == TCP || self.proto == UDP) && matches!(self.fragment, Fragment::Whole)
     }
 
-    /// Whether it opens a TCP connection.
+    /// Whether it is of the two that open a TCP connection, which say how much may come.
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        self.tcp_flags & TCP_SYN != 0
+    }
+
+    /// Whether it asks to open a TCP connection.
     #[inline(always)]
     pub const fn is_syn(&self) -> bool {
         self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN

@@ -95,6 +95,52 @@ fn change_transport<P: PacketMut>(packet: &mut P, header: &Header, diff: u32, ps
     packet.change_checksum(at, diff, Cover { pseudo, optional: udp })
 }
 
+const TCP_HEADER: u32 = 20;
+const OPTION_END: u8 = 0;
+const OPTION_PADDING: u8 = 1;
+const OPTION_MSS: u8 = 2;
+/// Options looked at for the segment size, which comes first in practice.
+const MAX_OPTIONS: u32 = 8;
+
+/// Lowers the segment size a SYN announces to what fits an MTU (RFC 9293 section 3.7.1). A packet in which it is not
+/// found goes on as it is.
+#[inline(always)]
+pub fn narrow<P: PacketMut>(packet: &mut P, header: &Header, mtu: u32) -> Option<()> {
+    let limit = mtu.checked_sub(TCP_HEADER + if header.v4 { 20 } else { 40 })?;
+    let [offset] = packet.load::<1>(header.l4 + 12)?;
+    let end = header.l4 + u32::from(offset >> 4) * 4;
+    let mut at = header.l4 + TCP_HEADER;
+    for _ in 0..MAX_OPTIONS {
+        if at + 4 > end {
+            return Some(());
+        }
+        let option = packet.load::<4>(at)?;
+        match option[0] {
+            OPTION_END => return Some(()),
+            OPTION_PADDING => at += 1,
+            OPTION_MSS => return lower(packet, header, at + 2, [option[2], option[3]], limit),
+            _ if option[1] < 2 => return Some(()),
+            _ => at += u32::from(option[1]),
+        }
+    }
+    Some(())
+}
+
+/// Lowers a 16-bit field of a TCP header to a limit.
+#[inline(always)]
+fn lower<P: PacketMut>(packet: &mut P, header: &Header, at: u32, old: [u8; 2], limit: u32) -> Option<()> {
+    if u32::from(u16::from_be_bytes(old)) <= limit {
+        return Some(());
+    }
+    let [_, _, high, low] = limit.to_be_bytes();
+    packet.store(at, &[high, low], false)?;
+    let (from, to) = (u16::from_ne_bytes(old), u16::from_ne_bytes([high, low]));
+    // At an odd place the field lies across two words of the sum, its bytes the other way round.
+    let odd = (at - header.l4) % 2 == 1;
+    let (from, to) = if odd { (from.swap_bytes(), to.swap_bytes()) } else { (from, to) };
+    change_transport(packet, header, csum::word_diff(u32::from(from), u32::from(to)), false)
+}
+
 /// Turns a question for the Ethernet address of a virtual IP into its answer.
 #[inline(always)]
 pub fn answer<P: PacketMut>(packet: &mut P, question: Question, mac: Mac) -> Option<()> {

@@ -16,6 +16,7 @@ use crate::verdict::{Forward, Out, Question, Verdict, Work};
 /// Decides on a frame the task behind the veth `ifindex` sends.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
+    work.narrow = 0;
     let Some(task) = tables.task_if(ifindex) else { return Verdict::Drop(Reason::UnknownInterface) };
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Drop(Reason::Malformed) };
     if !same_mac(&ethernet.src, &task.mac) {

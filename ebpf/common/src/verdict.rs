@@ -42,6 +42,8 @@ pub struct Work {
     pub flow: FlowVal,
     /// What is recorded for its answers.
     pub reply: ReplyVal,
+    /// The device whose MTU the two ends of the connection, which it opens, must keep within; 0: none.
+    pub narrow: u32,
 }
 
 impl Work {

@@ -19,6 +19,8 @@ use super::world::{Action, IFINDEX, Run, World};
 pub(crate) struct Host {
     pub(crate) maps: Memory,
     drops: HashMap<Reason, u64>,
+    /// MTUs of the devices there are.
+    pub(crate) mtus: HashMap<u32, u32>,
 }
 
 impl Host {
@@ -95,6 +97,9 @@ impl World for Host {
                 rewrite::apply(&mut buffer, &work.header, &work.forward)
                     .expect("the packet holds its own header");
                 out = Some(work.forward.out);
+                if let Some(mtu) = self.mtus.get(&work.narrow) {
+                    rewrite::narrow(&mut buffer, &work.header, *mtu).expect("the packet holds its options");
+                }
                 Action::Redirect
             }
             Verdict::Answer(question) => {

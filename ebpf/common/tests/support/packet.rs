@@ -26,6 +26,8 @@ pub(crate) struct Segment {
     pub(crate) unchecked: bool,
     /// IPv4 options, a multiple of four bytes.
     pub(crate) options: Vec<u8>,
+    /// TCP options, a multiple of four bytes.
+    pub(crate) tcp_options: Vec<u8>,
 }
 
 impl Segment {
@@ -42,6 +44,7 @@ impl Segment {
             payload: b"a payload of odd len".to_vec(),
             unchecked: false,
             options: Vec::new(),
+            tcp_options: Vec::new(),
         }
     }
 
@@ -64,7 +67,9 @@ impl Segment {
         upper.extend(self.sport.to_be_bytes());
         upper.extend(self.dport.to_be_bytes());
         let check_at = if self.proto == TCP {
-            upper.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0x10, 0, 0, 0, 0, 0]);
+            let offset = u8::try_from(5 + self.tcp_options.len() / 4).unwrap() << 4;
+            upper.extend([0, 0, 0, 1, 0, 0, 0, 2, offset, self.flags, 0x10, 0, 0, 0, 0, 0]);
+            upper.extend(&self.tcp_options);
             16
         } else {
             let len = u16::try_from(8 + self.payload.len()).unwrap();
@@ -102,7 +107,11 @@ impl Segment {
             other => panic!("ethertype {other:#x}"),
         };
         let upper = &bytes[l4..];
-        let (header, check) = if proto == TCP { (20, be16(&upper[16..])) } else { (8, be16(&upper[6..])) };
+        let (header, check) = if proto == TCP {
+            (usize::from(upper[12] >> 4) * 4, be16(&upper[16..]))
+        } else {
+            (8, be16(&upper[6..]))
+        };
         let unchecked = proto == UDP && check == 0;
         if unchecked {
             assert!(src.is_ipv4(), "UDP over IPv6 must have a checksum");
@@ -121,6 +130,7 @@ impl Segment {
             payload: upper[header..].to_vec(),
             unchecked,
             options,
+            tcp_options: if proto == TCP { upper[20..header].to_vec() } else { Vec::new() },
         }
     }
 }
