@@ -13,6 +13,7 @@ mod demo;
 mod test;
 mod tidy;
 mod tools;
+mod vm;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Tasks of the repository")]
@@ -31,6 +32,8 @@ enum Task {
     Demo(demo::Args),
     /// Run the tests, all tiers without a flag
     Test(test::Args),
+    /// Run a command as root on another kernel: user-mode Linux, or Debian's under QEMU
+    Vm(vm::Args),
     /// Check the laws of the repository that no other tool knows
     Tidy,
     /// Everything a change must pass: fmt, clippy, tidy, test
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Vm(args) => vm::run(&args),
         Task::Tidy => tidy::run(),
         Task::Ci => ci::run(),
     };
