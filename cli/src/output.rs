@@ -71,14 +71,6 @@ impl Output {
         self.result(&format!("{document:#}"))
     }
 
-    /// The result of a change: the document with `--json`, else id or name alone.
-    pub(crate) fn changed(&self, kind: &str, id: &str, name: &str, shown: &str) -> Result<(), Failure> {
-        if self.json {
-            return self.document(kind, &[json!({ "id": id, "name": name })]);
-        }
-        self.result(shown)
-    }
-
     /// Progress and hints; silenced by `-q`. A stderr that is gone is no reason to fail.
     pub(crate) fn note(&self, line: &str) {
         if !self.quiet {

@@ -1,9 +1,10 @@
-//! What a dry run prints: the difference between two values, field by field.
+//! What commands print that change something, or would: results and differences.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::Ctx;
 use crate::failure::Failure;
+use crate::output::Output;
 
 /// Lines such as `~ spec.replicas: 2 -> 3`.
 pub(super) fn diff(old: &Value, new: &Value) -> Vec<String> {
@@ -36,17 +37,49 @@ fn walk(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
     });
 }
 
-/// Ends a dry run: prints what would change; exit code 10 when something would.
-pub(super) fn end_dry_run(ctx: &Ctx, kind: &str, what: &str, lines: &[String]) -> Result<(), Failure> {
-    if ctx.out.json {
-        ctx.out.document(kind, &[serde_json::json!({ "object": what, "changes": lines })])?;
-    } else if lines.is_empty() {
-        ctx.out.result(&format!("{what}: no change"))?;
-    } else {
-        ctx.out.result(what)?;
-        lines.iter().try_for_each(|line| ctx.out.result(&format!("  {line}")))?;
+/// Results of a command that changes objects: printed one by one as lines, or as one document at the end.
+pub(super) struct Results<'a> {
+    out: &'a Output,
+    kind: String,
+    items: Vec<Value>,
+}
+
+impl<'a> Results<'a> {
+    /// For objects of that kind.
+    pub(super) fn new(ctx: &'a Ctx, kind: &str, dry_run: bool) -> Self {
+        let kind = if dry_run { format!("{kind}DryRun") } else { kind.to_owned() };
+        Self { out: &ctx.out, kind, items: Vec::new() }
     }
-    if lines.is_empty() { Ok(()) } else { Err(Failure::ChangesPending) }
+
+    /// An object was changed; `shown` is its id or name, whichever the verb prints.
+    pub(super) fn changed(&mut self, id: &str, name: &str, shown: &str) -> Result<(), Failure> {
+        if self.out.json {
+            self.items.push(json!({ "id": id, "name": name }));
+            return Ok(());
+        }
+        self.out.result(shown)
+    }
+
+    /// An object would be changed like this; fails with "changes pending" when there are any.
+    pub(super) fn would_change(&mut self, name: &str, changes: &[String]) -> Result<(), Failure> {
+        if self.out.json {
+            self.items.push(json!({ "name": name, "changes": changes }));
+        } else if changes.is_empty() {
+            self.out.result(&format!("{name}: no change"))?;
+        } else {
+            self.out.result(name)?;
+            changes.iter().try_for_each(|line| self.out.result(&format!("  {line}")))?;
+        }
+        if changes.is_empty() { Ok(()) } else { Err(Failure::ChangesPending) }
+    }
+
+    /// Prints the document, if that is what was asked for and there is something to say.
+    pub(super) fn finish(self, outcome: Result<(), Failure>) -> Result<(), Failure> {
+        if self.out.json && !(outcome.is_err() && self.items.is_empty()) {
+            self.out.document(&self.kind, &self.items)?;
+        }
+        outcome
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use shoal_api::pb;
 
-use super::change::end_dry_run;
+use super::change::Results;
 use super::{filtered, find, for_each};
 use crate::args::{InspectArgs, ListFlags, NetworkCommand, NetworkCreateArgs, RemoveArgs};
 use crate::client::{Control, Ctx, request_id};
@@ -55,11 +55,14 @@ async fn create(ctx: &Ctx, args: NetworkCreateArgs) -> Result<(), Failure> {
     let control = ctx.control().await?;
     let made = control.call(request, |mut api, r| async move { api.create_network(r).await }).await?;
     let name = made.spec.as_ref().map(|spec| spec.name.clone()).unwrap_or_default();
-    if args.dry_run {
+    let mut results = Results::new(ctx, "Network", args.dry_run);
+    let outcome = if args.dry_run {
         let line = format!("+ network '{name}' {} {}", made.subnet4, made.subnet6);
-        return end_dry_run(ctx, "NetworkDryRun", &name, &[line.trim_end().to_owned()]);
-    }
-    ctx.out.changed("Network", &made.id, &name, &made.id)
+        results.would_change(&name, &[line.trim_end().to_owned()])
+    } else {
+        results.changed(&made.id, &name, &made.id)
+    };
+    results.finish(outcome)
 }
 
 async fn networks(control: &Control) -> Result<Vec<pb::NetworkInfo>, Failure> {
@@ -91,16 +94,18 @@ async fn inspect(ctx: &Ctx, args: &InspectArgs) -> Result<(), Failure> {
 
 async fn rm(ctx: &Ctx, args: &RemoveArgs) -> Result<(), Failure> {
     let control = ctx.control().await?;
-    for_each(ctx, &args.targets, async |target| {
+    let mut results = Results::new(ctx, "Network", args.dry_run);
+    let outcome = for_each(ctx, &args.targets, async |target| {
         let request =
             pb::RemoveRequest { target: target.to_owned(), request_id: request_id(), dry_run: args.dry_run };
         let gone = control.call(request, |mut api, r| async move { api.remove_network(r).await }).await?;
         if args.dry_run {
-            return end_dry_run(ctx, "NetworkDryRun", &gone.name, &[format!("- network '{}'", gone.name)]);
+            return results.would_change(&gone.name, &[format!("- network '{}'", gone.name)]);
         }
-        ctx.out.changed("Network", &gone.id, &gone.name, &gone.name)
+        results.changed(&gone.id, &gone.name, &gone.name)
     })
-    .await
+    .await;
+    results.finish(outcome)
 }
 
 #[cfg(test)]

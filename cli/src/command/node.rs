@@ -2,7 +2,7 @@
 
 use shoal_api::pb;
 
-use super::change::end_dry_run;
+use super::change::Results;
 use super::cluster::{nodes, print_tasks, tasks};
 use super::{filtered, find, for_each, lookup};
 use crate::args::{InspectArgs, ListFlags, NodeCommand, RemoveArgs};
@@ -64,7 +64,8 @@ async fn ps(ctx: &Ctx, list: &ListFlags, all: bool, targets: Vec<String>) -> Res
 
 async fn rm(ctx: &Ctx, force: bool, args: &RemoveArgs) -> Result<(), Failure> {
     let control = ctx.control().await?;
-    for_each(ctx, &args.targets, async |target| {
+    let mut results = Results::new(ctx, "Node", args.dry_run);
+    let outcome = for_each(ctx, &args.targets, async |target| {
         let request = pb::RemoveNodeRequest {
             target: target.to_owned(),
             request_id: request_id(),
@@ -73,9 +74,10 @@ async fn rm(ctx: &Ctx, force: bool, args: &RemoveArgs) -> Result<(), Failure> {
         };
         let gone = control.call(request, |mut api, r| async move { api.remove_node(r).await }).await?;
         if args.dry_run {
-            return end_dry_run(ctx, "NodeDryRun", &gone.name, &[format!("- node '{}'", gone.name)]);
+            return results.would_change(&gone.name, &[format!("- node '{}'", gone.name)]);
         }
-        ctx.out.changed("Node", &gone.id, &gone.name, &gone.name)
+        results.changed(&gone.id, &gone.name, &gone.name)
     })
-    .await
+    .await;
+    results.finish(outcome)
 }

@@ -2,7 +2,7 @@
 
 use shoal_api::pb;
 
-use super::change::{diff, end_dry_run};
+use super::change::{Results, diff};
 use super::cluster::{print_tasks, tasks};
 use super::{filtered, find, for_each, logs, lookup};
 use crate::args::{
@@ -50,30 +50,30 @@ async fn create(ctx: &Ctx, args: &CreateArgs) -> Result<(), Failure> {
     let control = ctx.control().await?;
     let made = control.call(request, |mut api, r| async move { api.create_service(r).await }).await?;
     let name = name_of(&made);
+    let mut results = Results::new(ctx, "Service", args.change.dry_run);
     if args.change.dry_run {
-        return end_dry_run(ctx, "ServiceDryRun", &name, &[format!("+ service '{name}'")]);
+        let outcome = results.would_change(&name, &[format!("+ service '{name}'")]);
+        return results.finish(outcome);
     }
     for port in made.ports.iter().filter(|p| args.publish.iter().all(|given| given.published != p.published))
     {
         ctx.out.note(&format!("port {} was chosen for target port {}", port.published, port.target));
     }
-    finish(ctx, &control, args.change.detach, &made, Goal::Running, &made.id).await
+    let waited = wait_unless(ctx, &control, args.change.detach, &made.id, &name, Goal::Running).await;
+    // The change itself was made, whatever the wait says.
+    results.changed(&made.id, &name, &made.id)?;
+    results.finish(waited)
 }
 
-/// Waits unless detached, then prints the result.
-async fn finish(
+async fn wait_unless(
     ctx: &Ctx,
     control: &Control,
     detach: bool,
-    info: &pb::ServiceInfo,
+    id: &str,
+    name: &str,
     goal: Goal,
-    shown: &str,
 ) -> Result<(), Failure> {
-    let name = name_of(info);
-    let waited = if detach { Ok(()) } else { wait(ctx, control, &info.id, &name, goal).await };
-    // The change itself was made, whatever the wait says.
-    ctx.out.changed("Service", &info.id, &name, shown)?;
-    waited
+    if detach { Ok(()) } else { wait(ctx, control, id, name, goal).await }
 }
 
 async fn ls(ctx: &Ctx, list: &ListFlags) -> Result<(), Failure> {
@@ -125,66 +125,108 @@ async fn update(ctx: &Ctx, args: &UpdateArgs) -> Result<(), Failure> {
         dry_run: args.change.dry_run,
     };
     let made = control.call(request, |mut api, r| async move { api.update_service(r).await }).await?;
+    let mut results = Results::new(ctx, "Service", args.change.dry_run);
     if args.change.dry_run {
         let lines = diff(&spec_item(&old, &lookup), &spec_item(&new, &lookup));
-        return end_dry_run(ctx, "ServiceDryRun", &old.name, &lines);
+        let outcome = results.would_change(&old.name, &lines);
+        return results.finish(outcome);
     }
-    finish(ctx, &control, args.change.detach, &made, Goal::Updated, &name_of(&made)).await
+    let name = name_of(&made);
+    let waited = wait_unless(ctx, &control, args.change.detach, &made.id, &name, Goal::Updated).await;
+    results.changed(&made.id, &name, &name)?;
+    results.finish(waited)
+}
+
+/// A service that was asked to change, to be waited for: id and name.
+type Asked = (String, String);
+
+/// Waits for each of several services and prints it. All were asked before the first is waited for, so the time
+/// given is for all of them together.
+async fn wait_for_all(
+    ctx: &Ctx,
+    control: &Control,
+    detach: bool,
+    goal: Goal,
+    asked: Vec<Asked>,
+    results: &mut Results<'_>,
+) -> Result<(), Failure> {
+    let ids: Vec<String> = asked.iter().map(|(id, _)| id.clone()).collect();
+    for_each(ctx, &ids, async |id| {
+        let name = asked.iter().find(|(own, _)| own == id).map_or(id, |(_, name)| name);
+        let waited = wait_unless(ctx, control, detach, id, name, goal).await;
+        results.changed(id, name, name)?;
+        waited
+    })
+    .await
+}
+
+/// The worse of two outcomes; the other one is reported on the way.
+fn both(ctx: &Ctx, first: Result<(), Failure>, second: Result<(), Failure>) -> Result<(), Failure> {
+    if let (Err(_), Err(failure)) = (&first, &second) {
+        ctx.out.error_stream(&failure.render(ctx.out.color));
+    }
+    first.and(second)
 }
 
 async fn scale(ctx: &Ctx, change: ChangeFlags, targets: &[ScaleTarget]) -> Result<(), Failure> {
     let control = ctx.control().await?;
     let names: Vec<String> = targets.iter().map(|target| target.service.clone()).collect();
     let mut next = targets.iter();
-    for_each(ctx, &names, async |service| {
+    let mut results = Results::new(ctx, "Service", change.dry_run);
+    let mut asked = Vec::new();
+    let outcome = for_each(ctx, &names, async |service| {
         let replicas = next.next().map_or(0, |target| target.replicas);
-        scale_one(ctx, &control, change, service, replicas).await
+        if change.dry_run {
+            return preview_scale(&control, service, replicas, &mut results).await;
+        }
+        let request = scale_request(service, replicas, false);
+        let made = control.call(request, |mut api, r| async move { api.scale_service(r).await }).await?;
+        asked.push((made.id.clone(), name_of(&made)));
+        Ok(())
     })
-    .await
+    .await;
+    let waited = wait_for_all(ctx, &control, change.detach, Goal::Scaled, asked, &mut results).await;
+    results.finish(both(ctx, outcome, waited))
 }
 
-async fn scale_one(
-    ctx: &Ctx,
+fn scale_request(service: &str, replicas: u32, dry_run: bool) -> pb::ScaleServiceRequest {
+    pb::ScaleServiceRequest { target: service.to_owned(), replicas, request_id: request_id(), dry_run }
+}
+
+async fn preview_scale(
     control: &Control,
-    change: ChangeFlags,
     service: &str,
     replicas: u32,
+    results: &mut Results<'_>,
 ) -> Result<(), Failure> {
-    let request = pb::ScaleServiceRequest {
-        target: service.to_owned(),
-        replicas,
-        request_id: request_id(),
-        dry_run: change.dry_run,
+    let services = services(control).await?;
+    let info = find(&services, service)?;
+    let request = scale_request(service, replicas, true);
+    control.call(request, |mut api, r| async move { api.scale_service(r).await }).await?;
+    let lines = match info.spec.as_ref().and_then(|spec| spec.mode) {
+        Some(pb::service_spec::Mode::Replicas(old)) if old != replicas => {
+            vec![format!("~ replicas: {old} -> {replicas}")]
+        }
+        _ => Vec::new(),
     };
-    if change.dry_run {
-        let services = services(control).await?;
-        let info = find(&services, service)?;
-        control.call(request, |mut api, r| async move { api.scale_service(r).await }).await?;
-        let lines = match info.spec.as_ref().and_then(|spec| spec.mode) {
-            Some(pb::service_spec::Mode::Replicas(old)) if old != replicas => {
-                vec![format!("~ replicas: {old} -> {replicas}")]
-            }
-            _ => Vec::new(),
-        };
-        return end_dry_run(ctx, "ServiceDryRun", &name_of(info), &lines);
-    }
-    let made = control.call(request, |mut api, r| async move { api.scale_service(r).await }).await?;
-    finish(ctx, control, change.detach, &made, Goal::Scaled, &name_of(&made)).await
+    results.would_change(&name_of(info), &lines)
 }
 
 async fn rm(ctx: &Ctx, detach: bool, args: &RemoveArgs) -> Result<(), Failure> {
     let control = ctx.control().await?;
-    for_each(ctx, &args.targets, async |target| {
+    let mut results = Results::new(ctx, "Service", args.dry_run);
+    let mut asked = Vec::new();
+    let outcome = for_each(ctx, &args.targets, async |target| {
         let request =
             pb::RemoveRequest { target: target.to_owned(), request_id: request_id(), dry_run: args.dry_run };
         let gone = control.call(request, |mut api, r| async move { api.remove_service(r).await }).await?;
         if args.dry_run {
-            return end_dry_run(ctx, "ServiceDryRun", &gone.name, &[format!("- service '{}'", gone.name)]);
+            return results.would_change(&gone.name, &[format!("- service '{}'", gone.name)]);
         }
-        let waited =
-            if detach { Ok(()) } else { wait(ctx, &control, &gone.id, &gone.name, Goal::Gone).await };
-        ctx.out.changed("Service", &gone.id, &gone.name, &gone.name)?;
-        waited
+        asked.push((gone.id, gone.name));
+        Ok(())
     })
-    .await
+    .await;
+    let waited = wait_for_all(ctx, &control, detach, Goal::Gone, asked, &mut results).await;
+    results.finish(both(ctx, outcome, waited))
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use shoal_api::pb;
 use shoal_types::ErrorCode;
 
-use super::change::end_dry_run;
+use super::change::Results;
 use super::{filtered, for_each};
 use crate::args::{
     InitArgs, JoinArgs, JoinTokenRole, LeaveArgs, ListFlags, RemoveArgs, SwarmCommand, TokenCommand,
@@ -227,14 +227,16 @@ async fn token_ls(ctx: &Ctx, list: &ListFlags) -> Result<(), Failure> {
 
 async fn token_rm(ctx: &Ctx, args: &RemoveArgs) -> Result<(), Failure> {
     let control = ctx.control().await?;
-    for_each(ctx, &args.targets, async |target| {
+    let mut results = Results::new(ctx, "Token", args.dry_run);
+    let outcome = for_each(ctx, &args.targets, async |target| {
         let request =
             pb::RemoveRequest { target: target.to_owned(), request_id: request_id(), dry_run: args.dry_run };
         let gone = control.call(request, |mut api, r| async move { api.remove_token(r).await }).await?;
         if args.dry_run {
-            return end_dry_run(ctx, "TokenDryRun", &gone.id, &[format!("- token {}", gone.id)]);
+            return results.would_change(&gone.id, &[format!("- token {}", gone.id)]);
         }
-        ctx.out.changed("Token", &gone.id, &gone.name, &gone.id)
+        results.changed(&gone.id, &gone.name, &gone.id)
     })
-    .await
+    .await;
+    results.finish(outcome)
 }

@@ -129,3 +129,26 @@ async fn networks() {
     assert_eq!((out.stdout.as_str(), out.code), ("", Some(5)));
     assert!(out.stderr.starts_with("error[E0215]: 10.9.0.0/24 overlaps network 'app'\n"));
 }
+
+#[tokio::test]
+async fn several_targets_are_one_document() {
+    let fake = Fake::start();
+    fake.world().services = vec![service("svc1", "web", 2), service("svc2", "api", 1)];
+    let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let dry = fake.run("service scale --json --dry-run web=5 api=1").await;
+    assert_eq!(dry.code, Some(10));
+    let want = serde_json::json!([
+        { "name": "web", "changes": ["~ replicas: 2 -> 5"] },
+        { "name": "api", "changes": [] },
+    ]);
+    assert_eq!(
+        (parse(&dry.stdout)["items"].clone(), parse(&dry.stdout)["kind"].as_str()),
+        (want, Some("ServiceDryRun"))
+    );
+    let gone = fake.run("service rm --json -q web nobody api").await;
+    assert_eq!(gone.code, Some(4));
+    let want = serde_json::json!([{ "id": "svc1", "name": "web" }, { "id": "svc2", "name": "api" }]);
+    assert_eq!(parse(&gone.stdout)["items"], want);
+    let none = fake.run("service rm --json web").await;
+    assert_eq!((none.stdout.as_str(), none.code), ("", Some(4)));
+}
