@@ -165,8 +165,9 @@ pub async fn leftovers(config: &Config) -> anyhow::Result<Vec<String>> {
 }
 
 fn entries(dir: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(dir).map(|entries| entries.flatten().collect()).unwrap_or(Vec::new());
-    entries.into_iter().map(|entry| entry.path().display().to_string()).collect()
+    // What isn't there has no entries.
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.path().display().to_string()).collect()
 }
 
 /// Directories of our control group in the hierarchies that are mounted where they usually are.

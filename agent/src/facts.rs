@@ -77,15 +77,14 @@ impl EgressBook {
         node: &NodeId,
     ) -> Result<EgressFacts, EgressBookError> {
         let before = self.facts.clone();
-        let mut facts = match before.clone() {
-            Some(facts) => facts,
-            None => {
-                let routes = nl.routes(AddressFamily::Inet).await?;
-                EgressFacts {
-                    v4: free_subnet(&taken(&routes, links, assignment)),
-                    v6: unique_local(node),
-                    slots: BTreeMap::new(),
-                }
+        let mut facts = if let Some(facts) = before.clone() {
+            facts
+        } else {
+            let routes = nl.routes(AddressFamily::Inet).await?;
+            EgressFacts {
+                v4: free_subnet(&taken(&routes, links, assignment)),
+                v6: unique_local(node),
+                slots: BTreeMap::new(),
             }
         };
         facts.assign(assignment.tasks().map(|task| &task.id));

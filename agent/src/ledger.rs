@@ -4,6 +4,7 @@
 //! One line of header (format, SHA-256 of the body), then the body. A file whose digest does not fit is refused as a
 //! whole and kept aside for inspection.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, digest};
@@ -125,7 +126,12 @@ fn decode(content: &[u8]) -> Result<Assignment, String> {
 }
 
 fn checksum(body: &[u8]) -> String {
-    digest(&SHA256, body).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for byte in digest(&SHA256, body).as_ref() {
+        // Writing to a String cannot fail.
+        let _written = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ fn main() -> ExitCode {
         };
     }
     let args = Args::parse();
-    match run(args) {
+    match run(&args) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("shoald: {error:#}");
@@ -127,21 +127,21 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
     Ok(settings)
 }
 
-fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let settings = settings(&args)?;
+fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let settings = settings(args)?;
     let config = Config::from_settings(&settings)?;
-    match args.command {
+    match &args.command {
         Some(Command::Config { command: ConfigCommand::Check }) => {
             println!("ok");
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Config { command: ConfigCommand::Show { origin } }) => {
-            show(&settings, origin);
+            show(&settings, *origin);
             Ok(ExitCode::SUCCESS)
         }
         Some(Command::Cleanup { check }) => {
             log(&config)?;
-            runtime()?.block_on(clean(&config, check))
+            runtime()?.block_on(clean(&config, *check))
         }
         None => {
             log(&config)?;

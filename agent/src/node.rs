@@ -75,7 +75,7 @@ impl Node {
             NodeRole::Manager => Some(self.start_control(&record, None)?),
             NodeRole::Worker => None,
         };
-        let member = Member::start(&self.config, &self.stats, &self.runtime, record, supervisor).await?;
+        let member = Member::start(&self.config, &self.stats, &self.runtime, record, supervisor)?;
         self.become_member(&member);
         // Without a ledger there is nothing to be programmed until a manager answers: that is no reason to wait.
         if member.has_assignment() && !member.wait_programmed(FIRST_PASS).await {
@@ -137,7 +137,7 @@ impl Node {
             info.node_id = record.node.to_string();
             info.node_name = record.name.to_string();
             info.cluster_id = record.cluster.to_string();
-            info.cluster_name = record.cluster_name.clone();
+            info.cluster_name.clone_from(&record.cluster_name);
             info.set_role(record.role.into());
             info.data_addr = record.data_addr.to_string();
             info.manager_addrs = record.managers.iter().map(ToString::to_string).collect();

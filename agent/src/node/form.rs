@@ -128,7 +128,7 @@ impl Node {
             .map_err(|error| internal("cannot start the manager", &error))?;
         let member = self.first_member(advertise, data_addr).await;
         match member {
-            Ok(record) => self.activate(record, Some(supervisor)).await,
+            Ok(record) => self.activate(record, Some(supervisor)),
             Err(error) => {
                 supervisor.stop().await;
                 Err(error)
@@ -195,8 +195,8 @@ impl Node {
         Ok(record)
     }
 
-    async fn activate(&self, record: Record, supervisor: Option<Supervisor>) -> Result<Member, ApiError> {
-        Member::start(&self.config, &self.stats, &self.runtime, record, supervisor).await.map_err(|error| {
+    fn activate(&self, record: Record, supervisor: Option<Supervisor>) -> Result<Member, ApiError> {
+        Member::start(&self.config, &self.stats, &self.runtime, record, supervisor).map_err(|error| {
             ApiError::new(ErrorCode::Internal, format!("cannot start as a member: {error:#}"))
         })
     }
@@ -311,7 +311,7 @@ impl Node {
                 record.managers.push(manager);
             }
             record.store(&self.config).map_err(|error| internal("cannot keep the membership", &error))?;
-            return Ok(self.activate(record, None).await?);
+            return Ok(self.activate(record, None)?);
         }
         Err(last.into())
     }

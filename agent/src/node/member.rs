@@ -71,7 +71,7 @@ pub(super) fn facility(
 
 impl Member {
     /// Starts it: the ledger is programmed at once, whether a manager answers or not.
-    pub(super) async fn start(
+    pub(super) fn start(
         config: &Arc<Config>,
         stats: &Arc<Stats>,
         runtime: &Arc<ProcessRuntime>,

@@ -45,7 +45,7 @@ impl KernelEvents {
         {
             return;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Forgets the changes so far.

@@ -52,7 +52,7 @@ impl Renewal {
             let wait = match Identity::load(&self.dir).and_then(|identity| identity.validity()) {
                 Ok((start, end)) => {
                     self.show(end);
-                    self.wait(start, end)
+                    wait(start, end)
                 }
                 Err(error) => {
                     tracing::warn!(error = chain(&error), "the node certificate can't be read");
@@ -84,12 +84,6 @@ impl Renewal {
         Stats::set(&self.stats.cert_expires_ms, u64::try_from(since.as_millis()).unwrap_or(0));
     }
 
-    fn wait(&self, start: SystemTime, end: SystemTime) -> Duration {
-        let life = end.duration_since(start).unwrap_or_default();
-        let due = start + life.mul_f64(rand::rng().random_range(0.5..0.8));
-        due.duration_since(SystemTime::now()).unwrap_or_default()
-    }
-
     async fn renew(&self) -> Result<(), RenewError> {
         let key = NewKey::generate()?;
         let addresses = self.managers.borrow().clone();
@@ -119,4 +113,11 @@ impl Renewal {
         }
         Err(RenewError::Unreachable(last))
     }
+}
+
+/// The time until some point between 50 and 80 % of a life.
+fn wait(start: SystemTime, end: SystemTime) -> Duration {
+    let life = end.duration_since(start).unwrap_or_default();
+    let due = start + life.mul_f64(rand::rng().random_range(0.5..0.8));
+    due.duration_since(SystemTime::now()).unwrap_or_default()
 }

@@ -13,7 +13,7 @@ use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourMessage, Neighbou
 use netlink_packet_route::route::{RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::{LinkBridgePort, RouteMessageBuilder};
+use rtnetlink::{LinkBridgePort, LinkMessageBuilder, RouteMessageBuilder};
 use shoal_plan::IfName;
 use shoal_plan::name::Mark;
 use shoal_plan::object::{Leg, LegKind};
@@ -177,9 +177,8 @@ impl Overlay {
         let settings = port_settings(egress);
         let is_port = link.controller == Some(bridge);
         if !is_port || !settings.iter().all(|setting| link.port.contains(setting)) {
-            let builder = settings
-                .into_iter()
-                .fold(LinkBridgePort::new(link.index), |builder, setting| builder.append_info_data(setting));
+            let port = LinkBridgePort::new(link.index);
+            let builder = settings.into_iter().fold(port, LinkMessageBuilder::<LinkBridgePort>::append_info_data);
             let message = RouteNetlinkMessage::NewLink(builder.build());
             self.nl.change(&format!("configure port {}", leg.host), message).await?;
         }
