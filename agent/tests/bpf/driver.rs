@@ -89,6 +89,12 @@ fn udp_flows_of_a_removed_endpoint_are_purged() {
     assert_eq!(driver.purge_udp(LOCAL).unwrap(), 1);
     assert!(driver.flows().unwrap().keys().all(|key| key.proto() == TCP));
     assert!(driver.replies().unwrap().keys().all(|key| key.proto() == TCP));
+    // Also when the endpoint went first.
+    let packet = Segment::new(UDP, (V4.client, 40_001), (V4.node, 8080)).bytes();
+    assert_eq!(kernel.run(Program::MeshIngress, &packet).action, Action::Redirect);
+    kernel.remove_endpoint(LOCAL);
+    assert_eq!(kernel.driver().purge_udp(LOCAL).unwrap(), 1);
+    assert!(kernel.driver().replies().unwrap().keys().all(|key| key.proto() == TCP));
 }
 
 #[test]

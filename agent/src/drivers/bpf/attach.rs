@@ -65,7 +65,8 @@ impl BpfDriver {
         let at = Attachment { ifindex, program };
         let Some(pinned) = self.pinned(at)? else { return Ok(false) };
         if matches!(pinned, Pinned::Filter(_)) && is_alive(&pinned, ifindex) {
-            detach_filter(ifindex, program).map_err(|source| attach_error("detach", ifindex, program, source))?;
+            detach_filter(ifindex, program)
+                .map_err(|source| attach_error("detach", ifindex, program, source))?;
         }
         self.unpin(at)?;
         Ok(true)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shoal_ebpf_common::keys::FlowKey;
 use shoal_ebpf_common::packet::{UDP, reply_key};
-use shoal_ebpf_common::values::{FlowVal, ReplyVal};
+use shoal_ebpf_common::values::{FlowVal, REPLY_STEER, ReplyVal};
 
 use super::{BpfDriver, BpfError};
 
@@ -37,17 +37,41 @@ impl BpfDriver {
 
     /// Removes every flow the predicate names, in both directions. Returns how many.
     pub fn purge(&mut self, gone: impl Fn(&FlowKey, &FlowVal) -> bool) -> Result<usize, BpfError> {
-        let mut purged = 0;
-        for (key, flow) in self.flows()? {
-            if !gone(&key, &flow) {
+        let mut flows = self.flows()?;
+        flows.retain(|key, flow| gone(key, flow));
+        let mut orphans = false;
+        for (key, flow) in &flows {
+            match self.endpoints.get(&flow.endpoint)? {
+                Some(endpoint) => {
+                    self.replies.remove(&reply_key(key, flow, endpoint.addr(key.src.is_v4())))?;
+                }
+                None => orphans = true,
+            }
+            self.flows.remove(key)?;
+        }
+        if orphans {
+            self.purge_answers(&flows)?;
+        }
+        Ok(flows.len())
+    }
+
+    /// Removes what was recorded for the answers to flows whose endpoint, and with it the address that answers, is
+    /// already gone.
+    fn purge_answers(&mut self, flows: &BTreeMap<FlowKey, FlowVal>) -> Result<(), BpfError> {
+        for (answers, reply) in self.replies()? {
+            let request = FlowKey {
+                src: answers.dst,
+                dst: reply.addr,
+                sport: reply.client_port,
+                dport: reply.port,
+                scope: answers.scope,
+            };
+            let is_gone = flows.get(&request).is_some_and(|flow| flow.target_port == answers.sport);
+            if reply.kind == REPLY_STEER || !is_gone {
                 continue;
             }
-            if let Some(endpoint) = self.endpoints.get(&flow.endpoint)? {
-                self.replies.remove(&reply_key(&key, &flow, endpoint.addr(key.src.is_v4())))?;
-            }
-            self.flows.remove(&key)?;
-            purged += 1;
+            self.replies.remove(&answers)?;
         }
-        Ok(purged)
+        Ok(())
     }
 }
