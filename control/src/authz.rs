@@ -189,6 +189,14 @@ fn check_member(identity: &Identity, state: &State) -> Result<(), Denial> {
     Ok(())
 }
 
+/// Whether an operator's call changes anything; who asked for that goes into the log.
+fn changes(path: &str) -> bool {
+    let call = path.strip_prefix("/shoal.v1.Control/");
+    call.is_some_and(|call| {
+        !["Get", "List", "Watch", "ServiceLogs"].iter().any(|read| call.starts_with(read))
+    })
+}
+
 /// Puts [`decide`] in front of every call.
 #[derive(Clone)]
 pub struct AuthzLayer {
@@ -210,6 +218,11 @@ impl AuthzLayer {
         let state = Arc::clone(&self.state.borrow().state);
         match decide(path, peer, &state) {
             Ok(caller) => {
+                if changes(path) {
+                    tracing::info!(path, ?caller, "change asked for");
+                } else {
+                    tracing::debug!(path, ?caller, "call");
+                }
                 request.extensions_mut().insert(caller);
                 Ok(())
             }

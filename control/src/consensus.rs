@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use shoal_core::{Entry, Outcome, Rejection, State};
-use shoal_types::NodeId;
+use shoal_types::{NodeId, Timestamp};
 use tokio::sync::watch;
 
 /// What became of one command.
@@ -86,6 +86,8 @@ pub trait Consensus: Send + Sync {
     async fn read_barrier(&self) -> Result<(), ConsensusError>;
     /// The state, as batches are applied.
     fn state(&self) -> watch::Receiver<StateView>;
+    /// The time to stamp into the log.
+    fn log_time(&self) -> Timestamp;
     /// Who leads.
     fn leadership(&self) -> watch::Receiver<Leadership>;
     /// Where the log stands.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use shoal_core::leader;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::clock;
 use crate::consensus::until_leading;
 use crate::manager::Manager;
 
@@ -62,7 +61,7 @@ fn wake_after(manager: &Manager, round: &Round) -> Duration {
     if *round != Round::AtRest {
         return SETBACK;
     }
-    let now = clock::now();
+    let now = manager.consensus.log_time();
     let view = manager.now();
     let deadline = leader::next_deadline(&view.state, now);
     deadline.map_or(SWEEP, |at| Duration::from_millis(at.since_ms(now)).min(SWEEP))
@@ -71,7 +70,9 @@ fn wake_after(manager: &Manager, round: &Round) -> Duration {
 async fn round(manager: &Manager) -> Round {
     let view = manager.now();
     let commands =
-        leader::plan(&view.state, clock::now(), &manager.leader_view(), &mut || rand::random::<u128>());
+        leader::plan(&view.state, manager.consensus.log_time(), &manager.leader_view(), &mut || {
+            rand::random::<u128>()
+        });
     if commands.is_empty() {
         return Round::AtRest;
     }

@@ -13,6 +13,9 @@ use crate::manager::Manager;
 const TICK: Duration = Duration::from_millis(200);
 /// When this process itself was away for so long (stopped, starved), it has heard nobody and may judge nobody.
 const OWN_ABSENCE_MS: u64 = 1_000;
+/// Time that nodes have to find a new leader before their silence counts. Without it a manager that starts again
+/// would take every node out of the load balancers that is still waiting to dial.
+const RECONNECT_MS: u64 = 5_000;
 
 /// Judges until stopped; only while this manager leads.
 pub async fn run(manager: Arc<Manager>, config: LivenessConfig) {
@@ -55,11 +58,13 @@ fn verdicts(
     config: &LivenessConfig,
 ) -> Vec<Command> {
     let view = manager.now();
+    let unheard_since = Timestamp(leader_since.0.saturating_add(RECONNECT_MS));
     manager.sessions.retain(|id| view.state.nodes().contains_key(id));
     let mut commands = Vec::new();
     for node in view.state.nodes().values() {
-        let contact =
-            Contact { state: node.state, last: manager.sessions.last_contact(&node.id), leader_since };
+        let last = manager.sessions.last_contact(&node.id);
+        let leader_since = if last.is_none() { unheard_since } else { leader_since };
+        let contact = Contact { state: node.state, last, leader_since };
         let state = judge(contact, now, config);
         // Only a hello makes a node ready for the first time: it brings what the scheduler has to know.
         let early = node.state == NodeState::Unknown && state == NodeState::Ready;

@@ -10,7 +10,6 @@ use tonic::Status;
 
 use crate::ca::SharedAuthority;
 use crate::ca::meter::CompareMeter;
-use crate::clock;
 use crate::consensus::{Consensus, ConsensusError, StateView};
 use crate::counters::Counters;
 use crate::dispatcher::logs::LogBroker;
@@ -66,7 +65,8 @@ impl Manager {
     ) -> Result<(Outcome, StateView), Status> {
         if dry_run {
             let view = self.read().await?;
-            let (state, outcome) = view.state.preview(clock::now(), &command).map_err(rejection)?;
+            let (state, outcome) =
+                view.state.preview(self.consensus.log_time(), &command).map_err(rejection)?;
             return Ok((outcome, StateView { index: view.index, state: Arc::new(state) }));
         }
         let outcome = self.write(request_id, command).await?;

@@ -7,7 +7,6 @@ use shoal_core::{Command, Entry};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock;
 use crate::consensus::{Consensus, ConsensusError, Verdict};
 
 /// How long a caller waits for a write.
@@ -29,27 +28,28 @@ struct Request {
 #[derive(Clone)]
 pub struct Proposer {
     requests: mpsc::Sender<Request>,
+    consensus: Arc<dyn Consensus>,
 }
 
 impl Proposer {
     /// Starts the task that groups and proposes.
     pub fn start(consensus: Arc<dyn Consensus>, stop: CancellationToken) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(consensus, queue, stop));
-        Self { requests }
+        tokio::spawn(run(Arc::clone(&consensus), queue, stop));
+        Self { requests, consensus }
     }
 
     /// Proposes one command of an operator or a node; a retry under the same request id is applied once.
     pub async fn propose(&self, request_id: &str, command: Command) -> Result<Verdict, ConsensusError> {
         let request_id = (!request_id.is_empty()).then(|| request_id.to_owned());
-        let entry = Entry { now: clock::now(), request_id, command };
+        let entry = Entry { now: self.consensus.log_time(), request_id, command };
         let mut verdicts = self.propose_entries(vec![entry]).await?;
         verdicts.pop().ok_or_else(|| ConsensusError::Stopped("a write was answered without a verdict".into()))
     }
 
     /// Proposes commands that belong together; they stay together and in order.
     pub async fn propose_all(&self, commands: Vec<Command>) -> Result<Vec<Verdict>, ConsensusError> {
-        let now = clock::now();
+        let now = self.consensus.log_time();
         let entries = commands.into_iter().map(|command| Entry { now, request_id: None, command }).collect();
         self.propose_entries(entries).await
     }

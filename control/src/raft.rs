@@ -15,10 +15,11 @@ use openraft::{ChangeMembers, Config, RaftMetrics, ServerState, SnapshotPolicy};
 use ring::digest::{SHA256, digest};
 use shoal_api::pb::raft_client::RaftClient;
 use shoal_core::Entry;
-use shoal_types::NodeId;
+use shoal_types::{NodeId, Timestamp};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
+use crate::clock::LogClock;
 use crate::consensus::{Consensus, ConsensusError, Leadership, LogPosition, StateView, Verdict, Voter};
 use crate::seal::DataKey;
 
@@ -90,6 +91,7 @@ pub struct RaftNode {
     leadership: watch::Receiver<Leadership>,
     position: watch::Receiver<LogPosition>,
     failure: watch::Receiver<Option<ConsensusError>>,
+    clock: LogClock,
 }
 
 impl std::fmt::Debug for RaftNode {
@@ -119,6 +121,22 @@ fn config(snapshot_every: u64) -> Config {
     }
 }
 
+/// The snapshot and the log must meet: what was cut off the log is in the snapshot, and the log goes on from there.
+fn check_order(store: &Store, snapshot: u64) -> Result<(), StartError> {
+    let (first, purged) = (store.first_index()?, log::purged(store)?.map_or(0, |id| id.index));
+    if purged > snapshot {
+        return Err(StartError::Record(format!(
+            "the log is cut up to {purged}, the snapshot ends at {snapshot}"
+        )));
+    }
+    match first {
+        Some(first) if first > purged + 1 => {
+            Err(StartError::Record(format!("the log is cut up to {purged} and begins at {first}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl RaftNode {
     /// Opens the store and starts; what was committed before is applied again.
     pub async fn start(options: RaftOptions) -> Result<Arc<Self>, StartError> {
@@ -126,6 +144,7 @@ impl RaftNode {
         let opened = tokio::task::spawn_blocking(move || {
             let store = Arc::new(Store::open(&dir, key)?);
             let machine = Machine::open(Arc::clone(&store))?;
+            check_order(&store, machine.watch().borrow().index)?;
             Ok::<_, StartError>((store, machine))
         });
         let (store, machine) = opened.await.map_err(|e| StartError::Record(e.to_string()))??;
@@ -138,8 +157,8 @@ impl RaftNode {
             .await
             .map_err(|e| raft_error(&e))?;
         let (leadership, position, failure) = follow_metrics(&raft);
-        let links = Mutex::default();
-        Ok(Arc::new(Self { raft, id, own, tls, links, state, leadership, position, failure }))
+        let (links, clock) = (Mutex::default(), LogClock::default());
+        Ok(Arc::new(Self { raft, id, own, tls, links, state, leadership, position, failure, clock }))
     }
 
     /// Makes this manager the only voter of a new cluster; nothing happens when it already is in one.
@@ -182,8 +201,13 @@ impl RaftNode {
     /// Writes on this manager, which must lead. The index is that of the entry.
     pub(crate) async fn propose_here(
         &self,
-        batch: Vec<Entry>,
+        mut batch: Vec<Entry>,
     ) -> Result<(u64, Vec<Verdict>), ConsensusError> {
+        // It came from a follower: time in the log is the leader's.
+        let now = self.log_time();
+        for entry in &mut batch {
+            entry.now = now;
+        }
         self.propose_or_forward(batch, false).await
     }
 
@@ -352,6 +376,11 @@ impl Consensus for RaftNode {
 
     fn state(&self) -> watch::Receiver<StateView> {
         self.state.clone()
+    }
+
+    fn log_time(&self) -> Timestamp {
+        let latest = self.state.borrow().state.latest();
+        self.clock.now(latest)
     }
 
     fn leadership(&self) -> watch::Receiver<Leadership> {

@@ -59,6 +59,15 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(move || body(&store)).await.map_err(|_| RecordError::Gone)?
 }
 
+fn fact<T: DeserializeOwned>(store: &Store, name: &'static str) -> Result<Option<T>, RecordError> {
+    store.fact(name)?.map(|bytes| decode(name, &bytes)).transpose()
+}
+
+/// Up to where the log was cut.
+pub(super) fn purged(store: &Store) -> Result<Option<LogId>, RecordError> {
+    fact(store, PURGED)
+}
+
 /// Log, vote and commit point of one manager.
 #[derive(Clone)]
 pub(super) struct LogStore {
@@ -71,7 +80,7 @@ impl LogStore {
     }
 
     fn fact<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>, RecordError> {
-        self.store.fact(name)?.map(|bytes| decode(name, &bytes)).transpose()
+        fact(&self.store, name)
     }
 
     fn log_state(&self) -> Result<LogState<TypeConfig>, RecordError> {

@@ -1,4 +1,4 @@
-//! The other end of [`super::network`]: what peers ask of this manager's Raft.
+//! The other end of `network`: what peers ask of this manager's Raft.
 
 use std::sync::Arc;
 
