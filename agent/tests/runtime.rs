@@ -578,3 +578,18 @@ async fn a_task_can_have_a_root_of_its_own() {
     assert!(!output(&runtime, "t2").await.contains("wrote"));
     node.finish(runtime).await;
 }
+
+#[tokio::test]
+async fn a_read_only_view_of_the_host_runs_programs_and_takes_no_files() {
+    let node = Node::new();
+    let runtime = node.runtime();
+    let mut spec =
+        node.spec("t1", "echo x >/dev/null && ! echo x >/shoal-ro && echo kept out; cat /etc/hosts");
+    spec.read_only = true;
+    spec.hosts = "10.0.0.1 me\n".to_owned();
+    let exit = run(&runtime, &spec).await;
+    let text = output(&runtime, "t1").await;
+    assert!(exit.is_success(), "{exit:?} {text}");
+    assert!(text.ends_with("10.0.0.1 me\n") && text.contains("kept out"), "{text}");
+    node.finish(runtime).await;
+}

@@ -24,6 +24,8 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const PROC_READ_ONLY: [&str; 5] = ["sys", "irq", "bus", "fs", "sysrq-trigger"];
 /// Parts of `/proc` that tell about the whole machine.
 const PROC_HIDDEN: [&str; 4] = ["kcore", "keys", "timer_list", "sched_debug"];
+/// What is put together aside before it is mounted.
+const STAGED: [&str; 2] = ["dev", "etc"];
 /// Read-only for a task without a root directory of its own.
 const SYSTEM: [&str; 3] = ["usr", "etc", "boot"];
 
@@ -40,6 +42,10 @@ pub(super) fn build(dir: &TaskDir, launch: &Launch) -> Result<(), StartFailure> 
         None => Path::new("/"),
     };
     let own_root = launch.spec.root.is_some();
+    // They lie on what may become read-only next.
+    for name in STAGED {
+        staging_dir(dir, name)?;
+    }
     if launch.spec.read_only {
         sys::remount_read_only(base).map_err(|error| failed("make read-only", base, &error))?;
     }
@@ -188,10 +194,18 @@ fn proc(target: &Path, null: &Path) -> Result<(), StartFailure> {
     Ok(())
 }
 
+/// The directory that a tmpfs is mounted on; made once.
+fn staging_dir(dir: &TaskDir, name: &str) -> Result<PathBuf, StartFailure> {
+    let path = dir.file(&format!("mount-{name}"));
+    if !path.is_dir() {
+        fs::create_dir_all(&path).map_err(|error| failed("make", &path, &error))?;
+    }
+    Ok(path)
+}
+
 /// An empty tmpfs of the task's mount namespace, on a directory of the task's own.
 fn staging(dir: &TaskDir, name: &str) -> Result<PathBuf, StartFailure> {
-    let path = dir.file(&format!("mount-{name}"));
-    fs::create_dir_all(&path).map_err(|error| failed("make", &path, &error))?;
+    let path = staging_dir(dir, name)?;
     new_mount("tmpfs", &path, MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=0755,size=1m")?;
     Ok(path)
 }
