@@ -2,6 +2,7 @@
 
 mod access;
 mod fixture;
+mod full;
 mod join;
 mod logs;
 mod restart;
