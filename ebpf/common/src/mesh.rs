@@ -31,6 +31,9 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),
         Known::New => {}
     }
+    if work.header.is_syn_ack() {
+        return Verdict::Pass;
+    }
     let Some(port) = published(tables, &work.header) else { return Verdict::Pass };
     let Some(choice) = choose::choose(tables, port.service, work, &[0; 6]) else {
         return Verdict::Refuse(Reason::NoEndpoint);

@@ -135,6 +135,12 @@ impl Header {
         self.tcp_flags & TCP_SYN != 0
     }
 
+    /// Whether it answers a SYN: it belongs to a connection this side opened.
+    #[inline(always)]
+    pub const fn is_syn_ack(&self) -> bool {
+        self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK
+    }
+
     /// Whether it asks to open a TCP connection.
     #[inline(always)]
     pub const fn is_syn(&self) -> bool {

@@ -6,7 +6,7 @@ use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{ENDPOINT_DRAINING, EndpointVal, PortVal, REPLY_RESTORE};
 use shoal_ebpf_common::verdict::Out;
 
-use super::packet::{ACK, Segment, TCP, UDP};
+use super::packet::{ACK, SYN, Segment, TCP, UDP};
 use super::world::{
     Action, Family, IFINDEX, LOCAL, MATRIX, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE, TASK,
     TUNNEL_PORT, V4, V6, World, addr, dropped, forwarded, ip, key, local_endpoint, node, passed,
@@ -82,6 +82,8 @@ pub(crate) fn unpublished_traffic_is_left_alone(w: &mut dyn World) {
         passed(w, MESH, &Segment::new(proto, (family.client, 40_000), (family.node, 22)).bytes());
         passed(w, MESH, &Segment::new(proto, (family.client, 40_000), (family.client, 8080)).bytes());
     }
+    // The answer to a connection the node itself opened from that port.
+    passed(w, MESH, &request(&V4, TCP, 443).flags(SYN | ACK).bytes());
     passed(w, MESH, &super::packet::arp([2; 6], 1, [2; 6], "192.0.2.9", "198.51.100.1"));
     passed(w, MESH, &[0xff; 14]);
 }
