@@ -191,3 +191,6 @@ fn finish(config: &mut ClientConfig) {
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.resumption = Resumption::disabled();
 }
+
+#[cfg(test)]
+mod tests;

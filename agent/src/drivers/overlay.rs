@@ -232,7 +232,8 @@ impl Overlay {
     }
 }
 
-/// Adds the addresses that are missing, then removes the others.
+/// Removes the addresses that are not wanted, then adds those that are missing. Removing a primary address takes the
+/// secondary ones of its subnet along, so after a removal all wanted ones are written.
 async fn set_addresses(
     nl: &Nl,
     index: u32,
@@ -240,13 +241,14 @@ async fn set_addresses(
     found: &[(IpAddr, u8)],
     wanted: &[(IpAddr, u8)],
 ) -> Result<(), LinkError> {
-    for (ip, len) in wanted.iter().filter(|address| !found.contains(address)) {
-        let message = RouteNetlinkMessage::NewAddress(address_message(index, *ip, *len));
-        nl.replace(&format!("add {ip}/{len} to {name}"), message).await?;
-    }
-    for (ip, len) in found.iter().filter(|address| !wanted.contains(address)) {
+    let surplus: Vec<_> = found.iter().filter(|address| !wanted.contains(address)).collect();
+    for (ip, len) in &surplus {
         let message = RouteNetlinkMessage::DelAddress(address_message(index, *ip, *len));
         nl.remove(&format!("remove {ip}/{len} from {name}"), message).await?;
+    }
+    for (ip, len) in wanted.iter().filter(|address| !surplus.is_empty() || !found.contains(address)) {
+        let message = RouteNetlinkMessage::NewAddress(address_message(index, *ip, *len));
+        nl.replace(&format!("add {ip}/{len} to {name}"), message).await?;
     }
     Ok(())
 }
