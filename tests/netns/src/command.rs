@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
 use crate::wait::wait_for;
@@ -76,6 +76,8 @@ impl Run {
         let Self { command, line, netns, cpu } = self;
         std::thread::scope(|scope| {
             let started = scope.spawn(|| -> anyhow::Result<Child> {
+                // A caller that waits for signals has them blocked; a program that inherits that can't be ended.
+                SigSet::empty().thread_set_mask().context("unblocking signals")?;
                 if let Some(path) = netns {
                     let file =
                         File::open(&*path).with_context(|| format!("no namespace at {}", path.display()))?;

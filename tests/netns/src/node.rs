@@ -223,7 +223,7 @@ impl Node {
     /// SIGTERM to `shoald`, and waits for it to end.
     pub fn stop_daemon(&mut self) -> anyhow::Result<()> {
         let mut daemon = self.daemon.take().context("shoald isn't running")?;
-        let status = daemon.terminate(START)?;
+        let status = daemon.terminate(START).with_context(|| tail(&daemon.log()))?;
         ensure!(status.success(), "shoald of {} ended with {status}", self.name());
         Ok(())
     }
