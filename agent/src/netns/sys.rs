@@ -176,3 +176,14 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 fn check_long(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
+/// Gives every signal its default effect and blocks none, as a program expects at its start. Both survive exec.
+pub(crate) fn default_signals() -> io::Result<()> {
+    for signal in nix::sys::signal::Signal::iterator() {
+        if matches!(signal, nix::sys::signal::SIGKILL | nix::sys::signal::SIGSTOP) {
+            continue;
+        }
+        // SAFETY: the default disposition runs no code of ours.
+        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }?;
+    }
+    Ok(nix::sys::signal::SigSet::empty().thread_set_mask()?)
+}

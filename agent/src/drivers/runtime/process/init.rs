@@ -149,6 +149,10 @@ fn execute(spec: &RuntimeSpec, identity: &Identity) -> StartFailure {
     command.arg0(name).args(arguments).env_clear();
     command.env("PATH", path).env("HOME", &identity.home).env("HOSTNAME", &spec.hostname);
     command.envs(spec.env.iter().map(|(name, value)| (name, value)));
+    // Whoever started shoald may ignore or block signals; a program that inherits that can't be stopped by them.
+    if let Err(error) = sys::default_signals() {
+        return failed(format!("cannot reset signals: {error}"));
+    }
     let error = command.exec();
     failed(match error.raw_os_error() {
         Some(nix::libc::ENOENT) => {
