@@ -89,6 +89,8 @@ impl Run {
                     sched_setaffinity(Pid::from_raw(0), &set)
                         .with_context(|| format!("can't run on CPU {cpu}"))?;
                 }
+                // A caller that waits for signals blocks them; its children shall not.
+                SigSet::all().thread_unblock()?;
                 command.spawn().with_context(|| format!("can't start: {line}"))
             });
             started.join().map_err(|_| anyhow::anyhow!("the starting thread panicked"))?
