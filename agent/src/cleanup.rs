@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use shoal_plan::{Objects, Op, plan};
 
 use crate::config::Config;
@@ -93,6 +95,10 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
         let runtime = open_runtime(config)?;
         failure = remove_tasks(&runtime, GRACE).await.err();
     }
+    // Tasks that no directory tells of any more are known by their control group.
+    for group in cgroups(&config.cgroup) {
+        empty_cgroup(Path::new(&group))?;
+    }
     let connection = Netns::current()?.netlink()?;
     let nl = Nl::new(connection.handle(), &Writes::default());
     let overlay = Overlay::new(nl, NetnsDir::new(&config.run_dir));
@@ -168,6 +174,32 @@ fn entries(dir: &Path) -> Vec<String> {
     // What isn't there has no entries.
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     entries.flatten().map(|entry| entry.path().display().to_string()).collect()
+}
+
+/// Kills what is in a control group and those below it, and removes them.
+fn empty_cgroup(group: &Path) -> anyhow::Result<()> {
+    for child in entries(group) {
+        if Path::new(&child).is_dir() {
+            empty_cgroup(Path::new(&child))?;
+        }
+    }
+    let begin = std::time::Instant::now();
+    loop {
+        let pids = std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        for pid in pids.lines().filter_map(|line| line.parse().ok()) {
+            // It may have ended since; the next look shows.
+            let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        match std::fs::remove_dir(group) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && begin.elapsed() < GRACE => {
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", group.display()));
+            }
+            _ => return Ok(()),
+        }
+    }
 }
 
 /// Directories of our control group in the hierarchies that are mounted where they usually are.

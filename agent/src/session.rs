@@ -103,7 +103,7 @@ impl Session {
     /// Keeps a session until it is told to close.
     pub async fn run(mut self) {
         let mut pause = FIRST_PAUSE;
-        let mut turn = 0;
+        let (mut turn, mut trouble) = (0, String::new());
         let closing = self.closing.clone();
         loop {
             let addresses = self.managers.borrow().clone();
@@ -116,7 +116,13 @@ impl Session {
                 };
                 Stats::set(&self.stats.session_since_ms, 0);
                 if let Err(error) = ended {
-                    tracing::warn!(%address, error = chain(&error), "no session");
+                    let error = chain(&error);
+                    if error == trouble {
+                        tracing::debug!(%address, error, "still no session");
+                    } else {
+                        tracing::warn!(%address, error, "no session");
+                    }
+                    trouble = error;
                 }
             }
             if begin.elapsed() > SILENCE {

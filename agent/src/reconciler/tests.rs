@@ -140,14 +140,14 @@ impl World {
         let mut applied = self.reports.applied();
         let wanted = Generation(self.generation);
         let found = applied.wait_for(|a| a.as_ref().is_some_and(|a| a.generation == wanted));
-        let found = timeout(Duration::from_secs(60), found).await.expect("in time").expect("runs");
+        let found = timeout(Duration::from_mins(1), found).await.expect("in time").expect("runs");
         found.clone().expect("was waited for")
     }
 
     async fn state(&self, wanted: TaskState) {
         let mut statuses = self.reports.statuses();
         let found = statuses.wait_for(|all| all.get(&task()).is_some_and(|status| status.state == wanted));
-        let outcome = timeout(Duration::from_secs(60), found).await;
+        let outcome = timeout(Duration::from_mins(1), found).await;
         assert!(outcome.is_ok(), "never {wanted:?}; last is {:?}", self.reports.statuses().borrow());
     }
 
