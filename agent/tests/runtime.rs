@@ -512,16 +512,14 @@ async fn a_killed_monitor_takes_its_task_along() {
 async fn logs_can_be_followed_and_cut() {
     let node = Node::new();
     let runtime = node.runtime();
-    let script = "trap go=1 USR1; for n in 1 2 3; do echo $n; done; until [ $go ]; do sleep 0.05; done; echo 4";
-    let spec = node.spec("t1", script);
-    runtime.prepare(&spec).await.expect("prepares");
+    let script = "trap go=1 USR1; printf '1\\n2\\n3\\n'; until [ $go ]; do sleep 0.05; done; echo 4";
+    runtime.prepare(&node.spec("t1", script)).await.expect("prepares");
     runtime.start("t1").await.expect("starts");
     while output(&runtime, "t1").await != "1\n2\n3\n" {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let query = LogQuery { tail: Some(2), follow: true, since: None };
-    let mut entries = runtime.logs("t1", query).await.expect("log");
-    let mut all = Vec::new();
+    let (mut entries, mut all) = (runtime.logs("t1", query).await.expect("log"), vec![]);
     while let Some(entry) = entries.next().await {
         all.push(String::from_utf8(entry.expect("entry").line).expect("UTF-8"));
         if all.len() == 2 {
@@ -529,9 +527,8 @@ async fn logs_can_be_followed_and_cut() {
         }
     }
     assert_eq!(all, ["2", "3", "4"]);
-    let at = std::time::SystemTime::now() + Duration::from_hours(1);
-    let query = LogQuery { since: Some(at), ..LogQuery::default() };
-    let late = runtime.logs("t1", query).await.expect("log");
+    let since = Some(std::time::SystemTime::now() + Duration::from_hours(1));
+    let late = runtime.logs("t1", LogQuery { since, ..LogQuery::default() }).await.expect("log");
     assert_eq!(late.count().await, 0);
     node.finish(runtime).await;
 }
@@ -592,10 +589,9 @@ async fn a_task_can_have_a_root_of_its_own() {
 async fn a_read_only_view_of_the_host_runs_programs_and_takes_no_files() {
     let node = Node::new();
     let runtime = node.runtime();
-    let mut spec =
-        node.spec("t1", "echo x >/dev/null && ! echo x >/shoal-ro && echo kept out; cat /etc/hosts");
-    spec.read_only = true;
-    spec.hosts = "10.0.0.1 me\n".to_owned();
+    let script = "echo x >/dev/null && ! echo x >/shoal-ro && echo kept out; cat /etc/hosts";
+    let (read_only, hosts) = (true, "10.0.0.1 me\n".to_owned());
+    let spec = RuntimeSpec { read_only, hosts, ..node.spec("t1", script) };
     let exit = run(&runtime, &spec).await;
     let text = output(&runtime, "t1").await;
     assert!(exit.is_success(), "{exit:?} {text}");
