@@ -5,11 +5,12 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::io;
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,14 @@ pub struct ControlArgs {
 pub struct Supervisor {
     closing: CancellationToken,
     task: tokio::task::JoinHandle<()>,
+    first: Arc<FirstRun>,
+}
+
+/// How the first start went: what it said last, and whether it has ended.
+#[derive(Debug, Default)]
+struct FirstRun {
+    last_line: Mutex<String>,
+    ended: AtomicBool,
 }
 
 fn control_user() -> (Uid, Gid) {
@@ -174,8 +183,15 @@ impl Supervisor {
     pub fn start(first: ControlArgs, later: ControlArgs) -> Result<Self, SupervisorError> {
         let spawner = spawner().map_err(SupervisorError::Thread)?;
         let closing = CancellationToken::new();
-        let task = tokio::spawn(supervise(spawner, first, later, closing.clone()));
-        Ok(Self { closing, task })
+        let first_run = Arc::new(FirstRun::default());
+        let task = tokio::spawn(supervise(spawner, first, later, Arc::clone(&first_run), closing.clone()));
+        Ok(Self { closing, task, first: first_run })
+    }
+
+    /// What the first start said last, if it has ended.
+    pub fn first_failure(&self) -> Option<String> {
+        let ended = self.first.ended.load(Ordering::Acquire);
+        ended.then(|| self.first.last_line.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// Ends the manager, and waits until it has.
@@ -190,13 +206,17 @@ async fn supervise(
     spawner: mpsc::Sender<Request>,
     first: ControlArgs,
     later: ControlArgs,
+    first_run: Arc<FirstRun>,
     closing: CancellationToken,
 ) {
     let mut args = first;
     let mut pause = FIRST_PAUSE;
+    let mut listen = Some(Arc::clone(&first_run));
     while !closing.is_cancelled() {
         let begin = Instant::now();
-        match run_once(&spawner, &args, &closing).await {
+        let outcome = run_once(&spawner, &args, listen.take(), &closing).await;
+        first_run.ended.store(true, Ordering::Release);
+        match outcome {
             Ok(Some(status)) => tracing::warn!(%status, "shoal-control ended"),
             Ok(None) => return,
             Err(error) => {
@@ -216,6 +236,7 @@ async fn supervise(
 async fn run_once(
     spawner: &mpsc::Sender<Request>,
     args: &ControlArgs,
+    listen: Option<Arc<FirstRun>>,
     closing: &CancellationToken,
 ) -> io::Result<Option<ExitStatus>> {
     let mut command = Command::new("/proc/self/exe");
@@ -226,16 +247,22 @@ async fn run_once(
         .args(&args.args)
         .stdin(Stdio::null())
         .stdout(Stdio::inherit())
-        .stderr(Stdio::inherit());
+        .stderr(if listen.is_some() { Stdio::piped() } else { Stdio::inherit() });
     let (reply, spawned) = oneshot::channel();
     spawner.send((command, reply)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
     let mut child = spawned.await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
     note(&args.pid_file, &child);
+    let listener = match (listen, child.stderr.take()) {
+        (Some(first), Some(stderr)) => Some(pass_on(stderr, first)?),
+        _ => None,
+    };
     let mut stopping: Option<Instant> = None;
     let mut tick = tokio::time::interval(Duration::from_millis(50));
     loop {
         if let Some(status) = child.try_wait()? {
             drop(durable::remove(&args.pid_file));
+            // All it said is read once its end of the pipe is closed.
+            drop(listener.map(thread::JoinHandle::join));
             return Ok(stopping.is_none().then_some(status));
         }
         match stopping {
@@ -249,6 +276,20 @@ async fn run_once(
         }
         tick.tick().await;
     }
+}
+
+/// Copies what the manager says to our own standard error and keeps the last line.
+fn pass_on(stderr: ChildStderr, first: Arc<FirstRun>) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name("control-log".into()).spawn(move || {
+        for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+            // Nobody reading our log is no reason to stop the manager's.
+            drop(io::stderr().write_all(&[line.as_slice(), b"\n"].concat()));
+            let text = String::from_utf8_lossy(&line).trim().to_owned();
+            if !text.is_empty() {
+                *first.last_line.lock().unwrap_or_else(PoisonError::into_inner) = text;
+            }
+        }
+    })
 }
 
 fn note(pid_file: &Path, child: &Child) {

@@ -118,7 +118,11 @@ fn at(endpoint: u8, net: u8) -> Attachment {
         v4: Ipv4Addr::new(10, net, 0, endpoint),
         v6: Ipv6Addr::new(0xfd00, net.into(), 0, 0, 0, 0, 0, endpoint.into()),
     };
-    Attachment { endpoint: EndpointId(u32::from(net) * 256 + u32::from(endpoint)), network: network(net), addr }
+    Attachment {
+        endpoint: EndpointId(u32::from(net) * 256 + u32::from(endpoint)),
+        network: network(net),
+        addr,
+    }
 }
 
 fn underlay(n: u8) -> IpAddr {
@@ -221,12 +225,7 @@ fn wanted(own: u8, tasks: bool) -> Objects {
     all.retain(|key, _| {
         matches!(
             key,
-            Key::Bridge(_)
-                | Key::Vxlan(_)
-                | Key::Fdb(..)
-                | Key::Neighbor(..)
-                | Key::Sandbox(_)
-                | Key::Leg(_)
+            Key::Bridge(_) | Key::Vxlan(_) | Key::Fdb(..) | Key::Neighbor(..) | Key::Sandbox(_) | Key::Leg(_)
         )
     });
     all
@@ -332,9 +331,8 @@ async fn two_hosts_talk_over_the_baseline_and_nothing_stays() {
     let inside = |n: u8| hosts[usize::from(n)].namespaces.open(task(n).as_str()).expect("there");
     let (client, server) = (inside(0), inside(1));
     for ip in at(21, 1).addr.iter() {
-        let listener = server
-            .run(|| TcpListener::bind(SocketAddr::new(ip, 80)).expect("bound"))
-            .expect("inside");
+        let listener =
+            server.run(|| TcpListener::bind(SocketAddr::new(ip, 80)).expect("bound")).expect("inside");
         let answering = std::thread::spawn(move || {
             let (mut stream, peer) = listener.accept().expect("a client");
             stream.write_all(b"hello").expect("written");
@@ -374,10 +372,8 @@ fn address(index: u32, ip: IpAddr, prefix_len: u8) -> AddressMessage {
 /// Joins the two by a veth with their underlay addresses.
 async fn cable(hosts: &[TestHost; 2]) {
     let mut peer = LinkMessage::default();
-    peer.attributes = vec![
-        LinkAttribute::NetNsFd(hosts[1].netns.as_fd().as_raw_fd()),
-        LinkAttribute::IfName("up0".into()),
-    ];
+    peer.attributes =
+        vec![LinkAttribute::NetNsFd(hosts[1].netns.as_fd().as_raw_fd()), LinkAttribute::IfName("up0".into())];
     let mut message = LinkMessage::default();
     message.attributes = vec![
         LinkAttribute::IfName("up0".into()),

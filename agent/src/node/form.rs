@@ -126,7 +126,7 @@ impl Node {
         let supervisor = self
             .start_control_with(control, bootstrap)
             .map_err(|error| internal("cannot start the manager", &error))?;
-        let member = self.first_member(advertise, data_addr).await;
+        let member = self.first_member(&supervisor, advertise, data_addr).await;
         match member {
             Ok(record) => self.activate(record, Some(supervisor)),
             Err(error) => {
@@ -137,12 +137,29 @@ impl Node {
     }
 
     /// Gets this node's certificate from the manager that was just started.
-    async fn first_member(&self, advertise: SocketAddr, data_addr: IpAddr) -> Result<Record, ApiError> {
+    async fn first_member(
+        &self,
+        supervisor: &Supervisor,
+        advertise: SocketAddr,
+        data_addr: IpAddr,
+    ) -> Result<Record, ApiError> {
         let key = NewKey::generate().map_err(|error| internal("cannot make a key", &error))?;
         let deadline = Instant::now() + BOOTSTRAP;
         let certificate = loop {
             match self.issue_local(&key).await {
                 Ok(certificate) => break certificate,
+                Err(_) if supervisor.first_failure().is_some() => {
+                    let said = supervisor.first_failure().unwrap_or_default();
+                    // The error alone, without what a line of the log has before it.
+                    let said = said
+                        .rsplit_once("error=")
+                        .map_or(said.as_str(), |(_, error)| error.trim_matches('"'));
+                    return Err(ApiError::new(
+                        ErrorCode::InvalidField,
+                        format!("the manager did not start: {said}"),
+                    )
+                    .with_help("correct what it names; the log of shoald has all it said"));
+                }
                 Err(error) if Instant::now() > deadline => {
                     return Err(ApiError::new(
                         ErrorCode::Internal,

@@ -34,8 +34,7 @@ fn server(ca: &Ca, organisation: &str, role: &str) -> Arc<ServerConfig> {
     params.distinguished_name.push(DnType::OrganizationName, organisation);
     params.distinguished_name.push(DnType::OrganizationalUnitName, role);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.subject_alt_names =
-        vec![SanType::DnsName(MANAGER_SERVER_NAME.try_into().expect("a DNS name"))];
+    params.subject_alt_names = vec![SanType::DnsName(MANAGER_SERVER_NAME.try_into().expect("a DNS name"))];
     let cert = params.signed_by(&key, &ca.issuer).expect("signed");
     let chain = vec![cert.der().clone(), ca.der.clone().into()];
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
@@ -76,8 +75,7 @@ fn credentials(ca: &Ca) -> Credentials {
     let key = NewKey::generate().expect("a key");
     let pair = KeyPair::try_from(key.key_der.as_slice()).expect("a key");
     let cert = CertificateParams::default().signed_by(&pair, &ca.issuer).expect("signed");
-    let identity =
-        Identity { key_der: key.key_der, cert_der: cert.der().to_vec(), ca_der: ca.der.clone() };
+    let identity = Identity { key_der: key.key_der, cert_der: cert.der().to_vec(), ca_der: ca.der.clone() };
     Credentials::new(&identity, &cluster()).expect("TLS")
 }
 

@@ -158,7 +158,10 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("not in time: {what}; kernel: {:?}", self.kernel.with(|s| s.objects.keys().cloned().collect::<Vec<_>>()));
+        panic!(
+            "not in time: {what}; kernel: {:?}",
+            self.kernel.with(|s| s.objects.keys().cloned().collect::<Vec<_>>())
+        );
     }
 
     async fn stop(self) -> (FakeKernel, Arc<FakeRuntime>) {
@@ -322,10 +325,11 @@ async fn a_task_does_not_start_without_its_network_and_the_failure_is_named_unti
     assert!(world.runtime.observe().await.expect("held").is_empty());
     world.kernel.with(|state| state.refuse = None);
     world.state(TaskState::Running).await;
-    world.until("no error is left", |world| {
-        world.reports.applied().borrow().as_ref().is_some_and(|applied| applied.errors.is_empty())
-    })
-    .await;
+    world
+        .until("no error is left", |world| {
+            world.reports.applied().borrow().as_ref().is_some_and(|applied| applied.errors.is_empty())
+        })
+        .await;
     world.stop().await;
 }
 

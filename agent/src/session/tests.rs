@@ -139,13 +139,8 @@ async fn a_log_that_is_not_there_is_answered_with_the_reason() {
 
 #[test]
 fn a_status_is_said_once_a_session() {
-    let status = |state| TaskStatus {
-        state,
-        since: Timestamp(1),
-        message: String::new(),
-        exit_code: None,
-        pid: None,
-    };
+    let status =
+        |state| TaskStatus { state, since: Timestamp(1), message: String::new(), exit_code: None, pid: None };
     let id = TaskId::from_entropy(1);
     let mut statuses = BTreeMap::from([(id.clone(), status(TaskState::Running))]);
     let mut said = BTreeMap::new();

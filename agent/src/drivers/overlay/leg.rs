@@ -178,7 +178,8 @@ impl Overlay {
         let is_port = link.controller == Some(bridge);
         if !is_port || !settings.iter().all(|setting| link.port.contains(setting)) {
             let port = LinkBridgePort::new(link.index);
-            let builder = settings.into_iter().fold(port, LinkMessageBuilder::<LinkBridgePort>::append_info_data);
+            let builder =
+                settings.into_iter().fold(port, LinkMessageBuilder::<LinkBridgePort>::append_info_data);
             let message = RouteNetlinkMessage::NewLink(builder.build());
             self.nl.change(&format!("configure port {}", leg.host), message).await?;
         }
