@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod dns;
 pub mod egress;
+pub mod ipvs;
 pub mod link;
 pub mod overlay;
 pub mod runtime;

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use crate::manager::Manager;
 
 mod cluster;
-pub mod info;
+pub mod describe;
 mod logs;
 mod networks;
 mod nodes;

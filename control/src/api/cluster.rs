@@ -8,7 +8,7 @@ use shoal_types::object::{NodeRole, NodeState};
 use shoal_types::token::digest_text;
 use tonic::Status;
 
-use super::info::count;
+use super::describe::count;
 use crate::manager::Manager;
 
 pub(super) async fn get(manager: &Manager) -> Result<pb::ClusterInfo, Status> {

@@ -6,7 +6,7 @@ use shoal_core::{Command, Outcome, view};
 use shoal_types::NetworkId;
 use tonic::Status;
 
-use super::{info, unexpected, vanished};
+use super::{describe, unexpected, vanished};
 use crate::manager::{Manager, rejection};
 
 pub(super) async fn create(
@@ -18,12 +18,12 @@ pub(super) async fn create(
     let (outcome, after) = manager.write_or_preview(&request.request_id, request.dry_run, command).await?;
     let Outcome::Network { id, .. } = outcome else { return Err(unexpected(&outcome)) };
     let network = after.state.networks().get(&id).ok_or_else(|| vanished("network"))?;
-    Ok(info::network(&after.state, network))
+    Ok(describe::network(&after.state, network))
 }
 
 pub(super) async fn list(manager: &Manager) -> Result<pb::NetworkList, Status> {
     let seen = manager.read().await?;
-    let networks = seen.state.networks().values().map(|n| info::network(&seen.state, n)).collect();
+    let networks = seen.state.networks().values().map(|n| describe::network(&seen.state, n)).collect();
     Ok(pb::NetworkList { networks })
 }
 

@@ -6,14 +6,14 @@ use shoal_core::{Command, Outcome, view};
 use shoal_types::{ErrorCode, NodeId};
 use tonic::Status;
 
-use super::{info, unexpected, vanished};
+use super::{describe, unexpected, vanished};
 use crate::consensus::StateView;
 use crate::manager::{Manager, rejection};
 
 fn shown(manager: &Manager, seen: &StateView, id: &NodeId) -> Result<pb::NodeInfo, Status> {
     let leader = manager.consensus.leadership().borrow().leader.clone();
     let node = seen.state.nodes().get(id).ok_or_else(|| vanished("node"))?;
-    Ok(info::node(&seen.state, &manager.sessions, leader.as_ref(), node))
+    Ok(describe::node(&seen.state, &manager.sessions, leader.as_ref(), node))
 }
 
 pub(super) async fn list(manager: &Manager) -> Result<pb::NodeList, Status> {

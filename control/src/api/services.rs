@@ -7,7 +7,7 @@ use shoal_types::ServiceId;
 use shoal_types::spec::ServiceSpec;
 use tonic::Status;
 
-use super::{info, unexpected, vanished};
+use super::{describe, unexpected, vanished};
 use crate::consensus::StateView;
 use crate::manager::{Manager, rejection};
 
@@ -23,7 +23,7 @@ fn resolve(state: &State, spec: Option<pb::ServiceSpec>) -> Result<Box<ServiceSp
 
 fn shown(manager: &Manager, seen: &StateView, id: &ServiceId) -> Result<pb::ServiceInfo, Status> {
     let service = seen.state.services().get(id).ok_or_else(|| vanished("service"))?;
-    Ok(info::service(&seen.state, &manager.leader_view(), service))
+    Ok(describe::service(&seen.state, &manager.leader_view(), service))
 }
 
 async fn write(

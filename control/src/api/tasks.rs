@@ -8,7 +8,7 @@ use shoal_types::ServiceId;
 use shoal_types::object::{Slot, Task};
 use tonic::Status;
 
-use super::info;
+use super::describe;
 use crate::manager::{Manager, rejection};
 
 pub(super) async fn list(manager: &Manager, request: pb::ListTasksRequest) -> Result<pb::TaskList, Status> {
@@ -34,7 +34,7 @@ pub(super) async fn list(manager: &Manager, request: pb::ListTasksRequest) -> Re
         tasks = current(tasks);
     }
     sort(state, &mut tasks);
-    Ok(pb::TaskList { tasks: tasks.into_iter().map(|task| info::task(state, task)).collect() })
+    Ok(pb::TaskList { tasks: tasks.into_iter().map(|task| describe::task(state, task)).collect() })
 }
 
 /// Tasks that are not over, and of each slot the last one that is.

@@ -9,7 +9,7 @@ use shoal_types::token::{SECRET_LEN, Token};
 use shoal_types::{ErrorCode, TokenId};
 use tonic::Status;
 
-use super::{info, unexpected, vanished};
+use super::{describe, unexpected, vanished};
 use crate::manager::{Manager, rejection};
 use crate::seal;
 
@@ -52,7 +52,7 @@ pub(super) async fn create(
     let made = seen.state.tokens().get(&id).ok_or_else(|| vanished("token"))?;
     let token = Token { ca_digest: *manager.authority()?.digest(), id, secret };
     Ok(pb::TokenSecret {
-        info: Some(info::token(made)),
+        info: Some(describe::token(made)),
         token: token.reveal(),
         manager_addrs: manager.manager_addrs(),
     })
@@ -60,7 +60,7 @@ pub(super) async fn create(
 
 pub(super) async fn list(manager: &Manager) -> Result<pb::TokenList, Status> {
     let seen = manager.read().await?;
-    Ok(pb::TokenList { tokens: seen.state.tokens().values().map(info::token).collect() })
+    Ok(pb::TokenList { tokens: seen.state.tokens().values().map(describe::token).collect() })
 }
 
 pub(super) async fn remove(manager: &Manager, request: pb::RemoveRequest) -> Result<pb::ObjectRef, Status> {

@@ -77,13 +77,13 @@ fn look(manager: &Manager, seen: &StateView, id: &ServiceId) -> pb::ServiceProgr
     let Some(service) = state.services().get(id) else {
         return pb::ServiceProgress { gone: true, ..pb::ServiceProgress::default() };
     };
-    let service = info::service(state, &manager.leader_view(), service);
+    let service = describe::service(state, &manager.leader_view(), service);
     let mut tasks = tasks::current(state.tasks_of_service(id).collect());
     tasks::sort(state, &mut tasks);
     pb::ServiceProgress {
         converged: service.converged && !service.removing,
         service: Some(service),
-        tasks: tasks.into_iter().map(|task| info::task(state, task)).collect(),
+        tasks: tasks.into_iter().map(|task| describe::task(state, task)).collect(),
         gone: false,
     }
 }
