@@ -1,10 +1,12 @@
 //! `cargo xtask test`: every tier of tests, cheapest first.
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
+use serde_json::Value;
 
 use crate::build_ebpf;
 use crate::tools::{FIXTURE, SCENARIOS, cargo, ensure_tools, root};
@@ -30,116 +32,146 @@ enum Tier {
     Netns,
 }
 
-/// Packages of the pure tier. The fixture's scenarios are a tier of their own.
+/// Packages of the pure tier.
 const PURE: [&str; 5] = ["shoal-types", "shoal-api", "shoal-core", "shoal-plan", "shoal-ebpf-common"];
-const FAKE: [&str; 3] = ["shoal-control", "shoal-cli", "xtask"];
+
+impl Tier {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pure => "pure",
+            Self::Fake => "fake",
+            Self::Bpf => "bpf",
+            Self::Netns => "netns",
+        }
+    }
+
+    /// The tier that a test program belongs to: each belongs to one.
+    fn of(program: &TestProgram) -> Self {
+        match (program.package.as_str(), program.target.as_str()) {
+            ("shoal-agent", "bpf") => Self::Bpf,
+            ("shoal-netns", "scenarios") => Self::Netns,
+            ("shoal-netns", _) => Self::Pure,
+            (package, _) if PURE.contains(&package) => Self::Pure,
+            _ => Self::Fake,
+        }
+    }
+
+    /// What cargo has to build for the tier alone.
+    fn selection(self) -> Vec<&'static str> {
+        match self {
+            Self::Pure => packages(&[&PURE[..], &["shoal-netns"]].concat()),
+            Self::Fake => packages(&["shoal-agent", "shoal-control", "shoal-cli", "xtask"]),
+            Self::Bpf => vec!["-p", "shoal-agent", "--test", "bpf"],
+            Self::Netns => vec!["-p", "shoal-netns", "--test", "scenarios"],
+        }
+    }
+}
+
+/// An executable that cargo built from tests.
+struct TestProgram {
+    package: String,
+    target: String,
+    directory: PathBuf,
+    executable: PathBuf,
+}
 
 #[derive(Default)]
 struct Counts {
     passed: u32,
     failed: u32,
     ignored: u32,
-    /// Runs that ended badly without a count: a crash, or code that doesn't compile.
+    /// Programs that ended badly without saying which test failed.
     broken: Vec<String>,
 }
 
-#[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let tiers = match args.tier {
-        Some(tier) => vec![tier],
-        None => Tier::value_variants().to_vec(),
-    };
-    // The agent embeds the object, so every tier that builds the agent needs it.
+    // The agent embeds the object, so whatever builds the agent needs it.
     build_ebpf::run(&build_ebpf::Args::default())?;
+    ensure_tools(FIXTURE.iter().chain(&SCENARIOS))?;
+    let (tiers, selection) = match args.tier {
+        Some(tier) => (vec![tier], tier.selection()),
+        // All at once: packages built in one go share every dependency.
+        None => (Tier::value_variants().to_vec(), vec!["--workspace"]),
+    };
+    let programs = build_tests(&selection)?;
     let mut counts = Counts::default();
-    let filter = args.filter.as_deref();
     for tier in tiers {
-        match tier {
-            Tier::Pure => {
-                counts.cargo_test("pure", &packages(&PURE), filter)?;
-                counts.cargo_test("pure", &["-p", "shoal-netns", "--lib", "--bins"], filter)?;
-            }
-            Tier::Fake => {
-                ensure_tools(&FIXTURE)?;
-                counts.cargo_test("fake", &packages(&FAKE), filter)?;
-                let targets = agent_targets()?;
-                let targets: Vec<_> = targets.iter().map(String::as_str).collect();
-                counts.cargo_test(
-                    "fake",
-                    &[&["-p", "shoal-agent", "--lib", "--bins"], &targets[..]].concat(),
-                    filter,
-                )?;
-            }
-            Tier::Bpf => {
-                counts.cargo_test("bpf", &["-p", "shoal-agent", "--test", "bpf"], filter)?;
-            }
-            Tier::Netns => {
-                ensure_tools(FIXTURE.iter().chain(&SCENARIOS))?;
-                build_programs()?;
-                counts.cargo_test("netns", &["-p", "shoal-netns", "--test", "scenarios"], filter)?;
-            }
+        if tier == Tier::Netns {
+            build_programs()?;
+        }
+        for program in programs.iter().filter(|program| Tier::of(program) == tier) {
+            counts.run(tier, program, args.filter.as_deref())?;
         }
     }
-    for broken in &counts.broken {
-        println!("broken: {broken}");
+    counts.report()
+}
+
+/// Builds test programs without running them.
+fn build_tests(selection: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
+    let mut command = Command::new("cargo");
+    command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]).args(selection);
+    let mut child = command.current_dir(root()?).stdout(Stdio::piped()).spawn().context("can't run cargo")?;
+    let stdout = child.stdout.take().context("cargo's stdout")?;
+    let mut programs = Vec::new();
+    for line in BufReader::new(stdout).lines() {
+        programs.extend(test_program(&serde_json::from_str(&line?)?));
     }
-    if counts.ignored > 0 {
-        println!("{} ignored (not counted as passed)", counts.ignored);
+    ensure!(child.wait()?.success(), "the tests don't compile");
+    Ok(programs)
+}
+
+/// The test program that one of cargo's messages announces, if it does.
+fn test_program(message: &Value) -> Option<TestProgram> {
+    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+        return None;
     }
-    let failed = counts.failed + u32::try_from(counts.broken.len())?;
-    println!("{} passed, {failed} failed", counts.passed);
-    if failed > 0 {
-        bail!("tests failed");
-    }
-    if counts.passed == 0 {
-        bail!("no test ran");
-    }
-    Ok(())
+    let manifest = Path::new(message["manifest_path"].as_str()?);
+    // …/control/core#shoal-core@0.1.0, or …/xtask#0.1.0 where the directory has the package's name.
+    let (place, name) = message["package_id"].as_str()?.rsplit_once('#')?;
+    let package = match name.split_once('@') {
+        Some((package, _)) => package,
+        None => place.rsplit_once('/')?.1,
+    };
+    Some(TestProgram {
+        package: package.to_owned(),
+        target: message["target"]["name"].as_str()?.to_owned(),
+        directory: manifest.parent()?.to_owned(),
+        executable: message["executable"].as_str()?.into(),
+    })
 }
 
 /// The programs under test, as a user builds them.
 pub(crate) fn build_programs() -> anyhow::Result<()> {
-    let names = ["shoal-agent", "shoal-control", "shoal-cli", "shoal-netns"];
-    cargo(&[&["build", "--quiet"], &packages(&names)[..], &["--bins"]].concat())
+    cargo(&["build", "--quiet", "--workspace", "--bins"])
 }
 
 fn packages<'a>(names: &[&'a str]) -> Vec<&'a str> {
     names.iter().flat_map(|name| ["-p", name]).collect()
 }
 
-/// The agent's integration tests, except those of the bpf tier.
-fn agent_targets() -> anyhow::Result<Vec<String>> {
-    let Ok(entries) = std::fs::read_dir(root()?.join("agent/tests")) else { return Ok(Vec::new()) };
-    let mut targets = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-        if path.extension().is_some_and(|extension| extension == "rs") && stem != "bpf" {
-            targets.extend(["--test".to_owned(), stem.to_owned()]);
-        }
-    }
-    Ok(targets)
-}
-
 impl Counts {
-    /// Runs `cargo test`, passing its output on and adding up what it counted.
+    /// Runs a test program, passing its output on and adding up what it counted.
     #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
-    fn cargo_test(&mut self, tier: &str, arguments: &[&str], filter: Option<&str>) -> anyhow::Result<()> {
-        println!("\n==== {tier}: cargo test {}", arguments.join(" "));
-        let mut command = Command::new("cargo");
-        command.args(["test", "--no-fail-fast", "--quiet"]).args(arguments).args(filter);
+    fn run(&mut self, tier: Tier, program: &TestProgram, filter: Option<&str>) -> anyhow::Result<()> {
+        let name = format!("{}: {} {}", tier.name(), program.package, program.target);
+        println!("\n==== {name}");
+        let mut command = Command::new(&program.executable);
+        command.arg("--quiet").args(filter).current_dir(&program.directory);
+        command.env("CARGO_MANIFEST_DIR", &program.directory);
         let mut child =
-            command.current_dir(root()?).stdout(Stdio::piped()).spawn().context("can't run cargo")?;
-        let stdout = child.stdout.take().context("cargo's stdout")?;
+            command.stdout(Stdio::piped()).spawn().with_context(|| format!("can't run {name}"))?;
+        let stdout = child.stdout.take().context("a test's stdout")?;
         let failed_before = self.failed;
-        for line in BufReader::new(stdout).lines() {
+        // Tests may print anything, not only text.
+        for line in BufReader::new(stdout).split(b'\n') {
             let line = line?;
+            let line = String::from_utf8_lossy(&line);
             println!("{line}");
             self.add(&line);
         }
         let status = child.wait()?;
         if !status.success() && self.failed == failed_before {
-            self.broken.push(format!("{tier}: cargo test {}: {status}", arguments.join(" ")));
+            self.broken.push(format!("{name}: {status}"));
         }
         Ok(())
     }
@@ -161,6 +193,21 @@ impl Counts {
             }
         }
     }
+
+    #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
+    fn report(&self) -> anyhow::Result<()> {
+        for broken in &self.broken {
+            println!("broken: {broken}");
+        }
+        if self.ignored > 0 {
+            println!("{} ignored (not counted as passed)", self.ignored);
+        }
+        let failed = self.failed + u32::try_from(self.broken.len())?;
+        println!("{} passed, {failed} failed", self.passed);
+        ensure!(failed == 0, "tests failed");
+        ensure!(self.passed > 0, "no test ran");
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -178,5 +225,22 @@ mod tests {
         );
         counts.add("test net::ok ... ok");
         assert_eq!((counts.passed, counts.failed, counts.ignored), (5, 4, 1));
+    }
+
+    #[test]
+    fn each_test_program_has_its_tier() {
+        let tier = |id: &str, target: &str| {
+            let message = serde_json::json!({
+                "reason": "compiler-artifact", "profile": { "test": true }, "package_id": id,
+                "target": { "name": target }, "manifest_path": "/x/Cargo.toml", "executable": "/x/test",
+            });
+            test_program(&message).map(|program| Tier::of(&program).name())
+        };
+        assert_eq!(tier("path+file:///x/control/core#shoal-core@0.1.0", "shoal_core"), Some("pure"));
+        assert_eq!(tier("path+file:///x/agent#shoal-agent@0.1.0", "bpf"), Some("bpf"));
+        assert_eq!(tier("path+file:///x/agent#shoal-agent@0.1.0", "dns"), Some("fake"));
+        assert_eq!(tier("path+file:///x/tests/netns#shoal-netns@0.1.0", "scenarios"), Some("netns"));
+        assert_eq!(tier("path+file:///x/xtask#0.1.0", "xtask"), Some("fake"));
+        assert!(test_program(&serde_json::json!({"reason": "build-finished"})).is_none());
     }
 }
