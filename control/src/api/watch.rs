@@ -9,7 +9,7 @@ use shoal_types::ServiceId;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::{Stream, info, tasks};
+use super::{Stream, describe, tasks};
 use crate::consensus::StateView;
 use crate::manager::{Manager, rejection};
 
