@@ -11,7 +11,11 @@ use super::*;
 const IPVS: u16 = 0x21;
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|half| char::from_digit(half.into(), 16))
+        .collect()
 }
 
 fn http(scheduler: Scheduler) -> Service {
@@ -41,9 +45,9 @@ fn with_counters(mut writer: Writer, kind: u16, stats: &Stats) -> Writer {
     writer
 }
 
-fn answer(kind: u16, writer: Writer) -> Generic {
+fn answer(kind: u16, writer: &Writer) -> Generic {
     let mut attributes = Writer::default();
-    attributes.nest(kind, &writer);
+    attributes.nest(kind, writer);
     Generic { family: IPVS, command: 1, version: 1, attributes: attributes.finish() }
 }
 
@@ -68,7 +72,7 @@ fn a_mark_of_ipv6_with_persistence_has_these_attributes() {
     let key = ServiceKey::Mark { family: Family::V6, mark: NonZeroU32::new(258).unwrap() };
     let options = HashOptions { fallback: true, port: true };
     let mut service = Service::new(key, Scheduler::Maglev(options));
-    service.persistence = Some(Persistence { timeout: Duration::from_secs(300), prefix: 64 });
+    service.persistence = Some(Persistence { timeout: Duration::from_mins(5), prefix: 64 });
     let message = Request::SetService(&service).encode(IPVS);
     assert_eq!(message.command, 2);
     // family 10, mark 0x102, "mh", flags 1 + 8 + 16, 300 seconds, a prefix of 64
@@ -118,15 +122,15 @@ fn asking_for_the_family_goes_to_generic_netlink_itself() {
 #[test]
 fn answers_that_lack_or_twist_something_are_refused_by_name() {
     let service = http(Scheduler::RoundRobin);
-    let without = answer(command::SERVICE, service_attributes(&service));
+    let without = answer(command::SERVICE, &service_attributes(&service));
     assert!(matches!(service_status(&without), Err(WireError::Missing { kind: service::STATS64, .. })));
     let mut writer = key_attributes(&service.key);
     writer.u32(service::FAMILY, 2);
-    let long = answer(command::SERVICE, writer);
+    let long = answer(command::SERVICE, &writer);
     assert!(matches!(service_status(&long), Err(WireError::Length { kind: service::FAMILY, .. })));
     let mut writer = Writer::default();
     writer.u16(service::FAMILY, 3);
-    let strange = answer(command::SERVICE, writer);
+    let strange = answer(command::SERVICE, &writer);
     assert!(matches!(service_status(&strange), Err(WireError::Value { kind: service::FAMILY, .. })));
     let cut = Generic { attributes: vec![9, 0, 1], ..strange };
     assert!(matches!(service_status(&cut), Err(WireError::Attribute { .. })));
@@ -141,9 +145,9 @@ fn version_and_time_outs_are_read() {
     let read = info(&message).unwrap();
     assert_eq!((read.version, read.table_size), ((1, 2, 1), 4096));
     let wanted = Timeouts {
-        tcp: Duration::from_secs(900),
-        tcp_fin: Duration::from_secs(120),
-        udp: Duration::from_secs(300),
+        tcp: Duration::from_mins(15),
+        tcp_fin: Duration::from_mins(2),
+        udp: Duration::from_mins(5),
     };
     assert_eq!(timeouts(&Request::SetTimeouts(&wanted).encode(IPVS)).unwrap(), wanted);
 }
@@ -233,7 +237,7 @@ proptest! {
     #[test]
     fn a_service_is_read_as_it_is_written(wanted in any_service(), stats in any_stats()) {
         let writer = with_counters(service_attributes(&wanted), service::STATS64, &stats);
-        let read = service_status(&answer(command::SERVICE, writer)).unwrap();
+        let read = service_status(&answer(command::SERVICE, &writer)).unwrap();
         prop_assert_eq!(read.service, wanted);
         prop_assert_eq!(read.stats, stats);
     }
@@ -245,7 +249,7 @@ proptest! {
         writer.u32(destination::INACTIVE, counts[1]);
         writer.u32(destination::PERSISTENT, counts[2]);
         let writer = with_counters(writer, destination::STATS64, &stats);
-        let read = destination_status(&answer(command::DESTINATION, writer)).unwrap();
+        let read = destination_status(&answer(command::DESTINATION, &writer)).unwrap();
         prop_assert_eq!(read.destination, wanted);
         prop_assert_eq!([read.active, read.inactive, read.persistent], counts);
         prop_assert_eq!(read.stats, stats);
@@ -263,7 +267,7 @@ proptest! {
     #[test]
     fn damage_to_an_answer_never_panics(wanted in any_service(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let writer = with_counters(service_attributes(&wanted), service::STATS64, &Stats::default());
-        let mut message = answer(command::SERVICE, writer);
+        let mut message = answer(command::SERVICE, &writer);
         let at = at.index(message.attributes.len());
         message.attributes[at] = byte;
         drop(service_status(&message));
