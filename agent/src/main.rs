@@ -185,7 +185,18 @@ async fn clean(config: &Config, check: bool) -> anyhow::Result<ExitCode> {
     Ok(if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// A daemon of which a part is dead looks alive and does nothing: better to end whole. The next start adopts all that
+/// is there.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
 async fn daemon(config: Config) -> anyhow::Result<ExitCode> {
+    abort_on_panic();
     let config = Arc::new(config);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
