@@ -3,9 +3,9 @@
 use crate::hash;
 use crate::keys::{FlowKey, Mac, same_mac};
 use crate::maglev;
-use crate::packet::{TCP, reply_key};
+use crate::packet::{TCP, UDP, reply_key};
 use crate::tables::Tables;
-use crate::values::{EndpointVal, FlowVal, REPLY_RESTORE, ReplyVal};
+use crate::values::{EndpointVal, FlowVal, REPLY_RESTORE, REPLY_STEER, ReplyVal};
 use crate::verdict::Work;
 
 /// Slots tried before a service counts as having no endpoint. More than one only helps while the agent is between
@@ -96,14 +96,7 @@ fn is_usable(endpoint: &EndpointVal, v4: bool, avoid: &Mac) -> bool {
 /// through another address of this node), the client's port is translated for this one.
 #[inline(always)]
 pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, uplink: u32) {
-    work.reply = ReplyVal {
-        addr: work.key.dst,
-        port: work.key.dport,
-        client_port: work.key.sport,
-        ifindex: uplink,
-        mac: [0; 6],
-        kind: REPLY_RESTORE,
-    };
+    work.reply = answer(work, uplink);
     work.answers = reply_key(&work.key, &work.flow, endpoint.addr(work.header.v4));
     for salt in 1..=PORT_TRIES {
         let Some(other) = tables.reply(&work.answers) else { break };
@@ -114,6 +107,38 @@ pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, up
         work.answers.dport = work.flow.source_port;
     }
     write(tables, work);
+}
+
+/// Takes back the answers of a known flow from another node.
+///
+/// A client that sends datagrams from one port to several nodes in turn has a flow through each. Its answers go the
+/// way of the last request; only what comes through a tunnel says so by itself. (TCP says so by its SYN.)
+#[inline(always)]
+pub fn reclaim<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal, endpoint: &EndpointVal, uplink: u32) {
+    if work.header.proto != UDP || !endpoint.is_local() {
+        return;
+    }
+    work.answers = reply_key(&work.key, flow, endpoint.addr(work.header.v4));
+    if let Some(known) = tables.reply(&work.answers)
+        && known.kind != REPLY_STEER
+    {
+        return;
+    }
+    work.reply = answer(work, uplink);
+    tables.set_reply(&work.answers, &work.reply);
+}
+
+/// How an answer to the flow of a packet becomes one to its client.
+#[inline(always)]
+const fn answer(work: &Work, uplink: u32) -> ReplyVal {
+    ReplyVal {
+        addr: work.key.dst,
+        port: work.key.dport,
+        client_port: work.key.sport,
+        ifindex: uplink,
+        mac: [0; 6],
+        kind: REPLY_RESTORE,
+    }
 }
 
 /// Writes a new flow and its answers.

@@ -26,6 +26,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     work.set_key(0);
     match choose::known(tables, work) {
         Known::Flow(flow, endpoint) => {
+            choose::reclaim(tables, work, flow, endpoint, ifindex);
             return forward(work, config, endpoint, flow.source_port, flow.target_port);
         }
         Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),

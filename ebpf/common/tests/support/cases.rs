@@ -9,6 +9,7 @@ macro_rules! every_case {
             port_in_the_scope_of_one_address, service_without_endpoint_is_refused,
             endpoint_without_the_family_is_not_chosen, removed_endpoint_ends_tcp_and_moves_udp,
             draining_endpoint_keeps_its_flows_only, withdrawn_port_keeps_its_connections,
+            datagrams_through_two_nodes_in_turn_are_answered,
             two_addresses_one_client_port_do_not_alias, checksums_and_options_survive, fragments_pass,
             only_members_may_send_tunnel_packets, endpoint_that_vanished_from_under_its_slots_is_skipped,
         );
