@@ -79,10 +79,20 @@ fn check_data_addr(state: &State, id: &NodeId, name: &str, addr: IpAddr) -> Resu
     // A host that was set up anew comes with the address of its own dead entry; one that is alive keeps its own.
     let holder =
         state.nodes.values().find(|n| n.id != *id && n.data_addr == addr && n.state == NodeState::Ready);
-    match holder {
-        Some(holder) => Err(Rejection::AddressTaken { addr, holder: holder.name.clone() }),
-        None => Ok(()),
+    if let Some(holder) = holder {
+        return Err(Rejection::AddressTaken { addr, holder: holder.name.clone() });
     }
+    // A tunnel has one family on both ends.
+    let other =
+        |n: &&Node| n.id != *id && n.state == NodeState::Ready && n.data_addr.is_ipv4() != addr.is_ipv4();
+    let Some(other) = state.nodes.values().find(other) else { return Ok(()) };
+    let family = if addr.is_ipv4() { "IPv6" } else { "IPv4" };
+    Err(Rejection::invalid(
+        "data_addr",
+        addr,
+        format!("cannot have a tunnel to {} of node '{}'", other.data_addr, other.name),
+        format!("give this host's {family} address: '--data-path-addr ADDR'"),
+    ))
 }
 
 fn find<'a>(state: &'a State, id: &NodeId) -> Result<&'a Node, Rejection> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use shoal_types::id::{Name, NetworkId, ServiceId};
-use shoal_types::net::ServiceIndex;
+use shoal_types::net::{Protocol, PublishedPort, ServiceIndex};
 use shoal_types::object::{Attachment, Service};
 use shoal_types::spec::{ServiceMode, ServiceSpec};
 
@@ -13,6 +13,21 @@ use crate::command::Outcome;
 use crate::ports::Asker;
 use crate::rejection::{Kind, Rejection};
 use crate::state::State;
+
+/// Refuses the ports the cluster itself lives by: published, the mesh would take them from managers and tunnels.
+fn check_own_ports(state: &State, ports: &[PublishedPort]) -> Result<(), Rejection> {
+    let data = state.cluster.as_ref().map(|cluster| cluster.data_port);
+    let is_control =
+        |port: u16| state.nodes.values().any(|n| n.control_addr.is_some_and(|a| a.port() == port));
+    let is_own = |port: &&PublishedPort| match port.protocol {
+        Protocol::Tcp => is_control(port.published),
+        Protocol::Udp => data == Some(port.published),
+    };
+    let Some(port) = ports.iter().find(is_own) else { return Ok(()) };
+    let value = format!("{}:{}/{}", port.published, port.target, port.protocol);
+    let help = "publish another port; managers and tunnels could not be reached any more";
+    Err(Rejection::invalid("publish", value, "is a port of the swarm itself", help))
+}
 
 fn find<'a>(state: &'a State, id: &ServiceId) -> Result<&'a Service, Rejection> {
     state.services.get(id).ok_or_else(|| Rejection::not_found(Kind::Service, id))
@@ -59,6 +74,7 @@ pub(super) fn create(
     service_spec::check(state, spec)?;
     let asker = Asker { id, name: &spec.name, has: &[] };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
+    check_own_ports(state, &ports)?;
     let vip_networks = addresses::missing_vips(spec, None);
     addresses::require_for_spec(state, id, spec, &vip_networks)?;
     let Some(number) = state.counters.service.checked_add(1) else {
@@ -116,6 +132,7 @@ pub(super) fn update(
     service_spec::check(state, spec)?;
     let asker = Asker { id, name: &spec.name, has: &old.ports };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
+    check_own_ports(state, &ports)?;
     let new_vips = addresses::missing_vips(spec, Some(&old));
     if asks_for_more(state, &old.spec, spec) {
         addresses::require_for_spec(state, id, spec, &new_vips)?;

@@ -49,6 +49,22 @@ fn a_taken_port_names_its_holder_and_the_way_out() {
 }
 
 #[test]
+fn ports_of_the_cluster_itself_are_not_published() {
+    let mut sim = Sim::of(1);
+    let control = sim.state.nodes().values().find_map(|n| n.control_addr).expect("a manager").port();
+    let data = sim.state.cluster().expect("founded").data_port;
+    let udp = |port| PortSpec { protocol: shoal_types::Protocol::Udp, ..tcp(port, 80) };
+    for port in [tcp(control, 80), udp(data)] {
+        let command = create(&mut sim, service("web", 1, &[], &[port]));
+        let rejection = refused(&mut sim, command);
+        assert_eq!(rejection.code(), ErrorCode::InvalidField);
+        assert!(rejection.to_string().contains("is a port of the swarm itself"), "{rejection}");
+    }
+    // The other transport's ports of these numbers are nobody's.
+    sim.create(&service("web", 1, &[], &[udp(control), tcp(data, 80)]));
+}
+
+#[test]
 fn automatic_ports_run_out_with_a_clear_word_and_stay_over_an_update() {
     let mut sim = Sim::of(1);
     let auto = PortSpec { published: None, ..tcp(1, 80) };
@@ -188,7 +204,7 @@ fn tokens_are_refused_each_for_its_reason() {
 fn a_join_inside_an_overlay_or_on_a_live_address_consumes_no_use() {
     let mut sim = Sim::of(1);
     let (token, secret_sha256) = sim.token(NodeRole::Worker, Some(1));
-    for addr in ["10.0.0.9", "192.168.7.1", "0.0.0.0"] {
+    for addr in ["10.0.0.9", "192.168.7.1", "0.0.0.0", "2001:db8::9"] {
         let node = NodeId::from_entropy(sim.draw());
         let data_addr = addr.parse().expect("an address");
         let name_hint = "x".to_owned();
