@@ -33,6 +33,8 @@ use watch::{Guest, Outcome};
 const INIT: &str = include_str!("vm/guest-init.sh");
 const TIMED_OUT: u8 = 124;
 const DIED: u8 = 125;
+/// A shell's way to say that a signal ended something.
+const SIGNALED: u8 = 128;
 /// How long the server of a guest's root may take to come up.
 const SERVER_START: Duration = Duration::from_secs(30);
 
@@ -98,6 +100,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             say(&format!("time-out after {} s", args.timeout));
             TIMED_OUT
         }
+        Outcome::Interrupted(signal) => SIGNALED + signal,
         Outcome::Died(console) => {
             say(&format!("the guest ended without a status; its console said:\n{console}"));
             DIED

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// How often the guest's output is looked at.
 const TICK_MS: u8 = 50;
@@ -28,6 +30,8 @@ pub(super) enum Outcome {
     Status(u8),
     /// It took longer than it may.
     TimedOut,
+    /// A signal asked for the end.
+    Interrupted(u8),
     /// The guest ended without a status; the end of what its console said.
     Died(String),
 }
@@ -83,6 +87,13 @@ impl Guest {
     pub(super) fn watch(&mut self, control: &Path, limit: Duration) -> anyhow::Result<Outcome> {
         // With nobody else holding it, the console's end is the guest's.
         self.writer = None;
+        // From here on, an interrupt ends the guest first. Before, and whatever kills this process, it ends with it.
+        let mut signals = SigSet::empty();
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            signals.add(signal);
+        }
+        signals.thread_block()?;
+        let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let start = Instant::now();
         let mut relays = [
             (File::open(control.join("stdout"))?, Box::new(io::stdout()) as Box<dyn Write>),
@@ -109,6 +120,9 @@ impl Guest {
             }
             if start.elapsed() > limit {
                 return Ok(Outcome::TimedOut);
+            }
+            if let Some(signal) = signals.read_signal()? {
+                return Ok(Outcome::Interrupted(u8::try_from(signal.ssi_signo)?));
             }
         }
     }
@@ -208,6 +222,18 @@ mod tests {
     fn a_panic_is_an_end() {
         let (outcome, took) = watch("echo 'Kernel panic - not syncing'; exec sleep 51", MINUTE);
         assert_eq!(outcome, Outcome::Died("Kernel panic - not syncing".into()));
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
+
+    #[test]
+    fn an_interrupt_ends_the_guest_first() {
+        // To this thread only, as other tests run beside it; blocked, so that it waits to be read.
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGTERM);
+        signals.thread_block().unwrap();
+        nix::sys::signal::raise(Signal::SIGTERM).unwrap();
+        let (outcome, took) = watch("exec sleep 57", MINUTE);
+        assert_eq!(outcome, Outcome::Interrupted(15));
         assert!(took < Duration::from_secs(20), "{took:?}");
     }
 
