@@ -59,6 +59,8 @@ pub struct Config {
     pub log: String,
     /// Log format.
     pub log_format: LogFormat,
+    /// Where the host's resolvers stand.
+    pub resolv_conf: PathBuf,
 }
 
 impl Config {
@@ -89,6 +91,7 @@ impl Config {
                 "json" => LogFormat::Json,
                 _ => return Err(settings.refuse("observe.log_format", "use text or json")),
             },
+            resolv_conf: crate::mounts::RESOLV_CONF.into(),
         })
     }
 

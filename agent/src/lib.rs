@@ -10,6 +10,7 @@ pub mod facility;
 pub mod facts;
 pub mod ledger;
 pub mod metrics;
+pub mod mounts;
 pub mod netns;
 pub mod node;
 pub mod notify;

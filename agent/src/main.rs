@@ -16,7 +16,7 @@ use shoal_agent::metrics::Exporter;
 use shoal_agent::node::{Node, VERSION};
 use shoal_agent::notify::Notify;
 use shoal_agent::stats::Stats;
-use shoal_agent::{api, cleanup, durable, supervisor};
+use shoal_agent::{api, cleanup, durable, mounts, supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -129,7 +129,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = settings(args)?;
-    let config = Config::from_settings(&settings)?;
+    let mut config = Config::from_settings(&settings)?;
     match &args.command {
         Some(Command::Config { command: ConfigCommand::Check }) => {
             println!("ok");
@@ -141,10 +141,12 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         Some(Command::Cleanup { check }) => {
             log(&config)?;
+            mounts::return_to_host().context("cannot go back to the host's mounts")?;
             runtime()?.block_on(clean(&config, *check))
         }
         None => {
             log(&config)?;
+            config.resolv_conf = mounts::return_to_host().context("cannot go back to the host's mounts")?;
             runtime()?.block_on(daemon(config))
         }
     }

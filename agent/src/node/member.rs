@@ -56,12 +56,13 @@ pub(super) fn facility(
     let (bpf, opened) = BpfDriver::open(&BpfConfig::new(&config.bpf_dir))?;
     tracing::info!(?opened, "data plane");
     let nl = Nl::new(netlink.handle(), &stats.writes);
+    let dns = DnsConfig { upstream_resolv_conf: config.resolv_conf.clone(), ..DnsConfig::default() };
     durable::ensure_dir(&config.agent_dir(), 0o700)?;
     Ok(HostFacility::new(Parts {
         overlay: Overlay::new(nl, NetnsDir::new(&config.run_dir)),
         egress: Egress::new(stats.writes.clone()),
         bpf,
-        dns: DnsDriver::new(DnsConfig::default(), DnsMetrics::default()),
+        dns: DnsDriver::new(dns, DnsMetrics::default()),
         book: EgressBook::open(&config.agent_dir().join("egress.json"))?,
         data_addr,
         mtu: config.mtu,
@@ -116,6 +117,7 @@ impl Member {
             dir: config.pki_dir(),
             credentials: credentials.clone(),
             managers: Arc::clone(&managers),
+            local: supervisor.is_some().then(|| config.control_socket()),
             stats: Arc::clone(stats),
             closing: closing.clone(),
         };
