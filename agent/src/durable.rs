@@ -1,6 +1,6 @@
 //! Files that are whole or not there: written aside, synced, renamed, and the directory synced.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,19 @@ impl FileError {
         let path = path.to_owned();
         move |source| Self { action, path, source }
     }
+}
+
+/// Takes a directory for this process, until the file is closed. Children that become another program don't keep it.
+pub fn claim_dir(path: &Path) -> Result<File, FileError> {
+    let claim = || {
+        let dir = File::open(path)?;
+        dir.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::Error::new(io::ErrorKind::WouldBlock, "another shoald uses it"),
+            TryLockError::Error(error) => error,
+        })?;
+        Ok(dir)
+    };
+    claim().map_err(FileError::new("take", path))
 }
 
 /// Makes a directory and those above it; a new one has this mode.
@@ -70,5 +83,20 @@ pub fn remove_dir(path: &Path) -> Result<(), FileError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::new("remove", path)(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_taken_once_at_a_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = claim_dir(dir.path()).expect("free");
+        let second = claim_dir(dir.path()).expect_err("taken");
+        assert_eq!(second.source.to_string(), "another shoald uses it");
+        drop(first);
+        claim_dir(dir.path()).expect("free again");
     }
 }

@@ -204,6 +204,7 @@ async fn daemon(config: Config) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     durable::ensure_dir(&config.state_dir, 0o711)?;
     durable::ensure_dir(&config.run_dir, 0o755)?;
+    let _claimed = (durable::claim_dir(&config.state_dir)?, durable::claim_dir(&config.run_dir)?);
     let notify = Notify::new(std::env::var("NOTIFY_SOCKET").ok(), &config.run_dir);
     tracing::info!(version = VERSION, name = %config.name, "shoald");
     let (stats, closing) = (Arc::new(Stats::default()), CancellationToken::new());
