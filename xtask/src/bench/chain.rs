@@ -67,6 +67,9 @@ impl Hosts {
         link(&this.a, "eth1", &format!("{A_BACK}/24"), &this.b, "eth0", &format!("{B_BACK}/24"))?;
         link(&this.client, "eth1", "10.78.2.9/24", &this.b, "eth1", &format!("{B_DIRECT}/24"))?;
         ensure_no_packet_steering(&this.a)?;
+        for host in [&this.client, &this.a, &this.b] {
+            congest_by_loss(host)?;
+        }
         Ok(this)
     }
 }
@@ -225,6 +228,13 @@ fn link(
 fn forward(node: &Host, mac: &str, vtep: &str) -> anyhow::Result<()> {
     let line = format!("bridge fdb replace {mac} dev vxlan0 dst {vtep} self static");
     node.run_line(&line).stdout().map(drop)
+}
+
+/// Senders that fill what there is. One that paces itself by a model of the path (BBR) measures its own timers on a
+/// path that is a CPU.
+fn congest_by_loss(host: &Host) -> anyhow::Result<()> {
+    host.sysctl("ipv4/tcp_congestion_control", "cubic")
+        .or_else(|_| host.sysctl("ipv4/tcp_congestion_control", "reno"))
 }
 
 /// Receive packet steering would move work of the path to other CPUs.

@@ -29,6 +29,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut figures = Figures::default();
     {
+        let _autogroups = NoAutogroups::begin()?;
         let nodes = if with_shoal { Some(Nodes::start(&load)?) } else { None };
         let stage = Stage { chain: Chain::new(&load.program, cpu)?, nodes };
         for round in 1..=args.rounds {
@@ -54,6 +55,30 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     println!("mesh: {place}, medians of {} rounds, in brackets the ratio to routed\n", args.rounds);
     print!("{}", figures.table(paths, Path::Routed));
     Ok(())
+}
+
+/// Turns the scheduler's automatic groups off until it is dropped. A task of shoal has a session of its own and would
+/// be scheduled as a group, the servers of the other paths would not; here each shall be a process like any other.
+struct NoAutogroups(Option<String>);
+
+const AUTOGROUPS: &str = "/proc/sys/kernel/sched_autogroup_enabled";
+
+impl NoAutogroups {
+    fn begin() -> anyhow::Result<Self> {
+        // A kernel without them needs nothing.
+        let Ok(before) = std::fs::read_to_string(AUTOGROUPS) else { return Ok(Self(None)) };
+        std::fs::write(AUTOGROUPS, "0")?;
+        Ok(Self(Some(before)))
+    }
+}
+
+impl Drop for NoAutogroups {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            // It was writable a moment ago.
+            drop(std::fs::write(AUTOGROUPS, before));
+        }
+    }
 }
 
 /// The last CPU: the first one has the machine's interrupts.
