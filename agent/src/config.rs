@@ -7,6 +7,7 @@ mod source;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use shoal_types::id::Name;
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// MTU of the way to the peers, if the link's is not right.
     pub mtu: Option<u32>,
+    /// How long certificates live in a swarm that is made here.
+    pub cert_lifetime: Duration,
     /// Where metrics are served; none: nowhere.
     pub metrics: Option<SocketAddr>,
     /// Log filter.
@@ -81,6 +84,7 @@ impl Config {
                 "auto" => None,
                 _ => Some(mtu(settings)?),
             },
+            cert_lifetime: cert_lifetime(settings)?,
             metrics: match text("observe.metrics").as_str() {
                 "" | "off" => None,
                 _ => Some(parse(settings, "observe.metrics", "use ADDRESS:PORT or off")?),
@@ -126,6 +130,22 @@ fn mtu(settings: &Settings) -> Result<u32, ConfigError> {
         Ok(mtu)
     } else {
         Err(settings.refuse("network.mtu", "use auto, or a number from 1350 to 65535"))
+    }
+}
+
+/// A number and a unit.
+fn cert_lifetime(settings: &Settings) -> Result<Duration, ConfigError> {
+    const KEY: &str = "security.cert_lifetime";
+    let text = &settings.get(KEY).text;
+    let units = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)];
+    let seconds = units
+        .iter()
+        .find_map(|(unit, seconds)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*seconds));
+    match seconds {
+        Some(seconds @ 60..=315_360_000) => Ok(Duration::from_secs(seconds)),
+        Some(..60) => Err(settings.refuse(KEY, "use at least 60s: nodes need time to renew")),
+        Some(_) => Err(settings.refuse(KEY, "use at most 3650d")),
+        None => Err(settings.refuse(KEY, "use a number and a unit (s, m, h or d), as 7d or 90m")),
     }
 }
 

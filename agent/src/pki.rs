@@ -17,6 +17,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use shoal_types::ClusterId;
+use shoal_types::pki::BACKDATE;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::durable::{self, FileError};
@@ -45,6 +46,9 @@ pub enum PkiError {
     #[error("the cluster's CA certificate cannot be used: {0}")]
     Authority(String),
 }
+
+/// The key of a certificate that is about to be written.
+const NEXT_KEY: &str = "node.key.next";
 
 /// A new key and the request for a certificate of it.
 #[derive(Debug)]
@@ -88,25 +92,37 @@ impl Identity {
             let path = dir.join(name);
             durable::read(&path)?.ok_or(PkiError::Missing(path))
         };
-        Ok(Self { key_der: read("node.key")?, cert_der: read("node.crt")?, ca_der: read("ca.crt")? })
+        let identity =
+            Self { key_der: read("node.key")?, cert_der: read("node.crt")?, ca_der: read("ca.crt")? };
+        if let Some(key_der) = durable::read(&dir.join(NEXT_KEY))? {
+            let renewed = Self { key_der, ..identity.clone() };
+            if renewed.certified_key().is_ok() {
+                return Ok(renewed);
+            }
+        }
+        Ok(identity)
     }
 
-    /// Writes the identity to a directory. The key goes first: a certificate never stands there without its key.
+    /// Writes the identity to a directory. A crash in between leaves the old one or the new one: the key of either
+    /// certificate is there until the certificate is replaced.
     pub fn store(&self, dir: &Path) -> Result<(), PkiError> {
         durable::ensure_dir(dir, 0o700)?;
-        durable::write(&dir.join("node.key"), &self.key_der, 0o600)?;
-        durable::write(&dir.join("node.crt"), &self.cert_der, 0o600)?;
+        durable::write(&dir.join(NEXT_KEY), &self.key_der, 0o600)?;
         durable::write(&dir.join("ca.crt"), &self.ca_der, 0o600)?;
+        durable::write(&dir.join("node.crt"), &self.cert_der, 0o600)?;
+        durable::write(&dir.join("node.key"), &self.key_der, 0o600)?;
+        durable::remove(&dir.join(NEXT_KEY))?;
         Ok(())
     }
 
-    /// Start and end of the certificate's life.
-    pub fn validity(&self) -> Result<(SystemTime, SystemTime), PkiError> {
+    /// When the certificate was issued, and when its life ends.
+    pub fn life(&self) -> Result<(SystemTime, SystemTime), PkiError> {
         let (_, cert) = X509Certificate::from_der(&self.cert_der).map_err(|_| PkiError::Certificate)?;
         let at = |seconds: i64| {
             SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
         };
-        Ok((at(cert.validity().not_before.timestamp()), at(cert.validity().not_after.timestamp())))
+        let issued = at(cert.validity().not_before.timestamp()) + BACKDATE;
+        Ok((issued, at(cert.validity().not_after.timestamp())))
     }
 
     fn certified_key(&self) -> Result<CertifiedKey, PkiError> {

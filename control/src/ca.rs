@@ -18,7 +18,7 @@ use rcgen::{
 use ring::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use shoal_types::object::Cluster;
-use shoal_types::pki::{CertRole, MANAGER_SERVER_NAME, node_server_name};
+use shoal_types::pki::{BACKDATE, CertRole, MANAGER_SERVER_NAME, node_server_name};
 use shoal_types::{ClusterId, NodeId, Timestamp};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
@@ -30,10 +30,6 @@ pub mod identity;
 pub mod meter;
 pub mod service;
 
-/// Certificates are valid from an hour ago: clocks of nodes may be that far behind.
-pub const BACKDATE: Duration = Duration::from_hours(1);
-/// Life time of node certificates unless the cluster says otherwise.
-pub const CERT_LIFETIME: Duration = Duration::from_hours(7 * 24);
 const CA_LIFETIME: Duration = Duration::from_hours(20 * 365 * 24);
 const KEY_CONTEXT: &str = "cluster/ca-key";
 

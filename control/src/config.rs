@@ -55,6 +55,11 @@ pub struct Args {
     /// With --bootstrap: prefix length of an IPv4 subnet taken from the pool
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u8).range(8..=29))]
     pub pool_size: u8,
+    /// With --bootstrap: how long certificates of nodes and managers live, at least 60; they are renewed at 50 to 80 %
+    /// of that
+    #[arg(long, value_name = "SECONDS", default_value_t = 604_800,
+          value_parser = clap::value_parser!(u64).range(60..=315_360_000))]
+    pub cert_lifetime: u64,
     /// What to log: error, warn, info, debug, trace, or a filter such as shoal_control::raft=debug,info
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: String,
@@ -139,9 +144,13 @@ mod tests {
 
     #[test]
     fn bad_values_are_refused_by_name() {
-        for bad in
-            [["--data-port", "0"], ["--pool", "10.0.0.0"], ["--pool-size", "33"], ["--cluster-name", "A_b"]]
-        {
+        for bad in [
+            ["--data-port", "0"],
+            ["--pool", "10.0.0.0"],
+            ["--pool-size", "33"],
+            ["--cluster-name", "A_b"],
+            ["--cert-lifetime", "59"],
+        ] {
             let error = args(&bad).expect_err(bad[1]).to_string();
             assert!(error.contains(bad[0]), "{error}");
         }

@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::ca::{self, Authority, CERT_LIFETIME, SharedAuthority};
+use crate::ca::{self, Authority, SharedAuthority};
 use crate::config::Args;
 use crate::consensus::{Consensus, ConsensusError, Voter};
 use crate::counters::Counters;
@@ -246,7 +246,7 @@ fn founding(args: &Args, manager: &Manager, key: &DataKey) -> anyhow::Result<Ini
         id,
         name,
         data_port: args.data_port,
-        cert_lifetime_ms: u64::try_from(CERT_LIFETIME.as_millis())?,
+        cert_lifetime_ms: args.cert_lifetime.saturating_mul(1_000),
         ca_cert_der: made.cert_der,
         ca_key_sealed: made.key_sealed,
         pools: args.pools()?,

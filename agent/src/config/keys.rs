@@ -40,6 +40,12 @@ pub const KEYS: &[KeyInfo] = &[
     ),
     key("node.listen", "SHOAL_NODE_LISTEN", "[::]:7377", "where a manager listens"),
     key("network.mtu", "SHOAL_NETWORK_MTU", "auto", "MTU of the way to the peers"),
+    key(
+        "security.cert_lifetime",
+        "SHOAL_SECURITY_CERT_LIFETIME",
+        "7d",
+        "life of certificates in a swarm that this node makes",
+    ),
     key("observe.metrics", "SHOAL_OBSERVE_METRICS", "127.0.0.1:7379", "where metrics are served, or off"),
     key("observe.log", "SHOAL_OBSERVE_LOG", "info", "log filter"),
     key("observe.log_format", "SHOAL_OBSERVE_LOG_FORMAT", "text", "text or json"),

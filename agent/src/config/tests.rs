@@ -11,6 +11,16 @@ fn settings(files: &[(&str, &str)]) -> Result<Settings, ConfigError> {
 }
 
 #[test]
+fn a_certificate_s_life_has_a_unit() {
+    for (text, seconds) in [("60s", 60), ("90m", 5_400), ("12h", 43_200), ("7d", 604_800)] {
+        let mut settings = Settings::default();
+        settings.take_env(|name| (name == "SHOAL_SECURITY_CERT_LIFETIME").then(|| text.to_owned()));
+        let config = Config::from_settings(&settings).expect(text);
+        assert_eq!(config.cert_lifetime, Duration::from_secs(seconds));
+    }
+}
+
+#[test]
 fn the_defaults_are_valid() {
     let config = Config::from_settings(&Settings::default()).expect("valid");
     assert_eq!(config.listen, "[::]:7377".parse().expect("literal"));
@@ -47,6 +57,10 @@ fn a_wrong_value_says_where_it_came_from() {
         ("[network]\nmtu = 100\n", "network.mtu"),
         ("[node]\nname = \"Not A Label\"\n", "node.name"),
         ("[observe]\nlog_format = \"xml\"\n", "observe.log_format"),
+        ("[security]\ncert_lifetime = \"59s\"\n", "security.cert_lifetime"),
+        ("[security]\ncert_lifetime = \"4000d\"\n", "security.cert_lifetime"),
+        ("[security]\ncert_lifetime = 600\n", "security.cert_lifetime"),
+        ("[security]\ncert_lifetime = \"d\"\n", "security.cert_lifetime"),
     ] {
         let settings = settings(&[("/etc/x.toml", text)]).expect("keys are known");
         let error = Config::from_settings(&settings).expect_err("invalid").to_string();

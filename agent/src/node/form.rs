@@ -111,6 +111,7 @@ impl Node {
         let mut bootstrap =
             vec!["--bootstrap".to_owned(), "--node-name".to_owned(), self.config.name.to_string()];
         let mut option = |name: &str, value: String| bootstrap.extend([name.to_owned(), value]);
+        option("--cert-lifetime", self.config.cert_lifetime.as_secs().to_string());
         if !request.name.is_empty() {
             option("--cluster-name", request.name.clone());
         }

@@ -109,6 +109,38 @@ fn a_token_pins_the_ca_before_anything_is_said() {
 }
 
 #[test]
+fn a_crash_while_an_identity_is_replaced_leaves_one_that_fits() {
+    let own = ca();
+    let identity = || {
+        let pair = KeyPair::generate().expect("a key");
+        let cert = CertificateParams::default().signed_by(&pair, &own.issuer).expect("signed");
+        Identity { key_der: pair.serialize_der(), cert_der: cert.der().to_vec(), ca_der: own.der.clone() }
+    };
+    let (old, new) = (identity(), identity());
+    let dir = tempfile::tempdir().expect("a directory");
+    let fitting = || {
+        let loaded = Identity::load(dir.path()).expect("there");
+        loaded.certified_key().expect("key and certificate fit");
+        loaded.cert_der
+    };
+    old.store(dir.path()).expect("stored");
+    // The writes of a renewal one by one.
+    for (name, content, whole) in [
+        ("node.key.next", &new.key_der, &old),
+        ("ca.crt", &new.ca_der, &old),
+        ("node.crt", &new.cert_der, &new),
+        ("node.key", &new.key_der, &new),
+    ] {
+        std::fs::write(dir.path().join(name), content).expect("written");
+        assert_eq!(fitting(), whole.cert_der, "after {name}");
+    }
+    // What a crash left does not get into the way of the next renewal.
+    old.store(dir.path()).expect("stored");
+    assert_eq!(fitting(), old.cert_der);
+    assert!(!dir.path().join("node.key.next").exists());
+}
+
+#[test]
 fn an_identity_is_kept_for_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().expect("a directory");

@@ -127,6 +127,7 @@ pub(crate) fn local_item(local: &pb::LocalNode) -> Value {
         "swarm": local.cluster_name,
         "swarmId": local.cluster_id,
         "connected": local.connected,
+        "sessionSince": rfc3339(local.session_since_ms),
         "managers": local.manager_addrs,
         "dataAddr": local.data_addr,
         "generation": local.generation,

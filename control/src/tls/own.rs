@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use shoal_types::pki::CertRole;
+use shoal_types::pki::{BACKDATE, CertRole};
 use shoal_types::{NodeId, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::{SwapCert, TlsError};
 use crate::ca::identity::Identity;
-use crate::ca::{BACKDATE, CaError, RequestedKey, SharedAuthority};
+use crate::ca::{CaError, RequestedKey, SharedAuthority};
 use crate::clock;
 use crate::seal::{self, SealError, write_private};
 

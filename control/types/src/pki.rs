@@ -5,11 +5,15 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::id::NodeId;
 
 /// DNS name in every manager's certificate: what a TLS client asks for when it dials any manager.
 pub const MANAGER_SERVER_NAME: &str = "manager.shoal";
+
+/// How much earlier than it was issued a certificate says its life begins: clocks of nodes may be that far behind.
+pub const BACKDATE: Duration = Duration::from_hours(1);
 
 /// DNS name in the certificate of one node.
 pub fn node_server_name(node: &NodeId) -> String {

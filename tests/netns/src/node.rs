@@ -127,9 +127,23 @@ impl Node {
         .concat()
     }
 
+    /// Gives `shoald` settings, for its next start.
+    pub fn configure(&self, settings: &str) -> anyhow::Result<()> {
+        Ok(std::fs::write(self.settings_file(), settings)?)
+    }
+
+    fn settings_file(&self) -> PathBuf {
+        self.host.scratch().join("shoal.toml")
+    }
+
     /// Starts `shoald` (again) and waits until it answers on its socket.
     pub fn start_daemon(&mut self) -> anyhow::Result<()> {
-        let run = self.host.run(&self.programs.shoald).args(self.identity_flags()).args(["--log", "info"]);
+        let mut run =
+            self.host.run(&self.programs.shoald).args(self.identity_flags()).args(["--log", "info"]);
+        let settings = self.settings_file();
+        if settings.exists() {
+            run = run.args([Path::new("--config"), &settings]);
+        }
         let mut daemon = self.host.spawn("shoald", run)?;
         let socket = self.run_dir().join("api.sock");
         let listening = wait_for(&format!("shoald of {} to listen", self.name()), START, || {

@@ -13,6 +13,7 @@ mod members;
 mod mesh;
 mod names;
 mod refusals;
+mod renewal;
 mod upstream;
 
 use std::process::ExitCode;
@@ -28,5 +29,6 @@ fn main() -> ExitCode {
         Group { name: "refusals", start: harness::formed, scenarios: refusals::SCENARIOS },
         Group { name: "admission", start: harness::formed, scenarios: admission::SCENARIOS },
         Group { name: "faults", start: harness::formed, scenarios: faults::SCENARIOS },
+        Group { name: "renewal", start: renewal::start, scenarios: renewal::SCENARIOS },
     ])
 }
