@@ -6,7 +6,7 @@ use shoal_api::status::ApiError;
 use shoal_types::ErrorCode;
 
 use crate::config::Config;
-use crate::drivers::bpf::{BpfConfig, BpfDriver};
+use crate::drivers::bpf::{BpfConfig, BpfDriver, Opened};
 use crate::drivers::egress::Egress;
 use crate::drivers::link::{Nl, Writes};
 use crate::netns::Netns;
@@ -24,7 +24,12 @@ pub async fn preflight(config: &Config) -> Result<(), ApiError> {
     }
     vxlan().await?;
     Egress::probe().await.map_err(|error| lacks("no nftables", &error, "install the package nftables"))?;
-    BpfDriver::open(&BpfConfig::new(&config.bpf_dir)).map(drop).map_err(|error| {
+    let probe = || {
+        let (bpf, opened) = BpfDriver::open(&BpfConfig::new(&config.bpf_dir))?;
+        // A host that is refused afterwards keeps nothing of it.
+        if opened == Opened::Adopted { Ok(()) } else { bpf.remove_all() }
+    };
+    probe().map_err(|error| {
         lacks(
             "the data plane does not load",
             &error,
