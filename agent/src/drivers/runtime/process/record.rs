@@ -115,7 +115,7 @@ impl ProcessId {
     pub(super) fn open(self) -> io::Result<Option<std::os::fd::OwnedFd>> {
         let pidfd = match sys::pidfd_open(self.pid) {
             Ok(pidfd) => pidfd,
-            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(None),
+            Err(error) if error.raw_os_error().is_some_and(is_no_process) => return Ok(None),
             Err(error) => return Err(error),
         };
         // Checked after opening: from here on the descriptor can't change its meaning.
@@ -137,6 +137,12 @@ impl ProcessId {
             Err(error) => Err(error),
         }
     }
+}
+
+/// What `pidfd_open` says of a number that no process has (any more): nothing has it, or it is a thread's, which is
+/// also how a process looks in the middle of its end. (EINVAL before Linux 6.15.)
+const fn is_no_process(errno: i32) -> bool {
+    matches!(errno, nix::libc::ESRCH | nix::libc::ENOENT | nix::libc::EINVAL)
 }
 
 /// State and start time from `/proc/PID/stat`. The command in it may contain spaces and parentheses.
@@ -268,6 +274,16 @@ mod tests {
         let stat = "12 (a) Z 9 (x) S 1 12 12 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 0 0";
         assert_eq!(parse_stat(stat), Some(('S', 4711)));
         assert_eq!(parse_stat("12 (a"), None);
+    }
+
+    #[test]
+    fn a_number_that_is_a_threads_is_no_process() {
+        let thread = std::thread::spawn(|| {
+            let id = ProcessId::of(nix::unistd::gettid().as_raw()).expect("a thread");
+            assert!(id.open().expect("no error").is_none());
+            assert!(!id.signal(0).expect("no error"));
+        });
+        thread.join().expect("its assertions hold");
     }
 
     #[test]
