@@ -82,14 +82,25 @@ pub struct Node {
     /// Its addresses on the LAN.
     pub place: Place,
     programs: Programs,
+    cpu: Option<usize>,
     daemon: Option<Process>,
 }
 
 impl Node {
     /// Starts `shoald` on a host and waits until it answers on its socket.
     pub fn start(host: Host, place: Place, programs: &Programs) -> anyhow::Result<Self> {
+        Self::start_on(host, place, programs, None)
+    }
+
+    /// As [`Self::start`], the daemons (and tasks that don't choose otherwise) on one CPU only.
+    pub fn start_on(
+        host: Host,
+        place: Place,
+        programs: &Programs,
+        cpu: Option<usize>,
+    ) -> anyhow::Result<Self> {
         ensure_bpffs()?;
-        let mut node = Self { host, place, programs: programs.clone(), daemon: None };
+        let mut node = Self { host, place, programs: programs.clone(), cpu, daemon: None };
         node.start_daemon()?;
         Ok(node)
     }
@@ -138,8 +149,12 @@ impl Node {
 
     /// Starts `shoald` (again) and waits until it answers on its socket.
     pub fn start_daemon(&mut self) -> anyhow::Result<()> {
-        let mut run =
-            self.host.run(&self.programs.shoald).args(self.identity_flags()).args(["--log", "info"]);
+        let mut run = self
+            .host
+            .run(&self.programs.shoald)
+            .args(self.identity_flags())
+            .args(["--log", "info"])
+            .cpu(self.cpu);
         let settings = self.settings_file();
         if settings.exists() {
             run = run.args([Path::new("--config"), &settings]);

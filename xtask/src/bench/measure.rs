@@ -1,9 +1,11 @@
 //! One measurement of one path.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+use shoal_netns::wait_for;
 
 use super::path::Open;
 
@@ -65,6 +67,8 @@ impl Metric {
     }
 }
 
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// What makes the load, and where it runs.
 pub(crate) struct Loader {
     pub(crate) program: PathBuf,
@@ -98,9 +102,16 @@ fn throughput(load: &Loader, path: &Open<'_>, streams: u32, secs: f64) -> anyhow
     // iperf3 takes whole seconds.
     let line =
         format!("iperf3 -c {} -p {} -P {streams} -t {} -J", path.address, path.ports.iperf, secs.ceil());
-    let text = path.client.run_line(&line).cpu(load.cpu).stdout()?;
-    let report: Value = serde_json::from_str(&text).context("iperf3 printed no JSON")?;
-    Ok(number(&report["end"]["sum_received"], "bits_per_second")? / 1e9)
+    // The server takes one client at a time and needs a moment between two.
+    wait_for("iperf3 to measure", PATIENCE, || {
+        let output =
+            path.client.run_line(&line).cpu(load.cpu).output().map_err(|error| format!("{error:#}"))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let report: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+        let received = &report["end"]["sum_received"]["bits_per_second"];
+        received.as_f64().ok_or_else(|| report["error"].to_string())
+    })
+    .map(|bits| bits / 1e9)
 }
 
 fn number(report: &Value, field: &str) -> anyhow::Result<f64> {
