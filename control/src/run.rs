@@ -135,7 +135,27 @@ impl Running {
         if tokio::time::timeout(STOP_DEADLINE, closed).await.is_err() {
             tracing::warn!("connections are still open; stopping anyway");
         }
+        settle(&*self.raft).await;
         self.raft.shutdown().await;
+    }
+}
+
+/// Makes the state as it is the snapshot. The next start may be of another version: it goes on from what was decided
+/// instead of deciding old commands again by its own rules.
+async fn settle(raft: &dyn Consensus) {
+    let mut position = raft.position();
+    let applied = position.borrow().applied;
+    let saved = async {
+        raft.snapshot().await?;
+        let saved = position.wait_for(|now| now.snapshot >= applied).await;
+        saved.map(|now| now.snapshot).map_err(|e| ConsensusError::Stopped(e.to_string()))
+    };
+    match tokio::time::timeout(STOP_DEADLINE, saved).await {
+        Ok(Ok(index)) => tracing::info!(index, "the state is saved whole"),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the state is not saved whole; it is made from the log again")
+        }
+        Err(_) => tracing::warn!("the state was not saved whole in time; it is made from the log again"),
     }
 }
 

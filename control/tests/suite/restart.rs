@@ -136,6 +136,11 @@ async fn a_killed_manager_comes_back_with_everything_it_acknowledged() {
     assert_eq!(again.id, made.id, "a retry after the crash is applied once");
     assert_eq!(process.end(Signal::SIGTERM), Some(0));
     assert!(!dir.join("control.sock").exists(), "a clean stop takes the socket away");
+    let log = std::fs::read_to_string(dir.join("log")).expect("log");
+    assert!(
+        log.contains("the state is saved whole"),
+        "a clean stop leaves no log to be replayed by another version"
+    );
 
     // And without being asked to found.
     line.retain(|word| word != "--bootstrap");
