@@ -152,10 +152,8 @@ async fn settle(raft: &dyn Consensus) {
     };
     match tokio::time::timeout(STOP_DEADLINE, saved).await {
         Ok(Ok(index)) => tracing::info!(index, "the state is saved whole"),
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "the state is not saved whole; it is made from the log again")
-        }
-        Err(_) => tracing::warn!("the state was not saved whole in time; it is made from the log again"),
+        Ok(Err(error)) => tracing::warn!(%error, "the state is not saved whole"),
+        Err(_) => tracing::warn!("the state was not saved whole in time"),
     }
 }
 
