@@ -2,6 +2,7 @@
 
 mod mesh;
 mod names;
+mod reserved;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,9 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use shoal_plan::desired::HOST_SYSCTLS;
+use shoal_plan::desired::{HOST_SYSCTLS, RESERVED_PORTS};
 use shoal_plan::object::{Firewall, Object, Resolver, Sysctl};
-use shoal_plan::{Facts, IfName, Objects};
+use shoal_plan::{Facts, IfName, Key, Objects};
 use shoal_types::assignment::Assignment;
 use shoal_types::{NodeId, TaskId};
 
@@ -23,6 +24,8 @@ use crate::drivers::overlay::Overlay;
 use crate::facts::{self, EgressBook, EgressBookError};
 
 use names::ZoneCache;
+
+pub use reserved::{ReservedError, ReservedPorts};
 
 /// What went wrong with an object.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,9 @@ pub enum FacilityError {
     /// A task's resolver.
     #[error(transparent)]
     Dns(#[from] DnsError),
+    /// Reserved ports.
+    #[error(transparent)]
+    Reserved(#[from] ReservedError),
     /// The egress network.
     #[error(transparent)]
     EgressBook(#[from] EgressBookError),
@@ -74,6 +80,7 @@ pub struct HostFacility {
     bpf: BpfDriver,
     dns: DnsDriver,
     book: EgressBook,
+    reserved: ReservedPorts,
     data_addr: std::net::IpAddr,
     mtu: Option<u32>,
     writes: Writes,
@@ -95,6 +102,8 @@ pub struct Parts {
     pub dns: DnsDriver,
     /// Egress places.
     pub book: EgressBook,
+    /// Published ports among the reserved ones.
+    pub reserved: ReservedPorts,
     /// Source address of tunnel packets.
     pub data_addr: std::net::IpAddr,
     /// MTU of the way to the peers, if the operator knows better than the link.
@@ -106,13 +115,14 @@ pub struct Parts {
 impl HostFacility {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { overlay, egress, bpf, dns, book, data_addr, mtu, writes } = parts;
+        let Parts { overlay, egress, bpf, dns, book, reserved, data_addr, mtu, writes } = parts;
         Self {
             overlay,
             egress,
             bpf,
             dns,
             book,
+            reserved,
             data_addr,
             mtu,
             writes,
@@ -131,8 +141,9 @@ impl HostFacility {
     /// Takes the whole data plane out of the kernel.
     pub async fn tear_down(self) -> Result<(), FacilityError> {
         self.dns.shutdown().await;
+        let restored = self.reserved.restore();
         self.bpf.remove_all()?;
-        Ok(())
+        Ok(restored?)
     }
 
     async fn refresh_links(&mut self) -> Result<(), LinkError> {
@@ -148,6 +159,15 @@ impl HostFacility {
             self.refresh_links().await?;
         }
         self.links.index(name)
+    }
+
+    fn observe_reserved(&self, desired: &Objects) -> Result<Object, ReservedError> {
+        let wanted = match desired.get(&Key::Sysctl(RESERVED_PORTS.to_owned())) {
+            Some(Object::Sysctl(wanted)) => wanted.value.as_str(),
+            _ => "",
+        };
+        let value = self.reserved.observe(wanted)?;
+        Ok(Object::Sysctl(Sysctl { path: RESERVED_PORTS.to_owned(), value }))
     }
 
     fn set_sysctl(&self, sysctl: &Sysctl) -> Result<(), LinkError> {
@@ -197,6 +217,7 @@ impl Facility for HostFacility {
             self.firewall = self.egress.observe().await?;
         }
         let mut more: Vec<Object> = sysctls().collect();
+        more.push(self.observe_reserved(desired)?);
         more.extend(self.firewall.clone().map(Object::Firewall));
         mesh::observe(&self.bpf, &self.links, desired, &mut more)?;
         let serving = self.dns.observe();
@@ -208,6 +229,11 @@ impl Facility for HostFacility {
 
     async fn ensure(&mut self, object: &Object) -> Result<(), FacilityError> {
         match object {
+            Object::Sysctl(sysctl) if sysctl.path == RESERVED_PORTS => {
+                if self.reserved.ensure(&sysctl.value)? {
+                    self.writes.count();
+                }
+            }
             Object::Sysctl(sysctl) => self.set_sysctl(sysctl)?,
             Object::Firewall(firewall) => {
                 self.egress.ensure(firewall).await?;

@@ -14,10 +14,15 @@ use shoal_types::{EndpointId, MacAddr, NetworkId, TaskId};
 
 use crate::name::{IfName, Mark};
 use crate::object::{Bridge, Fdb, Firewall, Neighbor, Object, Objects, Sysctl, Vxlan};
+use crate::ports::{self, PortSet};
 
 /// Kernel parameters of the host that the mesh needs: packets of tasks are forwarded.
 pub const HOST_SYSCTLS: &[(&str, &str)] =
     &[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
+
+/// The kernel parameter with the ports that no connection of the host takes as its local one. As an object it is
+/// only about the published ones.
+pub const RESERVED_PORTS: &str = "net/ipv4/ip_local_reserved_ports";
 
 /// Bytes a VXLAN header adds over IPv4 and over IPv6.
 const VXLAN_OVERHEAD_V4: u32 = 50;
@@ -154,6 +159,9 @@ fn host(view: &View<'_>, out: &mut Vec<Object>) {
             .iter()
             .map(|(path, value)| Object::Sysctl(Sysctl { path: (*path).into(), value: (*value).into() })),
     );
+    let published: PortSet =
+        view.assignment.services().flat_map(|service| &service.ports).map(|port| port.published).collect();
+    out.push(Object::Sysctl(Sysctl { path: RESERVED_PORTS.into(), value: ports::format(&published) }));
     let egress = &view.facts.egress;
     out.push(Object::Firewall(Firewall {
         v4: egress.v4,

@@ -13,6 +13,7 @@ mod diff;
 pub mod name;
 pub mod object;
 mod phase;
+pub mod ports;
 
 pub use desired::{EgressFacts, Facts, Uplink};
 pub use diff::{Op, Plan, plan};

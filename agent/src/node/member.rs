@@ -22,7 +22,7 @@ use crate::drivers::overlay::Overlay;
 use crate::drivers::runtime::Runtime;
 use crate::drivers::runtime::process::ProcessRuntime;
 use crate::durable;
-use crate::facility::{HostFacility, Parts};
+use crate::facility::{HostFacility, Parts, ReservedPorts};
 use crate::facts::EgressBook;
 use crate::ledger::Ledger;
 use crate::netns::{Netlink, Netns, NetnsDir};
@@ -64,6 +64,7 @@ pub(super) fn facility(
         bpf,
         dns: DnsDriver::new(dns, DnsMetrics::default()),
         book: EgressBook::open(&config.agent_dir().join("egress.json"))?,
+        reserved: ReservedPorts::open(&config.agent_dir().join("reserved-ports"))?,
         data_addr,
         mtu: config.mtu,
         writes: stats.writes.clone(),

@@ -12,6 +12,9 @@ use crate::harness::{
     web,
 };
 
+/// Ports that no connection of the host takes as its local one.
+const RESERVED: &str = "ipv4/ip_local_reserved_ports";
+
 pub(crate) const SCENARIOS: &[Scenario] = &[
     ("every_node_answers_and_the_task_sees_the_client", every_node_answers),
     ("nodes_without_a_replica_answer_too", one_replica),
@@ -104,8 +107,20 @@ fn large_payloads(swarm: &mut Swarm) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Waits until a node's own connections keep away from exactly these ports.
+fn reserved(node: &Node, ports: &str) -> anyhow::Result<()> {
+    wait_for(&format!("{} to reserve '{ports}'", node.name()), PATIENCE, || {
+        let found = node.host.read_sysctl(RESERVED).map_err(|error| format!("{error:#}"))?;
+        if found.trim() == ports { Ok(()) } else { Err(found) }
+    })
+}
+
 fn unpublish(swarm: &mut Swarm) -> anyhow::Result<()> {
+    // An operator's own stay whatever is published.
+    swarm.nodes[0].host.sysctl(RESERVED, "8082-8083,9000\n")?;
     web(swarm, 2)?;
+    reserved(&swarm.nodes[0], "8080-8083,9000")?;
+    reserved(&swarm.nodes[2], "8080-8082")?;
     let address = swarm.nodes[1].place.v4.into();
     ask_node(swarm, address, PUBLISHED_WHOAMI, false, 5)?.complete()?;
     let port = format!("{PUBLISHED_WHOAMI}");
@@ -122,7 +137,12 @@ fn unpublish(swarm: &mut Swarm) -> anyhow::Result<()> {
     })?;
     let target = SocketAddr::new(address, PUBLISHED_ECHO).to_string();
     swarm.client.run(&swarm.programs.load).args(["rr", "--target", &target, "--secs", "0.2"]).stdout()?;
-    Ok(())
+    reserved(&swarm.nodes[0], "8081-8083,9000")?;
+    reserved(&swarm.nodes[2], "8081-8082")?;
+    swarm.manager().shoal(&["--yes", "service", "rm", "web"])?;
+    reserved(&swarm.nodes[0], "8082-8083,9000")?;
+    reserved(&swarm.nodes[2], "")?;
+    swarm.nodes[0].host.sysctl(RESERVED, "\n")
 }
 
 fn global(swarm: &mut Swarm) -> anyhow::Result<()> {

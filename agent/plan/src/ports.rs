@@ -1,0 +1,65 @@
+//! Sets of ports, as the kernel writes them: `80,8000-8100`.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+/// Ports.
+pub type PortSet = BTreeSet<u16>;
+
+/// Reads a set. What is no port and no range is left out.
+pub fn parse(text: &str) -> PortSet {
+    let port = |text: &str| text.trim().parse::<u16>().ok();
+    text.split(',')
+        .filter_map(|item| match item.split_once('-') {
+            Some((first, last)) => Some(port(first)?..=port(last)?),
+            None => port(item).map(|port| port..=port),
+        })
+        .flatten()
+        .collect()
+}
+
+/// Writes a set, neighbors as ranges.
+pub fn format(ports: &PortSet) -> String {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for port in ports {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(*port) => *last = *port,
+            _ => ranges.push((*port, *port)),
+        }
+    }
+    let mut text = String::new();
+    for (first, last) in ranges {
+        let comma = if text.is_empty() { "" } else { "," };
+        // Writing to a String cannot fail.
+        let _written = if first == last {
+            write!(text, "{comma}{first}")
+        } else {
+            write!(text, "{comma}{first}-{last}")
+        };
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_and_written_as_the_kernel_does() {
+        for text in ["", "80", "80,8000-8100", "1-2,65535", "0-65535"] {
+            assert_eq!(format(&parse(text)), text);
+        }
+        assert_eq!(parse("80,8000-8002\n"), PortSet::from([80, 8000, 8001, 8002]));
+        assert_eq!(format(&PortSet::from([3, 1, 2, 5])), "1-3,5");
+        assert_eq!(parse("x,9-3,-,7"), PortSet::from([7]));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(ports in prop::collection::btree_set(any::<u16>(), 0..200)) {
+            prop_assert_eq!(parse(&format(&ports)), ports);
+        }
+    }
+}
