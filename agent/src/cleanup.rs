@@ -18,7 +18,7 @@ use crate::drivers::overlay::Overlay;
 use crate::drivers::runtime::Runtime;
 use crate::drivers::runtime::process::{ProcessConfig, ProcessRuntime};
 use crate::durable;
-use crate::facility::{Facility, HostFacility, Parts, ReservedPorts};
+use crate::facility::{Facility, FormerValues, HostFacility, Parts, ReservedPorts};
 use crate::facts::EgressBook;
 use crate::netns::{Netns, NetnsDir};
 use crate::reconciler::chain;
@@ -112,6 +112,7 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
             dns: DnsDriver::new(DnsConfig::default(), DnsMetrics::default()),
             book: EgressBook::open(&config.agent_dir().join("egress.json"))?,
             reserved: ReservedPorts::open(&config.agent_dir().join("reserved-ports"))?,
+            former: FormerValues::open(&config.agent_dir().join("former.json"))?,
             data_addr: std::net::Ipv4Addr::UNSPECIFIED.into(),
             mtu: None,
             writes: Writes::default(),

@@ -1,5 +1,6 @@
 //! All that the reconciler changes on a node, tasks aside, behind one narrow trait: observe, ensure, remove.
 
+mod former;
 mod mesh;
 mod names;
 mod reserved;
@@ -25,6 +26,7 @@ use crate::facts::{self, EgressBook, EgressBookError};
 
 use names::ZoneCache;
 
+pub use former::{FormerError, FormerValues};
 pub use reserved::{ReservedError, ReservedPorts};
 
 /// What went wrong with an object.
@@ -42,6 +44,9 @@ pub enum FacilityError {
     /// A task's resolver.
     #[error(transparent)]
     Dns(#[from] DnsError),
+    /// Kernel parameters.
+    #[error(transparent)]
+    Former(#[from] FormerError),
     /// Reserved ports.
     #[error(transparent)]
     Reserved(#[from] ReservedError),
@@ -81,6 +86,7 @@ pub struct HostFacility {
     dns: DnsDriver,
     book: EgressBook,
     reserved: ReservedPorts,
+    former: FormerValues,
     data_addr: std::net::IpAddr,
     mtu: Option<u32>,
     writes: Writes,
@@ -104,6 +110,8 @@ pub struct Parts {
     pub book: EgressBook,
     /// Published ports among the reserved ones.
     pub reserved: ReservedPorts,
+    /// Kernel parameters as they were.
+    pub former: FormerValues,
     /// Source address of tunnel packets.
     pub data_addr: std::net::IpAddr,
     /// MTU of the way to the peers, if the operator knows better than the link.
@@ -115,7 +123,7 @@ pub struct Parts {
 impl HostFacility {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { overlay, egress, bpf, dns, book, reserved, data_addr, mtu, writes } = parts;
+        let Parts { overlay, egress, bpf, dns, book, reserved, former, data_addr, mtu, writes } = parts;
         Self {
             overlay,
             egress,
@@ -123,6 +131,7 @@ impl HostFacility {
             dns,
             book,
             reserved,
+            former,
             data_addr,
             mtu,
             writes,
@@ -141,9 +150,10 @@ impl HostFacility {
     /// Takes the whole data plane out of the kernel.
     pub async fn tear_down(self) -> Result<(), FacilityError> {
         self.dns.shutdown().await;
-        let restored = self.reserved.restore();
+        let (reserved, former) = (self.reserved.restore(), self.former.restore());
         self.bpf.remove_all()?;
-        Ok(restored?)
+        reserved?;
+        Ok(former?)
     }
 
     async fn refresh_links(&mut self) -> Result<(), LinkError> {
@@ -168,17 +178,6 @@ impl HostFacility {
         };
         let value = self.reserved.observe(wanted)?;
         Ok(Object::Sysctl(Sysctl { path: RESERVED_PORTS.to_owned(), value }))
-    }
-
-    fn set_sysctl(&self, sysctl: &Sysctl) -> Result<(), LinkError> {
-        let path = Path::new("/proc/sys").join(&sysctl.path);
-        fs::write(&path, &sysctl.value).map_err(|source| LinkError::File {
-            action: "write",
-            path,
-            source,
-        })?;
-        self.writes.count();
-        Ok(())
     }
 }
 
@@ -234,7 +233,10 @@ impl Facility for HostFacility {
                     self.writes.count();
                 }
             }
-            Object::Sysctl(sysctl) => self.set_sysctl(sysctl)?,
+            Object::Sysctl(sysctl) => {
+                self.former.set(&sysctl.path, &sysctl.value)?;
+                self.writes.count();
+            }
             Object::Firewall(firewall) => {
                 self.egress.ensure(firewall).await?;
                 self.firewall = Some(firewall.clone());

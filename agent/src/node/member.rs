@@ -22,7 +22,7 @@ use crate::drivers::overlay::Overlay;
 use crate::drivers::runtime::Runtime;
 use crate::drivers::runtime::process::ProcessRuntime;
 use crate::durable;
-use crate::facility::{HostFacility, Parts, ReservedPorts};
+use crate::facility::{FormerValues, HostFacility, Parts, ReservedPorts};
 use crate::facts::EgressBook;
 use crate::ledger::Ledger;
 use crate::netns::{Netlink, Netns, NetnsDir};
@@ -65,6 +65,7 @@ pub(super) fn facility(
         dns: DnsDriver::new(dns, DnsMetrics::default()),
         book: EgressBook::open(&config.agent_dir().join("egress.json"))?,
         reserved: ReservedPorts::open(&config.agent_dir().join("reserved-ports"))?,
+        former: FormerValues::open(&config.agent_dir().join("former.json"))?,
         data_addr,
         mtu: config.mtu,
         writes: stats.writes.clone(),

@@ -84,6 +84,7 @@ pub struct Node {
     programs: Programs,
     cpu: Option<usize>,
     daemon: Option<Process>,
+    parameters: Vec<String>,
 }
 
 impl Node {
@@ -100,9 +101,26 @@ impl Node {
         cpu: Option<usize>,
     ) -> anyhow::Result<Self> {
         ensure_bpffs()?;
-        let mut node = Self { host, place, programs: programs.clone(), cpu, daemon: None };
+        let programs = programs.clone();
+        let mut node = Self { host, place, programs, cpu, daemon: None, parameters: Vec::new() };
+        node.parameters = node.kernel_parameters()?;
         node.start_daemon()?;
         Ok(node)
+    }
+
+    /// Kernel parameters of the host that `shoald` changes.
+    fn kernel_parameters(&self) -> anyhow::Result<Vec<String>> {
+        ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/ip_local_reserved_ports"]
+            .iter()
+            .map(|path| Ok(format!("{path} = {}", self.host.read_sysctl(path)?.trim())))
+            .collect()
+    }
+
+    /// Fails unless all of them are as they were before the first start.
+    pub fn ensure_parameters_restored(&self) -> anyhow::Result<()> {
+        let now = self.kernel_parameters()?;
+        ensure!(now == self.parameters, "{}: {:?} became {now:?}", self.name(), self.parameters);
+        Ok(())
     }
 
     /// The node's name in the swarm.

@@ -131,6 +131,7 @@ fn node_residue(node: &Node) -> anyhow::Result<()> {
         .filter(|line| line.contains("shb-") || line.contains("shx-") || line.contains("shv-"))
         .collect();
     ensure!(stray.is_empty(), "links left on {}: {stray:?}", node.name());
+    node.ensure_parameters_restored()?;
     ensure!(!node.bpf_dir().exists(), "pins left on {}", node.name());
     let pids = node.host.pids();
     ensure!(pids.is_empty(), "processes left on {}: {pids:?}", node.name());
