@@ -182,12 +182,16 @@ fn apt_has_packages() -> bool {
     known() || (succeeds(Command::new("apt-get").args(["update", "-q"])) && known())
 }
 
+/// Lists may be known and old: what they name is gone from the archive then, and fresh ones help.
 fn install_packages() -> Result<()> {
-    let mut apt = Command::new("apt-get");
-    apt.env("DEBIAN_FRONTEND", "noninteractive");
-    apt.args(["install", "-y", "-q", "--no-install-recommends"]).args(DEBIAN_PACKAGES);
+    let install = || {
+        let mut apt = Command::new("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive");
+        apt.args(["install", "-y", "-q", "--no-install-recommends"]).args(DEBIAN_PACKAGES);
+        succeeds(&mut apt)
+    };
     ensure!(
-        succeeds(&mut apt),
+        install() || (succeeds(Command::new("apt-get").args(["update", "-q"])) && install()),
         "`apt-get install {}` failed; it needs root and the Debian security archive",
         DEBIAN_PACKAGES.join(" ")
     );

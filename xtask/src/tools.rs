@@ -26,9 +26,13 @@ pub(crate) const DEMO: [Tool; 5] = [
     tool("dig", "bind9-dnsutils"),
     tool("nft", "nftables"),
 ];
-/// What scenarios look with.
-pub(crate) const SCENARIOS: [Tool; 3] =
-    [tool("conntrack", "conntrack"), tool("dig", "bind9-dnsutils"), tool("nft", "nftables")];
+/// What scenarios look with, and tasks of tests are written in.
+pub(crate) const SCENARIOS: [Tool; 4] = [
+    tool("conntrack", "conntrack"),
+    tool("dig", "bind9-dnsutils"),
+    tool("nft", "nftables"),
+    tool("python3", "python3"),
+];
 /// What the mesh is measured against, and with.
 pub(crate) const BENCH: [Tool; 3] =
     [tool("nft", "nftables"), tool("haproxy", "haproxy"), tool("iperf3", "iperf3")];
