@@ -139,6 +139,8 @@ fn assignment(own: u8, tasks: bool) -> Assignment {
         node: node(own),
         node_name: label(format!("n{own}")),
         router: at(own + 1, 0),
+        lb_engine: shoal_types::LbEngine::Auto,
+        direct: shoal_types::DirectRouting::Off,
     })];
     for n in 0..2 {
         objects.push(Assigned::Network(AssignedNetwork {

@@ -120,6 +120,8 @@ fn assignment(runs: &[Run]) -> Assignment {
         node: node(0),
         node_name: name("n0"),
         router: attachment(1, 0),
+        lb_engine: shoal_types::LbEngine::Auto,
+        direct: shoal_types::DirectRouting::Off,
     })];
     for n in 0..3_u8 {
         objects.push(Assigned::Member(Member {
@@ -149,6 +151,7 @@ fn assignment(runs: &[Run]) -> Assignment {
                 published: 8000 + u16::from(n),
                 target: 80,
             }],
+            lb: shoal_types::LbPolicy::Auto,
         }));
     }
     for (number, run) in runs.iter().enumerate() {

@@ -199,6 +199,8 @@ fn assigned(generation: u64, desired: Option<DesiredState>) -> Assignment {
             node: node(),
             node_name: "n1".parse().expect("a label"),
             router: at(1),
+            lb_engine: shoal_types::LbEngine::Auto,
+            direct: shoal_types::DirectRouting::Off,
         }),
         Assigned::Network(AssignedNetwork {
             id: NetworkId::from_entropy(1 << 100),

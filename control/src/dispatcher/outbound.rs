@@ -61,6 +61,7 @@ mod tests {
             name: "web".parse().expect("literal"),
             vips: Vec::<assignment::Vip>::new(),
             ports: (1..=ports).map(port).collect(),
+            lb: shoal_types::LbPolicy::Auto,
         })
     }
 

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId};
+use crate::lb::{DirectRouting, LbEngine, LbPolicy};
 use crate::net::{DualAddr, DualNet, EndpointId, MacAddr, PublishedPort, ServiceIndex, Vni};
 use crate::object::{Attachment, DesiredState, Generation, Slot};
 use crate::spec::TaskSpec;
@@ -75,6 +76,10 @@ pub struct ClusterView {
     pub node_name: Name,
     /// Its router endpoint in the ingress network.
     pub router: Attachment,
+    /// What balances, unless the node's own settings say otherwise.
+    pub lb_engine: LbEngine,
+    /// Whether virtual IPs stand on the loopbacks of tasks.
+    pub direct: DirectRouting,
 }
 
 /// A node of the swarm as its peers see it.
@@ -148,6 +153,8 @@ pub struct AssignedService {
     pub vips: Vec<Vip>,
     /// Published ports; every node has all of them.
     pub ports: Vec<PublishedPort>,
+    /// How new flows are spread.
+    pub lb: LbPolicy,
 }
 
 /// A service's virtual IP in one network.

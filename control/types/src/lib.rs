@@ -8,6 +8,7 @@
 pub mod assignment;
 pub mod error;
 pub mod id;
+pub mod lb;
 pub mod net;
 pub mod object;
 pub mod pki;
@@ -16,5 +17,6 @@ pub mod token;
 
 pub use error::ErrorCode;
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId, TokenId};
+pub use lb::{DirectRouting, LbEngine, LbPolicy};
 pub use net::{DualAddr, DualNet, EndpointId, MacAddr, Protocol, PublishedPort, ServiceIndex, Vni};
 pub use object::{Generation, Timestamp};

@@ -9,7 +9,7 @@ use shoal_types::object::Generation;
 use shoal_types::{DualNet, EndpointId, ServiceIndex, Vni};
 
 use super::WireError;
-use super::base::{attachment, attachment_to, field, port, required};
+use super::base::{attachment, attachment_to, field, port, required, word};
 use crate::pb;
 use crate::pb::assignment_key::Key;
 use crate::pb::assignment_object::Object as Wire;
@@ -64,6 +64,8 @@ fn cluster(c: &pb::ClusterView) -> Result<ClusterView, WireError> {
         node: field("node", &c.node)?,
         node_name: field("node_name", &c.node_name)?,
         router: attachment(required("router", c.router.as_ref())?)?,
+        lb_engine: word("lb_engine", &c.lb_engine)?,
+        direct: word("direct", &c.direct)?,
     })
 }
 
@@ -115,6 +117,7 @@ fn service(s: pb::AssignedService) -> Result<AssignedService, WireError> {
         name: field("name", &s.name)?,
         vips: s.vips.iter().map(vip).collect::<Result<_, _>>()?,
         ports: s.ports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        lb: word("lb", &s.lb)?,
     })
 }
 
@@ -141,6 +144,8 @@ impl From<&Object> for pb::AssignmentObject {
                 node: c.node.to_string(),
                 node_name: c.node_name.to_string(),
                 router: Some(attachment_to(&c.router)),
+                lb_engine: c.lb_engine.to_string(),
+                direct: c.direct.to_string(),
             }),
             Object::Member(m) => Wire::Member(pb::Member {
                 node: m.node.to_string(),
@@ -195,6 +200,7 @@ fn service_to(s: &AssignedService) -> pb::AssignedService {
             })
             .collect(),
         ports: s.ports.iter().copied().map(Into::into).collect(),
+        lb: s.lb.to_string(),
     }
 }
 

@@ -24,6 +24,14 @@ where
     })
 }
 
+/// A field that older peers leave out, where it has a default.
+pub fn word<T: FromStr + Default>(name: &str, text: &str) -> Result<T, WireError>
+where
+    T::Err: Display,
+{
+    if text.is_empty() { Ok(T::default()) } else { field(name, text) }
+}
+
 /// A message field that proto3 cannot mark as required.
 pub fn required<T>(name: &str, value: Option<T>) -> Result<T, WireError> {
     value.ok_or_else(|| WireError::new(name, "missing"))
