@@ -25,7 +25,7 @@ where
 }
 
 /// A field that older peers leave out, where it has a default.
-pub fn word<T: FromStr + Default>(name: &str, text: &str) -> Result<T, WireError>
+pub(super) fn word<T: FromStr + Default>(name: &str, text: &str) -> Result<T, WireError>
 where
     T::Err: Display,
 {
