@@ -13,10 +13,10 @@ use aya::programs::{SchedClassifier, TestRunOptions};
 use shoal_agent::drivers::bpf::{BpfDriver, ServiceSpec};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
-use shoal_ebpf_common::maglev::Member;
+use shoal_ebpf_common::maglev::{Member, Policy};
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
-    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
 };
 
 use fixture::Plane;
@@ -51,9 +51,9 @@ impl World for Kernel {
     fn remove_port(&mut self, key: PortKey) {
         assert!(self.driver().ports.remove(&key).expect("remove a port"));
     }
-    fn set_service(&mut self, id: u64, endpoints: &[u64]) {
+    fn set_policy(&mut self, id: u64, endpoints: &[u64], policy: Policy) {
         let members = endpoints.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect();
-        self.driver().upsert_service(id, &ServiceSpec::new(7, members)).expect("set a service");
+        self.driver().upsert_service(id, &ServiceSpec::new(7, policy, members)).expect("set a service");
     }
     fn set_endpoint(&mut self, id: u64, value: EndpointVal) {
         self.driver().endpoints.upsert(&id, &value).expect("set an endpoint");
@@ -78,6 +78,9 @@ impl World for Kernel {
     }
     fn set_vip(&mut self, key: VipKey, value: VipVal) {
         self.driver().vips.upsert(&key, &value).expect("set a virtual IP");
+    }
+    fn set_balancer_if(&mut self, ifindex: u32, value: BalancerIf) {
+        self.driver().balancer_ifs.upsert(&ifindex, &value).expect("set a balancer's leg");
     }
     fn flow(&self, key: &FlowKey) -> Option<FlowVal> {
         self.0.opened().flows().expect("list flows").get(key).copied()
@@ -105,7 +108,7 @@ impl World for Kernel {
             TC_ACT_REDIRECT => Action::Redirect,
             other => panic!("unexpected verdict {other}"),
         };
-        Run { action, bytes, out: None }
+        Run { action, bytes, out: None, mark: None }
     }
 }
 

@@ -1,9 +1,18 @@
 //! Kernel helpers that aya has no wrappers for.
 
-use core::ptr;
+use core::{mem, ptr};
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
+use aya_ebpf::helpers::generated::{
+    bpf_check_mtu, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+};
+use shoal_ebpf_common::packet::Header;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// The answers of `bpf_fib_lookup` that name a device: found, without a neighbor yet, too large for its MTU
+/// (`linux/bpf.h`; the device is named in all three since Linux 5.10).
+const ROUTED: [i64; 3] = [0, 7, 8];
 
 /// Sends the packet out of a device with the Ethernet header it has. Returns the program's verdict.
 #[inline(always)]
@@ -24,6 +33,30 @@ pub fn redirect_peer(ifindex: u32) -> i32 {
 pub fn redirect_neigh(ifindex: u32) -> i32 {
     // SAFETY: a null pointer of length 0 makes the kernel look the next hop up itself.
     unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// The device by which the kernel would forward a packet that came in by `ifindex`.
+#[inline(always)]
+pub fn route(skb: *mut __sk_buff, ifindex: u32, header: &Header) -> Option<u32> {
+    // SAFETY: all zeroes is a valid value of this C structure of numbers.
+    let mut params: FibLookup = unsafe { mem::zeroed() };
+    params.ifindex = ifindex;
+    params.l4_protocol = header.proto;
+    params.sport = header.sport.to_be();
+    params.dport = header.dport.to_be();
+    if header.v4 {
+        params.family = AF_INET;
+        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(header.src.v4_octets());
+        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(header.dst.v4_octets());
+    } else {
+        params.family = AF_INET6;
+        params.__bindgen_anon_3.ipv6_src = header.src.words();
+        params.__bindgen_anon_4.ipv6_dst = header.dst.words();
+    }
+    let size = mem::size_of::<FibLookup>() as i32;
+    // SAFETY: the context is the program's own, and the helper reads and writes the structure of the size it is given.
+    let answer = unsafe { bpf_fib_lookup(skb as *mut _, &mut params, size, 0) };
+    if ROUTED.contains(&answer) { Some(params.ifindex) } else { None }
 }
 
 /// The MTU of a device: what an IP packet may have.

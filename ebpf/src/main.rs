@@ -13,7 +13,7 @@ use aya_ebpf::programs::TcContext;
 use shoal_ebpf_common::reason::{Event, Program, Reason};
 use shoal_ebpf_common::rewrite;
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{mesh, overlay, task};
+use shoal_ebpf_common::{balancer, mesh, overlay, task};
 
 use crate::maps::Kernel;
 use crate::skb::Skb;
@@ -43,6 +43,24 @@ pub fn task_tx(ctx: TcContext) -> i32 {
     let Some(work) = maps::work(Program::TaskTx) else { return TC_ACT_SHOT };
     let verdict = task::decide(&skb, &Kernel, skb.ifindex(), work);
     carry_out(&mut skb, Program::TaskTx, verdict, work)
+}
+
+/// Ingress of the host side of each balancer's leg into its network.
+#[classifier]
+pub fn balancer_tx(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    let Some(work) = maps::work(Program::BalancerTx) else { return TC_ACT_SHOT };
+    let verdict = balancer::to_network(&skb, &Kernel, skb.ifindex(), work);
+    carry_out(&mut skb, Program::BalancerTx, verdict, work)
+}
+
+/// Ingress of the host side of the gate: what the balancer of published ports sends to clients.
+#[classifier]
+pub fn gate_tx(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    let Some(work) = maps::work(Program::GateTx) else { return TC_ACT_SHOT };
+    let verdict = balancer::to_client(&skb, &Kernel, work);
+    carry_out(&mut skb, Program::GateTx, verdict, work)
 }
 
 #[inline(always)]
@@ -85,12 +103,24 @@ fn send(skb: &mut Skb, program: Program, work: &Work) -> i32 {
     match work.forward.out {
         Out::Peer(ifindex) => {
             // The frame came to a device with another address, so the kernel took it for somebody else's.
-            skb.mark_for_host();
+            skb.claim_for_host();
+            skb.set_mark(work.mark);
             helpers::redirect_peer(ifindex)
         }
         Out::Device(ifindex) => helpers::redirect(ifindex),
         Out::Neighbor(ifindex) => helpers::redirect_neigh(ifindex),
+        Out::Route => match skb.route(&work.header) {
+            Some(ifindex) => helpers::redirect_neigh(ifindex),
+            None => no_route(),
+        },
     }
+}
+
+/// The packet was counted as forwarded: it is not, after all.
+#[inline(always)]
+fn no_route() -> i32 {
+    maps::count_drop(Reason::NoRoute);
+    TC_ACT_SHOT
 }
 
 #[inline(always)]

@@ -8,7 +8,7 @@ use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
-    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
 };
 use shoal_ebpf_common::verdict::Work;
 
@@ -37,6 +37,8 @@ static LOCAL_ADDRS: HashMap<Addr, u32> = HashMap::pinned(4_096, SPARSE);
 static TASK_IFS: HashMap<u32, TaskIf> = HashMap::pinned(16_384, SPARSE);
 #[map]
 static VIPS: HashMap<VipKey, VipVal> = HashMap::pinned(65_536, SPARSE);
+#[map]
+static BALANCER_IFS: HashMap<u32, BalancerIf> = HashMap::pinned(16_384, SPARSE);
 #[map]
 static FLOWS: LruHashMap<FlowKey, FlowVal> = LruHashMap::pinned(1 << 18, 0);
 #[map]
@@ -130,6 +132,11 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn balancer_if(&self, ifindex: u32) -> Option<&BalancerIf> {
+        lookup!(BALANCER_IFS, &ifindex)
+    }
+
+    #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<&FlowVal> {
         lookup!(FLOWS, key)
     }
@@ -149,6 +156,11 @@ impl Tables for Kernel {
     #[inline(always)]
     fn set_reply(&self, key: &FlowKey, value: &ReplyVal) {
         let _ = REPLIES.insert(key, value, 0);
+    }
+
+    #[inline(always)]
+    fn connections(&self, service: u64) -> u64 {
+        lookup!(CONNECTIONS, &service).copied().unwrap_or(0)
     }
 
     #[inline(always)]

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
     bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use shoal_ebpf_common::packet::Packet;
+use shoal_ebpf_common::packet::{Header, Packet};
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 
 use crate::helpers;
@@ -41,9 +41,22 @@ impl Skb {
         helpers::mtu(self.raw, ifindex)
     }
 
+    /// The device by which the kernel would forward the packet.
+    #[inline(always)]
+    pub fn route(&self, header: &Header) -> Option<u32> {
+        helpers::route(self.raw, self.ifindex(), header)
+    }
+
+    /// Sets the packet's mark, which it keeps on its way into another namespace.
+    #[inline(always)]
+    pub fn set_mark(&self, mark: u32) {
+        // SAFETY: the context is valid, and the mark is one of the fields a classifier may write.
+        unsafe { (*self.raw).mark = mark };
+    }
+
     /// Makes the receiving stack take the packet for its own.
     #[inline(always)]
-    pub fn mark_for_host(&self) {
+    pub fn claim_for_host(&self) {
         // SAFETY: the context is valid. It fails only for packets that are not being received.
         unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
     }

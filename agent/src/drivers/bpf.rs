@@ -4,12 +4,12 @@
 //! [`BpfDriver::attached`]), decides, and calls `upsert`/`remove`/`attach`/`detach`, which write only differences
 //! and say whether they wrote. Everything stays in the kernel when the driver is dropped.
 //!
-//! Layout of the directory, for ABI 1:
+//! Layout of the directory, for ABI 2:
 //!
 //! ```text
-//! <dir>/gen-1/maps/<MAP>                  maps, by name
-//! <dir>/gen-1/progs-<hash>/<program>      programs; <hash> is of the embedded object
-//! <dir>/gen-1/links/<program>@<ifindex>   TCX links (or, on clsact, the attached program as a mark)
+//! <dir>/gen-2/maps/<MAP>                  maps, by name
+//! <dir>/gen-2/progs-<hash>/<program>      programs; <hash> is of the embedded object
+//! <dir>/gen-2/links/<program>@<ifindex>   TCX links (or, on clsact, the attached program as a mark)
 //! ```
 //!
 //! Interface indices and names are those of the calling thread's network namespace.
@@ -31,7 +31,7 @@ use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
-    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
 };
 
 pub use attach::Attachment;
@@ -175,6 +175,8 @@ pub struct BpfDriver {
     pub task_ifs: Table<u32, TaskIf>,
     /// Virtual IPs.
     pub vips: Table<VipKey, VipVal>,
+    /// Legs of balancers into their networks, by the host side's interface index.
+    pub balancer_ifs: Table<u32, BalancerIf>,
     pub(crate) services: Table<u64, ServiceVal>,
     pub(crate) flows: Table<FlowKey, FlowVal>,
     pub(crate) replies: Table<FlowKey, ReplyVal>,

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use shoal_agent::drivers::bpf::{Attachment, Opened, Program, ServiceSpec};
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
-use shoal_ebpf_common::maglev::Member;
+use shoal_ebpf_common::maglev::{Member, Policy};
 use shoal_ebpf_common::reason::{Event, Reason};
 use shoal_ebpf_common::values::{EndpointVal, PortVal};
 
@@ -17,7 +17,7 @@ use super::support::packet::{Segment, TCP, UDP};
 use super::support::world::{self, Action, LOCAL, REMOTE, SERVICE, V4, World};
 
 fn service(endpoints: &[u64]) -> ServiceSpec {
-    ServiceSpec::new(7, endpoints.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect())
+    ServiceSpec::new(7, Policy::Flow, endpoints.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect())
 }
 
 #[test]

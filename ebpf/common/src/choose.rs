@@ -5,7 +5,10 @@ use crate::keys::{FlowKey, Mac, same_mac};
 use crate::maglev;
 use crate::packet::{TCP, UDP, reply_key};
 use crate::tables::Tables;
-use crate::values::{EndpointVal, FlowVal, REPLY_RESTORE, REPLY_STEER, ReplyVal};
+use crate::values::{
+    BALANCED, EndpointVal, FlowVal, POLICY_SOURCE, POLICY_TURN, REPLY_RESTORE, REPLY_STEER, ReplyVal,
+    ServiceVal,
+};
 use crate::verdict::Work;
 
 /// Slots tried before a service counts as having no endpoint. More than one only helps while the agent is between
@@ -30,6 +33,8 @@ pub struct Choice<'a> {
 pub enum Known<'a> {
     /// Its flow goes on to its endpoint.
     Flow(&'a FlowVal, &'a EndpointVal),
+    /// A balancer knows its endpoint.
+    Balanced(&'a FlowVal),
     /// Its flow's endpoint is gone, and with it the connection.
     Gone,
     /// It needs an endpoint.
@@ -47,6 +52,9 @@ pub fn known<'a, T: Tables>(tables: &'a T, work: &Work) -> Known<'a> {
         return Known::New;
     }
     let Some(flow) = tables.flow(&work.key) else { return Known::New };
+    if flow.endpoint == BALANCED {
+        return Known::Balanced(flow);
+    }
     match tables.endpoint(flow.endpoint) {
         Some(endpoint) => Known::Flow(flow, endpoint),
         None if work.header.proto == TCP => Known::Gone,
@@ -54,7 +62,7 @@ pub fn known<'a, T: Tables>(tables: &'a T, work: &Work) -> Known<'a> {
     }
 }
 
-/// Chooses an endpoint of a service for a flow: the one it has if that still takes new flows, else by the Maglev
+/// Chooses an endpoint of a service for a flow: the one it has if that still takes new flows, else by the service's
 /// table. `avoid` is the address of a task that is the client itself.
 #[inline(always)]
 pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &Mac) -> Option<Choice<'a>> {
@@ -71,7 +79,7 @@ pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &M
     if len == 0 {
         return None;
     }
-    let first = maglev::slot(hash::flow(&work.key, table.seed), len);
+    let first = first_slot(tables, service, table, work);
     for probe in 0..PROBES {
         let slot = first + probe;
         let slot = if slot >= len { slot - len } else { slot };
@@ -83,6 +91,22 @@ pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &M
         }
     }
     None
+}
+
+/// Where the search begins, by the service's policy.
+#[inline(always)]
+fn first_slot<T: Tables>(tables: &T, service: u64, table: &ServiceVal, work: &Work) -> u32 {
+    let (key, seed) = (&work.key, table.seed);
+    let hash = match table.policy {
+        // A connection that is under way elsewhere has no turn: nothing tells whose it was.
+        POLICY_TURN if work.header.proto != TCP || work.header.is_syn() => {
+            // Its low half is as good as all of it, and divided by one instruction.
+            return (tables.connections(service) & 0xffff_ffff) as u32 % table.len.max(1);
+        }
+        POLICY_SOURCE => hash::source(key, seed),
+        _ => hash::flow(key, seed),
+    };
+    maglev::slot(hash, table.len)
 }
 
 #[inline(always)]

@@ -89,7 +89,7 @@ pub fn check_ip<P: Packet>(packet: &P, task: &TaskIf, header: &Header) -> Result
 
 #[inline(always)]
 fn check_ipv4<P: Packet>(packet: &P, task: &TaskIf, header: &Header) -> Result<(), Reason> {
-    if header.src != task.ip4 {
+    if header.src != task.ip4 && !is_vip(&header.src, &task.vip_ip4) {
         return Err(Reason::SpoofedIpv4);
     }
     if matches!(header.fragment, Fragment::Later) {
@@ -144,7 +144,7 @@ fn check_nd<P: Packet>(packet: &P, task: &TaskIf, header: &Header, kind: u8) -> 
     }
     let Some(message) = packet.load::<24>(header.l4) else { return Err(Reason::Malformed) };
     let target = Addr::v6(sixteen(&message, 8));
-    if kind == ND_ADVERTISEMENT && !is_own(task, &target) {
+    if kind == ND_ADVERTISEMENT && !has(task, &target) {
         return Err(Reason::SpoofedNd);
     }
     if header.end <= header.l4 + ND_LEN {
@@ -175,10 +175,22 @@ pub fn solicited<P: Packet>(packet: &P, header: &Header) -> Option<Addr> {
     (message[0] == ND_SOLICITATION).then(|| Addr::v6(sixteen(&message, 8)))
 }
 
-/// Whether an IPv6 address is the task's: assigned, or link-local from its Ethernet address.
+/// Whether a task may send from an IPv6 address.
 #[inline(always)]
 fn is_own(task: &TaskIf, addr: &Addr) -> bool {
+    has(task, addr) || is_vip(addr, &task.vip_ip6)
+}
+
+/// Whether an IPv6 address is at the task's interface: assigned, or link-local from its Ethernet address.
+#[inline(always)]
+fn has(task: &TaskIf, addr: &Addr) -> bool {
     (*addr == task.ip6 && !addr.is_any()) || *addr == link_local(&task.mac)
+}
+
+/// Whether an address is the virtual one that the task answers from.
+#[inline(always)]
+fn is_vip(addr: &Addr, vip: &Addr) -> bool {
+    !vip.is_any() && addr == vip
 }
 
 /// The link-local address of an interface (RFC 4291 appendix A).

@@ -38,6 +38,13 @@ pub const fn flow(key: &FlowKey, seed: u64) -> u64 {
     finish(state)
 }
 
+/// The hash of a flow's client, in its network.
+#[inline(always)]
+pub const fn source(key: &FlowKey, seed: u64) -> u64 {
+    let src = key.src.words();
+    finish(mix(mix(seed, pair(src[0], src[1])), pair(src[2], src[3])))
+}
+
 /// Two words of an address, read as the wire has them on any CPU.
 #[inline(always)]
 const fn pair(high: u32, low: u32) -> u64 {

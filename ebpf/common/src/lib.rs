@@ -24,6 +24,7 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod balancer;
 pub mod choose;
 pub mod csum;
 pub mod guard;
@@ -42,7 +43,7 @@ pub mod verdict;
 
 /// Version of the map layouts. It names the directory the maps are pinned in, so that a daemon never adopts maps
 /// of another layout.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// UDP port of the VXLAN tunnels where nothing else is configured.
 pub const DEFAULT_VXLAN_PORT: u16 = 7378;

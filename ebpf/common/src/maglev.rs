@@ -6,6 +6,7 @@
 //! empty flow table, still goes to the same endpoint, and a change of members moves few other flows.
 
 use crate::hash;
+use crate::values::{POLICY_FLOW, POLICY_SOURCE, POLICY_TURN};
 
 /// The slot of a flow's hash in a table of `len` slots (0 for an empty one).
 #[inline(always)]
@@ -24,11 +25,38 @@ pub struct Member {
     pub weight: u16,
 }
 
-/// A digest of a service's members and seed: equal digests mean equal tables.
+/// How a service's endpoints are chosen: [`ServiceVal::policy`](crate::values::ServiceVal::policy).
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub enum Policy {
+    /// By the hash of the flow.
+    #[default]
+    Flow,
+    /// By the hash of the client's address.
+    Source,
+    /// In turn.
+    Turn,
+}
+
+impl Policy {
+    /// As the programs read it.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Flow => POLICY_FLOW,
+            Self::Source => POLICY_SOURCE,
+            Self::Turn => POLICY_TURN,
+        }
+    }
+}
+
+/// A digest of a service's policy, members and seed: equal digests mean equal tables, read alike.
 ///
 /// The members must be sorted and without duplicates, as [`build`] wants them.
-pub fn digest(members: &[Member], seed: u64) -> u64 {
+pub fn digest(policy: Policy, members: &[Member], seed: u64) -> u64 {
     let mut state = hash::mix(seed, members.len() as u64);
+    if policy != Policy::Flow {
+        state = hash::mix(state, policy.number() as u64);
+    }
     for member in members {
         state = hash::mix(hash::mix(state, member.endpoint), u64::from(member.weight));
     }
@@ -62,7 +90,21 @@ mod host {
     use alloc::vec;
     use alloc::vec::Vec;
 
-    use super::{Member, hash, table_size};
+    use super::{Member, Policy, hash, table_size};
+
+    impl Policy {
+        /// The table of a service: one endpoint id for each slot. `members` must come from [`normalize`].
+        pub fn build(self, members: &[Member], seed: u64) -> Vec<u64> {
+            match self {
+                Self::Flow | Self::Source => build(members, seed),
+                // A member of weight 2 has two turns.
+                Self::Turn => members
+                    .iter()
+                    .flat_map(|member| core::iter::repeat_n(member.endpoint, member.weight.into()))
+                    .collect(),
+            }
+        }
+    }
 
     /// Sorts members by id, drops those without weight and all but the first of duplicates.
     pub fn normalize(mut members: Vec<Member>) -> Vec<Member> {

@@ -1,6 +1,7 @@
 //! `mesh_ingress`: what arrives at an uplink.
 
 use crate::addr::Addr;
+use crate::balancer::{self, Target};
 use crate::choose::{self, Known};
 use crate::keys::PortKey;
 use crate::packet::{self, Fragment, Header, Packet, UDP};
@@ -12,6 +13,7 @@ use crate::verdict::{Forward, Out, Verdict, Work};
 /// Decides on a packet that arrived at the uplink `ifindex`.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
+    work.begin();
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
     if packet::header(packet, ethernet.kind, &mut work.header).is_err() {
         return Verdict::Pass;
@@ -29,13 +31,22 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
             choose::reclaim(tables, work, flow, endpoint, ifindex);
             return forward(work, config, endpoint, flow.source_port, flow.target_port);
         }
+        Known::Balanced(flow) if config.gate != 0 => {
+            narrow(work, config.ingress_vxlan);
+            return balancer::carry(work, &ethernet, flow.mark, config.gate);
+        }
         Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),
-        Known::New => {}
+        Known::Balanced(_) | Known::New => {}
     }
     if work.header.is_syn_ack() {
         return Verdict::Pass;
     }
     let Some(port) = published(tables, &work.header) else { return Verdict::Pass };
+    if port.mark != 0 && config.gate != 0 {
+        narrow(work, config.ingress_vxlan);
+        let target = Target { service: port.service, mark: port.mark, ifindex: config.gate };
+        return balancer::hand_over(tables, work, &ethernet, target);
+    }
     let Some(choice) = choose::choose(tables, port.service, work, &[0; 6]) else {
         return Verdict::Refuse(Reason::NoEndpoint);
     };
@@ -89,9 +100,18 @@ fn forward(
         dst_mac: endpoint.mac,
         out: out(endpoint),
     };
-    // Through the tunnel less fits than the client knows, and than the task's other legs let it believe.
-    work.narrow = if endpoint.is_local() || !work.header.opens() { 0 } else { endpoint.ifindex };
+    if !endpoint.is_local() {
+        narrow(work, endpoint.ifindex);
+    }
     Verdict::Forward
+}
+
+/// Through the tunnel less fits than the client knows, and than the task's other legs let it believe.
+#[inline(always)]
+fn narrow(work: &mut Work, vxlan: u32) {
+    if work.header.opens() {
+        work.narrow = vxlan;
+    }
 }
 
 /// Where an endpoint is.

@@ -10,7 +10,7 @@ use crate::verdict::{Out, Verdict, Work};
 /// Decides on a frame that arrived at the VXLAN device `ifindex`.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
-    work.narrow = 0;
+    work.begin();
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
     if packet::header(packet, ethernet.kind, &mut work.header).is_err() || !work.header.has_flow() {
         return Verdict::Pass;
@@ -40,6 +40,10 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
             work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex));
             Verdict::Forward
         }
+        _ if config.balancer != 0 => {
+            work.forward_unchanged(ethernet, Out::Peer(config.balancer));
+            Verdict::Forward
+        }
         _ => Verdict::Drop(Reason::UnknownReply),
     }
 }
@@ -59,7 +63,7 @@ fn from_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, loca
 
 /// Sends the answers of a flow to a router from now on.
 #[inline(always)]
-fn steer<T: Tables>(tables: &T, work: &mut Work, router: Mac) {
+pub(crate) fn steer<T: Tables>(tables: &T, work: &mut Work, router: Mac) {
     if let Some(known) = tables.reply(&work.answers)
         && known.kind == REPLY_STEER
         && same_mac(&known.mac, &router)

@@ -56,6 +56,8 @@ indices! {
         UnknownInterface => "unknown_interface",
         /// The kernel refused to change the packet.
         RewriteFailed => "rewrite_failed",
+        /// No route leads to the client of a published port.
+        NoRoute => "no_route",
     }
 }
 
@@ -68,6 +70,10 @@ indices! {
         OverlayRx => "overlay_rx",
         /// Ingress of the host side of each task veth.
         TaskTx => "task_tx",
+        /// Ingress of the host side of each balancer's leg into its network.
+        BalancerTx => "balancer_tx",
+        /// Ingress of the host side of the gate: what the balancer of published ports sends to clients.
+        GateTx => "gate_tx",
     }
 }
 

@@ -44,7 +44,7 @@ const UDP_CHECK: u32 = 6;
 pub fn apply<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Option<()> {
     addresses(packet, header, forward)?;
     ports(packet, header, forward)?;
-    if matches!(forward.out, Out::Neighbor(_)) {
+    if matches!(forward.out, Out::Neighbor(_) | Out::Route) {
         return Some(());
     }
     let (d, s) = (forward.dst_mac, forward.src_mac);

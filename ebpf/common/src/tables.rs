@@ -3,7 +3,7 @@
 use crate::addr::Addr;
 use crate::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use crate::values::{
-    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
 };
 
 /// Access to the maps: the kernel's in the programs, ordinary memory in the host's tests.
@@ -34,6 +34,8 @@ pub trait Tables {
     fn task_if(&self, ifindex: u32) -> Option<&TaskIf>;
     /// `VIPS`.
     fn vip(&self, key: &VipKey) -> Option<&VipVal>;
+    /// `BALANCER_IFS`.
+    fn balancer_if(&self, ifindex: u32) -> Option<&BalancerIf>;
     /// `FLOWS`.
     fn flow(&self, key: &FlowKey) -> Option<&FlowVal>;
     /// `REPLIES`.
@@ -44,4 +46,6 @@ pub trait Tables {
     fn set_reply(&self, key: &FlowKey, value: &ReplyVal);
     /// Counts a new flow of a service.
     fn count_connection(&self, service: u64);
+    /// How many flows of a service this CPU has counted.
+    fn connections(&self, service: u64) -> u64;
 }

@@ -1,6 +1,7 @@
 //! `task_tx`: what a task sends.
 
 use crate::addr::Addr;
+use crate::balancer::{self, Target};
 use crate::choose::{self, Choice, Known};
 use crate::guard::{self, Speech};
 use crate::keys::{Mac, VipKey, same_mac};
@@ -16,7 +17,7 @@ use crate::verdict::{Forward, Out, Question, Verdict, Work};
 /// Decides on a frame the task behind the veth `ifindex` sends.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
-    work.narrow = 0;
+    work.begin();
     let Some(task) = tables.task_if(ifindex) else { return Verdict::Drop(Reason::UnknownInterface) };
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Drop(Reason::Malformed) };
     if !same_mac(&ethernet.src, &task.mac) {
@@ -100,7 +101,7 @@ fn ip<P: Packet, T: Tables>(
         return Verdict::Forward;
     }
     match vip(tables, task, work.header.dst) {
-        Some(vip) => to_vip(tables, sender, vip, work),
+        Some(vip) => to_vip(tables, sender, ethernet, vip, work),
         None => Verdict::Pass,
     }
 }
@@ -129,7 +130,8 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
     match reply.kind {
         REPLY_RESTORE => work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex)),
         REPLY_STEER => {
-            work.forward_unchanged(ethernet, Out::Device(task.ingress_vxlan));
+            let Some(out) = to_router(tables, task, &reply.mac) else { return false };
+            work.forward_unchanged(ethernet, out);
             work.forward.src = *ingress;
             work.forward.src_mac = task.ingress_mac;
             work.forward.dst_mac = reply.mac;
@@ -137,6 +139,16 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
         _ => return false,
     }
     true
+}
+
+/// The way to a router: this node's own is the balancer's, if there is one.
+#[inline(always)]
+fn to_router<T: Tables>(tables: &T, task: &TaskIf, router: &Mac) -> Option<Out> {
+    let config = tables.config()?;
+    if !same_mac(router, &config.router_mac) {
+        return Some(Out::Device(task.ingress_vxlan));
+    }
+    if config.balancer == 0 { None } else { Some(Out::Peer(config.balancer)) }
 }
 
 /// The answer to a task of this node that came through a virtual IP.
@@ -159,11 +171,24 @@ fn vip_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &m
 
 /// A packet to a virtual IP goes to an endpoint of its service.
 #[inline(always)]
-fn to_vip<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, work: &mut Work) -> Verdict {
+fn to_vip<T: Tables>(
+    tables: &T,
+    sender: &Sender<'_>,
+    ethernet: &Ethernet,
+    vip: &VipVal,
+    work: &mut Work,
+) -> Verdict {
     match choose::known(tables, work) {
         Known::Flow(_, endpoint) => return forward(sender.task, vip, endpoint, work),
+        Known::Balanced(flow) if vip.balancer != 0 => {
+            return balancer::carry(work, ethernet, flow.mark, vip.balancer);
+        }
         Known::Gone => return Verdict::Drop(Reason::NoEndpoint),
-        Known::New => {}
+        Known::Balanced(_) | Known::New => {}
+    }
+    if vip.mark != 0 && vip.balancer != 0 {
+        let target = Target { service: vip.service, mark: vip.mark, ifindex: vip.balancer };
+        return balancer::hand_over(tables, work, ethernet, target);
     }
     let mut choice = choose::choose(tables, vip.service, work, &sender.task.mac);
     if choice.is_none() {

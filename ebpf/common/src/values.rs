@@ -5,7 +5,7 @@ use crate::keys::{Mac, layout};
 
 layout! {
     /// What the node is: the only entry of `CONFIG`.
-    NodeConfig, size 40 {
+    NodeConfig, size 52 {
         /// IPv4 address of this node's router endpoint, or [`Addr::ANY`].
         router_ip4 @ 0: Addr,
         /// IPv6 address of this node's router endpoint, or [`Addr::ANY`].
@@ -14,6 +14,13 @@ layout! {
         router_mac @ 32: Mac,
         /// UDP port of the tunnels, host order; 0 turns the admission check off.
         vxlan_port @ 38: u16,
+        /// Host side of the link by which packets for published ports enter the balancer's namespace; 0: there is none.
+        gate @ 40: u32,
+        /// Host side of that balancer's leg into the ingress network, which has the router's addresses; 0: there is
+        /// none.
+        balancer @ 44: u32,
+        /// VXLAN device of the ingress network; 0 until it is there.
+        ingress_vxlan @ 48: u32,
     }
 }
 
@@ -25,20 +32,27 @@ layout! {
         /// Port the tasks listen on, host order.
         target_port @ 8: u16,
         /// Zero.
-        pad @ 10: [u16; 3],
+        pad @ 10: u16,
+        /// Mark of the virtual service that balances it; 0: the service's table does.
+        mark @ 12: u32,
     }
 }
 
 impl PortVal {
-    /// A published port of a service.
+    /// A published port of a service, balanced by the service's table.
     pub const fn new(service: u64, target_port: u16) -> Self {
-        Self { service, target_port, pad: [0; 3] }
+        Self::balanced(service, target_port, 0)
+    }
+
+    /// A published port of a service, balanced by a virtual service.
+    pub const fn balanced(service: u64, target_port: u16, mark: u32) -> Self {
+        Self { service, target_port, pad: 0, mark }
     }
 }
 
 layout! {
     /// The table of a service: a region of `SLOTS`. Written by the driver; see [`crate::maglev`].
-    ServiceVal, size 24 {
+    ServiceVal, size 32 {
         /// Hash seed, the same on every node.
         seed @ 0: u64,
         /// Digest of the members the region was computed from ([`crate::maglev::digest`]).
@@ -47,8 +61,19 @@ layout! {
         base @ 16: u32,
         /// Slots in the region; 0: the service has no endpoint.
         len @ 20: u32,
+        /// One of `POLICY_*`.
+        policy @ 24: u32,
+        /// Zero.
+        pad @ 28: u32,
     }
 }
+
+/// The slot is the hash of the flow.
+pub const POLICY_FLOW: u32 = 0;
+/// The slot is the hash of the client's address.
+pub const POLICY_SOURCE: u32 = 1;
+/// The slots are taken in turn, by each CPU for itself; each endpoint has one.
+pub const POLICY_TURN: u32 = 2;
 
 layout! {
     /// One attachment that can be chosen: `ENDPOINTS`, by a 64-bit id that is the same on every node.
@@ -109,7 +134,7 @@ layout! {
 
 layout! {
     /// What the task behind a veth may send, and where it belongs: `TASK_IFS`, by the veth's interface index.
-    TaskIf, size 96 {
+    TaskIf, size 128 {
         /// The task's IPv4 address on this leg, or [`Addr::ANY`].
         ip4 @ 0: Addr,
         /// The task's IPv6 address on this leg, or [`Addr::ANY`].
@@ -132,6 +157,10 @@ layout! {
         leg @ 88: u16,
         /// Zero.
         pad @ 90: [u16; 3],
+        /// Virtual IPv4 address that the task answers from on this leg, too; [`Addr::ANY`]: none.
+        vip_ip4 @ 96: Addr,
+        /// Virtual IPv6 address that the task answers from on this leg, too; [`Addr::ANY`]: none.
+        vip_ip6 @ 112: Addr,
     }
 }
 
@@ -144,20 +173,37 @@ pub const LEG_EGRESS: u16 = 2;
 
 layout! {
     /// A virtual IP: `VIPS`.
-    VipVal, size 16 {
+    VipVal, size 24 {
         /// Key in `SERVICES`.
         service @ 0: u64,
         /// Ethernet address the node answers for the virtual IP; packets to it never leave unchanged.
         mac @ 8: Mac,
         /// Zero.
         pad @ 14: u16,
+        /// Host side of the leg of the network's balancer; 0: it has none.
+        balancer @ 16: u32,
+        /// Mark of the virtual service that balances it; 0: the service's table does.
+        mark @ 20: u32,
     }
 }
 
 layout! {
+    /// A balancer's leg into its network: `BALANCER_IFS`, by the interface index of the host side.
+    BalancerIf, size 8 {
+        /// VXLAN device of the network.
+        vxlan @ 0: u32,
+        /// 1: answers of this node's tasks are steered back to the balancer, as it translates them.
+        steer @ 4: u32,
+    }
+}
+
+/// [`FlowVal::endpoint`] of a flow whose endpoint a balancer knows.
+pub const BALANCED: u64 = u64::MAX;
+
+layout! {
     /// Where a flow goes: `FLOWS`.
     FlowVal, size 24 {
-        /// Key in `ENDPOINTS`.
+        /// Key in `ENDPOINTS`, or [`BALANCED`].
         endpoint @ 0: u64,
         /// Key in `SERVICES`.
         service @ 8: u64,
@@ -166,8 +212,8 @@ layout! {
         /// Source port the endpoint sees, host order: the client's, unless two flows would be told apart by
         /// nothing else.
         source_port @ 18: u16,
-        /// Zero.
-        pad @ 20: u32,
+        /// Mark of the virtual service of a [`BALANCED`] flow, else 0.
+        mark @ 20: u32,
     }
 }
 

@@ -44,9 +44,18 @@ pub struct Work {
     pub reply: ReplyVal,
     /// The device whose MTU the two ends of the connection, which it opens, must keep within; 0: none.
     pub narrow: u32,
+    /// Mark that the packet goes on with.
+    pub mark: u32,
 }
 
 impl Work {
+    /// Forgets what is only set for some packets.
+    #[inline(always)]
+    pub fn begin(&mut self) {
+        self.narrow = 0;
+        self.mark = 0;
+    }
+
     /// The packet goes on as it is, out of `out`.
     #[inline(always)]
     pub fn forward_unchanged(&mut self, ethernet: &Ethernet, out: Out) {
@@ -80,7 +89,7 @@ impl Work {
     #[inline(always)]
     pub fn set_flow(&mut self, endpoint: u64, service: u64, target_port: u16) {
         let source_port = self.header.sport;
-        self.flow = FlowVal { endpoint, service, target_port, source_port, pad: 0 };
+        self.flow = FlowVal { endpoint, service, target_port, source_port, mark: 0 };
     }
 }
 
@@ -106,9 +115,9 @@ pub struct Forward {
     pub sport: u16,
     /// Its destination port from now on.
     pub dport: u16,
-    /// Its Ethernet source from now on; of no effect with [`Out::Neighbor`].
+    /// Its Ethernet source from now on; of no effect with [`Out::Neighbor`] and [`Out::Route`].
     pub src_mac: Mac,
-    /// Its Ethernet destination from now on; of no effect with [`Out::Neighbor`].
+    /// Its Ethernet destination from now on; of no effect with [`Out::Neighbor`] and [`Out::Route`].
     pub dst_mac: Mac,
     /// Where it leaves.
     pub out: Out,
@@ -125,6 +134,8 @@ pub enum Out {
     Device(u32),
     /// Out of a device, with the Ethernet header the kernel's neighbor table gives it.
     Neighbor(u32),
+    /// Where the kernel's routes lead, with the Ethernet header its neighbor table gives it.
+    Route,
 }
 
 impl Default for Out {

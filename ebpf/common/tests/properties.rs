@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::FlowKey;
-use shoal_ebpf_common::maglev::{self, Member};
+use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::packet;
 use shoal_ebpf_common::reason::Program;
 use shoal_ebpf_common::rewrite;
+use shoal_ebpf_common::values::BalancerIf;
 use shoal_ebpf_common::verdict::{Out, Work};
 use shoal_ebpf_common::{csum, hash};
 
@@ -19,7 +20,7 @@ use support::fuzz::{self, Random};
 use support::host::Host;
 use support::memory::Buffer;
 use support::packet::{Segment, TCP, UDP, fold, sum};
-use support::world::{Action, MATRIX, World, node};
+use support::world::{Action, IFINDEX, MATRIX, World, node};
 
 fn addresses() -> impl Strategy<Value = (Addr, Addr, Addr, Addr)> {
     let v4 = any::<[[u8; 4]; 4]>().prop_map(|a| a.map(Addr::v4));
@@ -128,7 +129,7 @@ proptest! {
         let mut reversed = ids.clone();
         reversed.reverse();
         let (a, b) = (members(&ids), members(&reversed));
-        prop_assert_eq!(maglev::digest(&a, seed), maglev::digest(&b, seed));
+        prop_assert_eq!(maglev::digest(Policy::Flow, &a, seed), maglev::digest(Policy::Flow, &b, seed));
         prop_assert_eq!(maglev::build(&a, seed), maglev::build(&b, seed));
     }
 
@@ -215,6 +216,7 @@ fn damaged_packets_are_judged_without_a_panic() {
     let mut random = Random::new(42);
     let mut host = Host::default();
     node(&mut host);
+    host.set_balancer_if(IFINDEX, BalancerIf { vxlan: IFINDEX, steer: 1 });
     let mut actions = BTreeMap::new();
     for _ in 0..50_000 {
         let packet = fuzz::packet(&mut random);
@@ -229,7 +231,7 @@ fn damaged_packets_are_judged_without_a_panic() {
         *actions.entry((program.name(), name)).or_insert(0) += 1;
     }
     // The sequence reaches every end of every program.
-    assert_eq!(actions.len(), 9, "{actions:?}");
+    assert_eq!(actions.len(), 14, "{actions:?}");
 }
 
 #[test]

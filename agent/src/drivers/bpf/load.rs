@@ -16,7 +16,7 @@ use super::table::{Table, map_error, open_map};
 use super::{BpfConfig, BpfDriver, BpfError, OBJECT, sys};
 
 /// Every map, by the name it has in the object and on bpffs.
-const MAPS: [&str; 16] = [
+const MAPS: [&str; 17] = [
     "CONFIG",
     "PORTS",
     "SERVICES",
@@ -28,6 +28,7 @@ const MAPS: [&str; 16] = [
     "LOCAL_ADDRS",
     "TASK_IFS",
     "VIPS",
+    "BALANCER_IFS",
     "FLOWS",
     "REPLIES",
     "DROPS",
@@ -113,6 +114,7 @@ impl BpfDriver {
             local_addrs: Table::open(maps, "LOCAL_ADDRS")?,
             task_ifs: Table::open(maps, "TASK_IFS")?,
             vips: Table::open(maps, "VIPS")?,
+            balancer_ifs: Table::open(maps, "BALANCER_IFS")?,
             flows: Table::open(maps, "FLOWS")?,
             replies: Table::open(maps, "REPLIES")?,
             config: typed(maps, "CONFIG")?,

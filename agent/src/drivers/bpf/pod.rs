@@ -3,7 +3,7 @@
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
-    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
 };
 
 /// A type every bit pattern of which is a value, without padding: it may be copied to and from the kernel.
@@ -33,6 +33,7 @@ macro_rules! layouts {
 
 layouts!(
     Addr,
+    BalancerIf,
     EndpointVal,
     FlowKey,
     FlowVal,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use shoal_ebpf_common::maglev::{self, Member};
+use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::values::ServiceVal;
 
 use super::pod::Plain;
@@ -15,14 +15,16 @@ use super::{BpfDriver, BpfError};
 pub struct ServiceSpec {
     /// Hash seed, replicated with the service.
     pub seed: u64,
+    /// How they are chosen.
+    pub policy: Policy,
     /// Endpoints that get new flows, with their weights.
     members: Vec<Member>,
 }
 
 impl ServiceSpec {
     /// A service of these members, in any order; those of weight 0 and duplicates are left out.
-    pub fn new(seed: u64, members: Vec<Member>) -> Self {
-        Self { seed, members: maglev::normalize(members) }
+    pub fn new(seed: u64, policy: Policy, members: Vec<Member>) -> Self {
+        Self { seed, policy, members: maglev::normalize(members) }
     }
 
     /// The members, sorted by endpoint.
@@ -32,7 +34,7 @@ impl ServiceSpec {
 
     /// Compare with [`ServiceVal::digest`] of what is observed: equal means nothing to write.
     pub fn digest(&self) -> u64 {
-        maglev::digest(&self.members, self.seed)
+        maglev::digest(self.policy, &self.members, self.seed)
     }
 }
 
@@ -50,16 +52,16 @@ impl BpfDriver {
         if old.is_some_and(|old| old.digest == digest && old.seed == spec.seed) {
             return Ok(false);
         }
-        let table = maglev::build(&spec.members, spec.seed);
+        let table = spec.policy.build(&spec.members, spec.seed);
         let len = u32::try_from(table.len()).unwrap_or(u32::MAX);
         let now = Instant::now();
         let base = match len {
             0 => 0,
             _ => self.free_slots.take(len, now).ok_or(BpfError::SlotsFull { wanted: len })?,
         };
-        if let Err(error) =
-            self.write_table(base, &table, id, ServiceVal { seed: spec.seed, digest, base, len })
-        {
+        let value =
+            ServiceVal { seed: spec.seed, digest, base, len, policy: spec.policy.number(), pad: 0 };
+        if let Err(error) = self.write_table(base, &table, id, value) {
             self.free_slots.retire(base, len, now);
             return Err(error);
         }

@@ -10,6 +10,7 @@ macro_rules! every_case {
             endpoint_without_the_family_is_not_chosen, removed_endpoint_ends_tcp_and_moves_udp,
             draining_endpoint_keeps_its_flows_only, withdrawn_port_keeps_its_connections,
             datagrams_through_two_nodes_in_turn_are_answered,
+            endpoints_take_turns, a_client_stays_with_its_endpoint,
             two_addresses_one_client_port_do_not_alias, checksums_and_options_survive, fragments_pass,
             only_members_may_send_tunnel_packets, endpoint_that_vanished_from_under_its_slots_is_skipped,
         );
@@ -25,6 +26,13 @@ macro_rules! every_case {
             neighbor_discovery_speaks_for_the_task_only, virtual_ip_leads_to_a_remote_task,
             virtual_ip_prefers_another_task, a_task_may_be_its_own_server, virtual_ip_without_endpoint_drops,
             answer_between_tasks_of_one_node_is_restored, the_virtual_ip_answers_for_its_ethernet_address,
+        );
+        every_case!(@ $make, balancer_cases:
+            published_port_goes_through_the_gate, a_flow_stays_with_the_engine_it_began_on,
+            without_a_gate_the_table_chooses, answers_of_no_table_are_the_balancers,
+            a_balancer_reaches_tasks_here_and_elsewhere, a_balancer_that_forwards_unchanged_steers_nothing,
+            only_what_was_translated_leaves_by_the_gate, virtual_ip_goes_to_the_networks_balancer,
+            a_task_answers_from_its_virtual_ip_only_where_it_may,
         );
     };
     (@ $make:expr, $module:ident: $($name:ident),* $(,)?) => {

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
-    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
 };
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{mesh, overlay, rewrite, task};
+use shoal_ebpf_common::{balancer, mesh, overlay, rewrite, task};
 
 use super::memory::{Buffer, Memory};
 use super::world::{Action, IFINDEX, Run, World};
@@ -40,8 +41,8 @@ impl World for Host {
     fn remove_port(&mut self, key: PortKey) {
         self.maps.ports.remove(&key);
     }
-    fn set_service(&mut self, id: u64, endpoints: &[u64]) {
-        self.maps.set_service(id, endpoints, 7);
+    fn set_policy(&mut self, id: u64, endpoints: &[u64], policy: Policy) {
+        self.maps.set_service(id, endpoints, policy);
     }
     fn set_endpoint(&mut self, id: u64, value: EndpointVal) {
         self.maps.endpoints.set(id, value);
@@ -67,6 +68,9 @@ impl World for Host {
     fn set_vip(&mut self, key: VipKey, value: VipVal) {
         self.maps.vips.set(key, value);
     }
+    fn set_balancer_if(&mut self, ifindex: u32, value: BalancerIf) {
+        self.maps.balancer_ifs.set(ifindex, value);
+    }
     fn flow(&self, key: &FlowKey) -> Option<FlowVal> {
         self.maps.flows.get(key).copied()
     }
@@ -84,6 +88,8 @@ impl World for Host {
             Program::MeshIngress => mesh::decide(&buffer, &self.maps, IFINDEX, &mut work),
             Program::OverlayRx => overlay::decide(&buffer, &self.maps, IFINDEX, &mut work),
             Program::TaskTx => task::decide(&buffer, &self.maps, IFINDEX, &mut work),
+            Program::BalancerTx => balancer::to_network(&buffer, &self.maps, IFINDEX, &mut work),
+            Program::GateTx => balancer::to_client(&buffer, &self.maps, &mut work),
         };
         let mut out = None;
         let action = match verdict {
@@ -113,6 +119,6 @@ impl World for Host {
                 Action::Pass
             }
         };
-        Run { action, bytes: buffer.0, out }
+        Run { action, bytes: buffer.0, out, mark: Some(work.mark) }
     }
 }

@@ -7,12 +7,12 @@ use std::hash::Hash;
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::csum;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
-use shoal_ebpf_common::maglev::{self, Member};
+use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::packet::Packet;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
-    EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
 };
 
 /// A packet without a checksum offload (`CHECKSUM_NONE`).
@@ -97,6 +97,7 @@ pub(crate) struct Memory {
     pub(crate) local_addrs: Map<Addr, u32>,
     pub(crate) task_ifs: Map<u32, TaskIf>,
     pub(crate) vips: Map<VipKey, VipVal>,
+    pub(crate) balancer_ifs: Map<u32, BalancerIf>,
     pub(crate) flows: Map<FlowKey, FlowVal>,
     pub(crate) replies: Map<FlowKey, ReplyVal>,
     pub(crate) connections: RefCell<HashMap<u64, u64>>,
@@ -104,15 +105,17 @@ pub(crate) struct Memory {
 
 impl Memory {
     /// Writes a service's table, at a place of its own.
-    pub(crate) fn set_service(&self, id: u64, endpoints: &[u64], seed: u64) {
+    pub(crate) fn set_service(&self, id: u64, endpoints: &[u64], policy: Policy) {
+        let seed = 7;
         let members = endpoints.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect();
-        let table = maglev::build(&maglev::normalize(members), seed);
+        let table = policy.build(&maglev::normalize(members), seed);
         let base = u32::try_from(self.slots.len()).unwrap();
         for (slot, &endpoint) in (base..).zip(&table) {
             self.slots.set(slot, endpoint);
         }
         let len = u32::try_from(table.len()).unwrap();
-        self.services.set(id, ServiceVal { seed, digest: 0, base, len });
+        self.services
+            .set(id, ServiceVal { seed, base, len, policy: policy.number(), ..ServiceVal::default() });
     }
 }
 
@@ -150,6 +153,9 @@ impl Tables for Memory {
     fn vip(&self, key: &VipKey) -> Option<&VipVal> {
         self.vips.get(key)
     }
+    fn balancer_if(&self, ifindex: u32) -> Option<&BalancerIf> {
+        self.balancer_ifs.get(&ifindex)
+    }
     fn flow(&self, key: &FlowKey) -> Option<&FlowVal> {
         self.flows.get(key)
     }
@@ -161,6 +167,9 @@ impl Tables for Memory {
     }
     fn set_reply(&self, key: &FlowKey, value: &ReplyVal) {
         self.replies.set(*key, *value);
+    }
+    fn connections(&self, service: u64) -> u64 {
+        self.connections.borrow().get(&service).copied().unwrap_or_default()
     }
     fn count_connection(&self, service: u64) {
         *self.connections.borrow_mut().entry(service).or_default() += 1;

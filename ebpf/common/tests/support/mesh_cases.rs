@@ -2,6 +2,7 @@
 
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::PortKey;
+use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{ENDPOINT_DRAINING, EndpointVal, PortVal, REPLY_RESTORE, REPLY_STEER};
 use shoal_ebpf_common::verdict::Out;
@@ -60,6 +61,42 @@ pub(crate) fn published_port_reaches_remote_task(w: &mut dyn World) {
         let want = Segment { dst: ip(family.other), dport: 80, src_mac: ROUTER, dst_mac: OTHER_TASK, ..sent };
         assert_eq!(got, want);
     }
+}
+
+pub(crate) fn endpoints_take_turns(w: &mut dyn World) {
+    node(w);
+    w.set_policy(SERVICE, &[LOCAL, REMOTE], Policy::Turn);
+    for (family, proto) in MATRIX {
+        let mut last = None;
+        for port in 40_000..40_010 {
+            let run = w.run(MESH, &request(&family, proto, port).flags(SYN).bytes());
+            let dst = Segment::parse(&run.bytes).dst;
+            assert_ne!(last, Some(dst), "one after the other");
+            last = Some(dst);
+        }
+        // A SYN that is repeated belongs to the same connection.
+        let again = w.run(MESH, &request(&family, proto, 40_009).flags(SYN).bytes());
+        assert_eq!(last, Some(Segment::parse(&again.bytes).dst));
+    }
+}
+
+pub(crate) fn a_client_stays_with_its_endpoint(w: &mut dyn World) {
+    node(w);
+    w.set_policy(SERVICE, &[LOCAL, REMOTE], Policy::Source);
+    let mut endpoints = std::collections::BTreeSet::new();
+    for last in 1..40 {
+        let client = format!("192.0.2.{last}");
+        let mut chosen = std::collections::BTreeSet::new();
+        for port in 40_000..40_010 {
+            for (proto, node) in [(TCP, V4.node), (UDP, V4.node2)] {
+                let sent = Segment::new(proto, (client.as_str(), port), (node, 8080));
+                chosen.insert(Segment::parse(&w.run(MESH, &sent.bytes()).bytes).dst);
+            }
+        }
+        assert_eq!(chosen.len(), 1, "whatever its port, protocol and way in");
+        endpoints.extend(chosen);
+    }
+    assert_eq!(endpoints.len(), 2, "and clients are spread");
 }
 
 pub(crate) fn connections_spread_and_flows_stay(w: &mut dyn World) {

@@ -4,9 +4,11 @@ use std::net::IpAddr;
 
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, Mac, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
-    ENDPOINT_LOCAL, EndpointVal, FlowVal, LEG_EGRESS, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
+    BalancerIf, ENDPOINT_LOCAL, EndpointVal, FlowVal, LEG_EGRESS, LocalVal, NodeConfig, PortVal, ReplyVal,
+    TaskIf, VipVal,
 };
 use shoal_ebpf_common::verdict::Out;
 
@@ -27,6 +29,8 @@ pub(crate) struct Run {
     pub(crate) bytes: Vec<u8>,
     /// Where it went, if the data plane can tell: a test run in the kernel cannot.
     pub(crate) out: Option<Out>,
+    /// The mark it went with, likewise.
+    pub(crate) mark: Option<u32>,
 }
 
 /// A data plane under test. Packets arrive at interface 1.
@@ -34,7 +38,10 @@ pub(crate) trait World {
     fn set_config(&mut self, value: NodeConfig);
     fn set_port(&mut self, key: PortKey, value: PortVal);
     fn remove_port(&mut self, key: PortKey);
-    fn set_service(&mut self, id: u64, endpoints: &[u64]);
+    fn set_service(&mut self, id: u64, endpoints: &[u64]) {
+        self.set_policy(id, endpoints, Policy::Flow);
+    }
+    fn set_policy(&mut self, id: u64, endpoints: &[u64], policy: Policy);
     fn set_endpoint(&mut self, id: u64, value: EndpointVal);
     fn remove_endpoint(&mut self, id: u64);
     fn set_local(&mut self, key: LocalKey, value: LocalVal);
@@ -43,6 +50,7 @@ pub(crate) trait World {
     fn set_local_addr(&mut self, addr: Addr);
     fn set_task_if(&mut self, ifindex: u32, value: TaskIf);
     fn set_vip(&mut self, key: VipKey, value: VipVal);
+    fn set_balancer_if(&mut self, ifindex: u32, value: BalancerIf);
     fn flow(&self, key: &FlowKey) -> Option<FlowVal>;
     fn reply(&self, key: &FlowKey) -> Option<ReplyVal>;
     fn drops(&self, reason: Reason) -> u64;
@@ -178,6 +186,7 @@ pub(crate) fn node(w: &mut dyn World) {
         router_ip6: addr(V6.router),
         router_mac: ROUTER,
         vxlan_port: TUNNEL_PORT,
+        ..NodeConfig::default()
     });
     for family in [V4, V6] {
         w.set_local_addr(addr(family.node));
@@ -198,7 +207,7 @@ pub(crate) fn node(w: &mut dyn World) {
     for family in [V4, V6] {
         w.set_vip(
             VipKey { addr: addr(family.vip), network: NETWORK },
-            VipVal { service: SERVICE, mac: VIP, pad: 0 },
+            VipVal { service: SERVICE, mac: VIP, ..VipVal::default() },
         );
     }
 }

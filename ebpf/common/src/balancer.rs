@@ -1,0 +1,109 @@
+//! The two sides of a balancer's namespace, where the kernel's virtual services (IPVS) choose for us: `balancer_tx` at
+//! its leg into a network, and `gate_tx` at the way back to clients.
+//!
+//! A balancer only chooses (and, for published ports, translates). The programs bring packets into its namespace with
+//! the mark of a virtual service, and carry what comes out past the bridge. Without them all of it but the choice
+//! would travel the bridge.
+
+use crate::keys::LocalKey;
+use crate::overlay::steer;
+use crate::packet::{self, Packet};
+use crate::reason::Reason;
+use crate::tables::Tables;
+use crate::values::{BALANCED, BalancerIf, FlowVal};
+use crate::verdict::{Out, Verdict, Work};
+
+/// Decides on a frame that a balancer sends into its network by the leg `ifindex`.
+#[inline(always)]
+pub fn to_network<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
+    work.begin();
+    let Some(leg) = tables.balancer_if(ifindex) else { return Verdict::Pass };
+    let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
+    // Groups and whatever is not IP are the bridge's: a balancer asks for the neighbors it does not know.
+    if ethernet.dst[0] & 1 != 0 || packet::header(packet, ethernet.kind, &mut work.header).is_err() {
+        return Verdict::Pass;
+    }
+    let Some(local) = tables.local(&LocalKey::new(leg.vxlan, ethernet.dst)) else {
+        work.forward_unchanged(&ethernet, Out::Device(leg.vxlan));
+        return Verdict::Forward;
+    };
+    if leg.steers() && work.header.has_flow() {
+        // Answers may leave by any leg of the task: they are to come here, as those from elsewhere do.
+        let Some(config) = tables.config() else { return Verdict::Pass };
+        work.answers = work.header.reverse_key(0);
+        steer(tables, work, config.router_mac);
+    }
+    work.forward_unchanged(&ethernet, Out::Peer(local.veth));
+    Verdict::Forward
+}
+
+/// Decides on a packet that the balancer of published ports sends to a client.
+#[inline(always)]
+pub fn to_client<P: Packet, T: Tables>(packet: &P, tables: &T, work: &mut Work) -> Verdict {
+    work.begin();
+    let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
+    if packet::header(packet, ethernet.kind, &mut work.header).is_err() {
+        return Verdict::Pass;
+    }
+    // What is not from an address of this node was not translated: its connection is gone.
+    if !tables.is_local_addr(&work.header.src) {
+        return Verdict::Drop(Reason::UnknownReply);
+    }
+    work.forward_unchanged(&ethernet, Out::Route);
+    Verdict::Forward
+}
+
+/// Hands a packet that begins a flow to a balancer, by the host side of a link into its namespace, with the mark of its virtual service.
+/// Its flow stays with the balancer, whatever engine new flows get.
+#[inline(always)]
+pub(crate) fn hand_over<T: Tables>(
+    tables: &T,
+    work: &mut Work,
+    ethernet: &packet::Ethernet,
+    target: Target,
+) -> Verdict {
+    work.flow = FlowVal {
+        endpoint: BALANCED,
+        service: target.service,
+        target_port: 0,
+        source_port: work.header.sport,
+        mark: target.mark,
+    };
+    let is_known = match tables.flow(&work.key) {
+        Some(known) => *known == work.flow,
+        None => false,
+    };
+    if !is_known {
+        tables.set_flow(&work.key, &work.flow);
+    }
+    tables.count_connection(target.service);
+    carry(work, ethernet, target.mark, target.ifindex)
+}
+
+/// As [`hand_over`], for a packet whose flow is known.
+#[inline(always)]
+pub(crate) fn carry(work: &mut Work, ethernet: &packet::Ethernet, mark: u32, ifindex: u32) -> Verdict {
+    work.forward_unchanged(ethernet, Out::Peer(ifindex));
+    work.mark = mark;
+    Verdict::Forward
+}
+
+/// A virtual service and the way to it.
+#[derive(Clone, Copy)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub(crate) struct Target {
+    /// Key in `SERVICES`, for counting.
+    pub(crate) service: u64,
+    /// Mark of the virtual service.
+    pub(crate) mark: u32,
+    /// Host side of the link into the balancer's namespace.
+    pub(crate) ifindex: u32,
+}
+
+impl BalancerIf {
+    /// Whether answers to what is sent here must be steered back.
+    #[inline(always)]
+    const fn steers(&self) -> bool {
+        self.steer != 0
+    }
+}
