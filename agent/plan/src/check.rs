@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::diff::{Op, Plan};
 use crate::name::IfName;
-use crate::object::{Goal, Key, Object, Objects, Task};
+use crate::object::{Goal, Key, Object, Objects, Place, Task};
 
 /// A rule that a plan breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,12 +89,19 @@ fn references(object: &Object) -> Vec<Key> {
         Object::Fdb(o) => vec![Key::Vxlan(o.link.clone())],
         Object::Neighbor(o) => vec![Key::Vxlan(o.link.clone())],
         Object::Leg(o) => vec![Key::Bridge(o.bridge.clone()), Key::Sandbox(o.task.clone())],
+        Object::Balancer(o) => vec![Key::Bridge(o.leg.bridge.clone())],
+        Object::BalancerIf(o) => vec![Key::Vxlan(o.vxlan.clone())],
+        Object::Virtual(o) => vec![Key::Balancer(o.place.clone())],
+        Object::MeshConfig(o) => o.balancer.iter().map(|_| Key::Balancer(Place::Ingress)).collect(),
         Object::TaskIf(o) => vec![Key::Leg(o.host.clone())],
         Object::Local(o) => vec![Key::Vxlan(o.vxlan.clone()), Key::Leg(o.veth.clone())],
         Object::LbEndpoint(o) => vec![link_key(o.local, &o.link)],
         Object::LbService(o) => o.members.iter().map(|id| Key::LbEndpoint(*id)).collect(),
-        Object::Vip(o) => vec![Key::LbService(o.service)],
-        Object::Port(o) => vec![Key::LbService(o.service)],
+        Object::Vip(o) if o.mark.is_none() => vec![Key::LbService(o.service)],
+        Object::Port(o) => match o.mark {
+            Some(mark) => vec![Key::Virtual(Place::Ingress, mark), Key::MeshConfig],
+            None => vec![Key::LbService(o.service)],
+        },
         Object::Resolver(o) => vec![Key::Sandbox(o.task.clone())],
         Object::Task(Task { id, goal: Goal::Run, .. }) => {
             vec![Key::Sandbox(id.clone()), Key::Resolver(id.clone())]

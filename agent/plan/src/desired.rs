@@ -1,5 +1,6 @@
 //! From an assignment and a few facts of the host to everything the node should hold.
 
+mod balancer;
 mod balancing;
 mod names;
 mod sandbox;
@@ -8,9 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use shoal_types::assignment::{AssignedNetwork, AssignedTask, Assignment, ClusterView, Endpoint};
+use shoal_types::assignment::{
+    AssignedNetwork, AssignedService, AssignedTask, Assignment, ClusterView, Endpoint,
+};
 use shoal_types::object::{Attachment, DesiredState};
-use shoal_types::{EndpointId, MacAddr, NetworkId, TaskId};
+use shoal_types::{DirectRouting, DualAddr, EndpointId, MacAddr, NetworkId, ServiceId, TaskId};
 
 use crate::name::{IfName, Mark};
 use crate::object::{Bridge, Fdb, Firewall, Neighbor, Object, Objects, Sysctl, Vxlan};
@@ -39,6 +42,20 @@ pub struct Facts {
     pub uplinks: Vec<Uplink>,
     /// The egress network of this node.
     pub egress: EgressFacts,
+    /// What balances here.
+    pub engine: Engine,
+}
+
+/// What balances on a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Tables of the programs.
+    #[default]
+    Ebpf,
+    /// The same, and virtual services go on with the flows they have.
+    EbpfAfterIpvs,
+    /// Virtual services of the kernel.
+    Ipvs,
 }
 
 /// An interface that clients come in by.
@@ -102,6 +119,8 @@ pub(crate) struct View<'a> {
     /// Endpoints of tasks that run here and should.
     local: BTreeSet<EndpointId>,
     overlay_mtu: u32,
+    /// Virtual IPs on the loopbacks of tasks; none while nobody forwards to them unchanged.
+    direct: BTreeMap<(&'a ServiceId, &'a NetworkId), DualAddr>,
 }
 
 impl<'a> View<'a> {
@@ -122,7 +141,13 @@ impl<'a> View<'a> {
             networks,
             local,
             overlay_mtu: facts.underlay_mtu.saturating_sub(overhead),
+            direct: direct_vips(assignment, cluster),
         })
+    }
+
+    /// The virtual IP that a task of a service has on its loopback for a network.
+    fn direct_vip(&self, service: &ServiceId, network: &NetworkId) -> Option<DualAddr> {
+        self.direct.get(&(service, network)).copied()
     }
 
     fn network(&self, id: &NetworkId) -> Option<&'a AssignedNetwork> {
@@ -139,6 +164,19 @@ impl<'a> View<'a> {
     }
 }
 
+fn direct_vips<'a>(
+    assignment: &'a Assignment,
+    cluster: &ClusterView,
+) -> BTreeMap<(&'a ServiceId, &'a NetworkId), DualAddr> {
+    if cluster.direct == DirectRouting::Off {
+        return BTreeMap::new();
+    }
+    let of_service = |service: &'a AssignedService| {
+        service.vips.iter().map(|vip| ((&service.id, &vip.at.network), vip.at.addr))
+    };
+    assignment.services().flat_map(of_service).collect()
+}
+
 /// Everything the node should hold. `None` while the assignment does not say who the node is: nothing is known then,
 /// which is not the same as wanting nothing.
 pub fn derive(assignment: &Assignment, facts: &Facts) -> Option<Objects> {
@@ -148,6 +186,7 @@ pub fn derive(assignment: &Assignment, facts: &Facts) -> Option<Objects> {
     links(&view, &mut objects);
     forwarding(&view, &mut objects);
     sandbox::derive(&view, &mut objects);
+    balancer::derive(&view, &mut objects);
     balancing::derive(&view, &mut objects);
     names::derive(&view, &mut objects);
     Some(objects.into_iter().map(|object| (object.key(), object)).collect())

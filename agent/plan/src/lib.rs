@@ -15,7 +15,7 @@ pub mod object;
 mod phase;
 pub mod ports;
 
-pub use desired::{EgressFacts, Facts, Uplink};
+pub use desired::{EgressFacts, Engine, Facts, Uplink};
 pub use diff::{Op, Plan, plan};
 pub use name::IfName;
 pub use object::{Key, Object, Objects};

@@ -7,6 +7,8 @@ use shoal_types::{EndpointId, NetworkId, TaskId};
 
 /// The bridge that tasks leave the overlay by.
 pub const EGRESS_BRIDGE: &str = "shoal0";
+/// The link to the balancer of published ports.
+const GATE: &str = "shg-ingress";
 
 /// A network interface's name (at most 15 bytes, which all names made here keep to). Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +40,16 @@ impl IfName {
         Self::new(format!("she-{}", task.short()))
     }
 
+    /// The host side of a balancer's leg into a network.
+    pub fn balancer(network: &NetworkId) -> Self {
+        Self::new(format!("shl-{}", network.short()))
+    }
+
+    /// The host side of the gate to the balancer of published ports.
+    pub fn gate() -> Self {
+        Self::new(GATE)
+    }
+
     /// The egress bridge.
     pub fn egress_bridge() -> Self {
         Self::new(EGRESS_BRIDGE)
@@ -61,7 +73,9 @@ impl IfName {
     /// Whether the name has one of our prefixes. Ownership needs the alias too, see [`Mark`].
     pub fn has_our_prefix(&self) -> bool {
         self.as_str() == EGRESS_BRIDGE
-            || ["shb-", "shx-", "shv-", "she-"].iter().any(|prefix| self.0.starts_with(prefix))
+            || ["shb-", "shx-", "shv-", "she-", "shl-", "shg-"]
+                .iter()
+                .any(|prefix| self.0.starts_with(prefix))
     }
 }
 
@@ -88,6 +102,10 @@ pub enum Mark {
     Veth(TaskId, EndpointId),
     /// A task's veth to the egress bridge.
     Egress(TaskId),
+    /// A balancer's veth into a network.
+    Balancer(NetworkId),
+    /// The link to the balancer of published ports.
+    Gate,
     /// The egress bridge.
     EgressBridge,
 }
@@ -102,6 +120,8 @@ impl Mark {
             "vxlan" => Self::Vxlan(parts.next()?.parse().ok()?),
             "veth" => Self::Veth(parts.next()?.parse().ok()?, EndpointId(parts.next()?.parse().ok()?)),
             "egress" => Self::Egress(parts.next()?.parse().ok()?),
+            "balancer" => Self::Balancer(parts.next()?.parse().ok()?),
+            "gate" => Self::Gate,
             "egress-bridge" => Self::EgressBridge,
             _ => return None,
         };
@@ -116,6 +136,8 @@ impl fmt::Display for Mark {
             Self::Vxlan(id) => write!(f, "shoal:vxlan:{id}"),
             Self::Veth(task, endpoint) => write!(f, "shoal:veth:{task}:{}", endpoint.0),
             Self::Egress(task) => write!(f, "shoal:egress:{task}"),
+            Self::Balancer(id) => write!(f, "shoal:balancer:{id}"),
+            Self::Gate => f.write_str("shoal:gate"),
             Self::EgressBridge => f.write_str("shoal:egress-bridge"),
         }
     }

@@ -1,14 +1,21 @@
 //! The objects a node holds, each under a key, the same whether wanted or found.
 
-use std::collections::BTreeMap;
+mod balancer;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use shoal_types::assignment::AssignedTask;
-use shoal_types::{DualAddr, EndpointId, MacAddr, Protocol, TaskId, Vni};
+use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, Protocol, TaskId, Vni};
 
 use crate::name::{IfName, Mark};
+
+pub use balancer::{
+    Balancer, BalancerIf, BalancerLeg, FirewallMark, Gate, IngressBalancer, Place, Virtual,
+    VirtualDestination, VirtualForward, VirtualScheduler,
+};
 
 /// Everything a node should hold, or holds.
 pub type Objects = BTreeMap<Key, Object>;
@@ -32,6 +39,8 @@ pub enum Key {
     Sandbox(TaskId),
     /// A task's interface, by its host side.
     Leg(IfName),
+    /// A balancer's namespace.
+    Balancer(Place),
     /// What the programs know of the node.
     MeshConfig,
     /// A member's VTEP, allowed to send tunnel packets.
@@ -48,6 +57,10 @@ pub enum Key {
     LbEndpoint(EndpointId),
     /// The table of a service in a network.
     LbService(ServiceKey),
+    /// A balancer's leg as the programs know it, by its host side.
+    BalancerIf(IfName),
+    /// A virtual service of a balancer.
+    Virtual(Place, FirewallMark),
     /// A program on a link.
     Hook(IfName, Program),
     /// A virtual IP in a network.
@@ -79,6 +92,8 @@ pub enum Object {
     Sandbox(Sandbox),
     /// See [`Key::Leg`].
     Leg(Leg),
+    /// See [`Key::Balancer`].
+    Balancer(Balancer),
     /// See [`Key::MeshConfig`].
     MeshConfig(MeshConfig),
     /// See [`Key::Member`].
@@ -95,6 +110,10 @@ pub enum Object {
     LbEndpoint(LbEndpoint),
     /// See [`Key::LbService`].
     LbService(LbService),
+    /// See [`Key::BalancerIf`].
+    BalancerIf(BalancerIf),
+    /// See [`Key::Virtual`].
+    Virtual(Virtual),
     /// See [`Key::Hook`].
     Hook(IfName, Program),
     /// See [`Key::Vip`].
@@ -119,6 +138,7 @@ impl Object {
             Self::Neighbor(o) => Key::Neighbor(o.link.clone(), o.ip),
             Self::Sandbox(o) => Key::Sandbox(o.task.clone()),
             Self::Leg(o) => Key::Leg(o.host.clone()),
+            Self::Balancer(o) => Key::Balancer(o.place.clone()),
             Self::MeshConfig(_) => Key::MeshConfig,
             Self::Member(addr) => Key::Member(*addr),
             Self::LocalAddr(addr) => Key::LocalAddr(*addr),
@@ -127,6 +147,8 @@ impl Object {
             Self::Local(o) => Key::Local(o.vxlan.clone(), o.mac),
             Self::LbEndpoint(o) => Key::LbEndpoint(o.id),
             Self::LbService(o) => Key::LbService(o.key),
+            Self::BalancerIf(o) => Key::BalancerIf(o.host.clone()),
+            Self::Virtual(o) => Key::Virtual(o.place.clone(), o.mark),
             Self::Hook(link, program) => Key::Hook(link.clone(), *program),
             Self::Vip(o) => Key::Vip(o.network, o.addr),
             Self::Port(o) => Key::Port(o.protocol, o.port),
@@ -146,6 +168,7 @@ impl Object {
             Self::Neighbor(_) => "neighbor",
             Self::Sandbox(_) => "sandbox",
             Self::Leg(_) => "leg",
+            Self::Balancer(_) => "balancer",
             Self::MeshConfig(_) => "mesh_config",
             Self::Member(_) => "member",
             Self::LocalAddr(_) => "local_addr",
@@ -154,6 +177,8 @@ impl Object {
             Self::Local(_) => "local",
             Self::LbEndpoint(_) => "endpoint",
             Self::LbService(_) => "service",
+            Self::BalancerIf(_) => "balancer_if",
+            Self::Virtual(_) => "virtual_service",
             Self::Hook(..) => "hook",
             Self::Vip(_) => "vip",
             Self::Port(_) => "port",
@@ -260,6 +285,8 @@ pub struct Neighbor {
 pub struct Sandbox {
     /// The task.
     pub task: TaskId,
+    /// Virtual IPs on its loopback: what is sent to them unchanged is its own.
+    pub vips: BTreeSet<IpAddr>,
     /// Whether its kernel parameters are in place.
     pub intact: bool,
 }
@@ -319,6 +346,8 @@ pub struct MeshConfig {
     pub router: MacAddr,
     /// UDP port of the tunnels.
     pub data_port: u16,
+    /// The balancer of published ports, if there is one.
+    pub balancer: Option<IngressBalancer>,
 }
 
 /// What the task behind a veth may send, and where it belongs.
@@ -336,6 +365,8 @@ pub struct TaskIf {
     pub ingress: Option<IngressPlace>,
     /// What the leg is for.
     pub role: LegRole,
+    /// Virtual IPs that it answers from on this leg, too.
+    pub vip: Option<DualAddr>,
 }
 
 /// A task's place in the ingress network.
@@ -423,6 +454,8 @@ pub struct LbService {
     pub key: ServiceKey,
     /// Seed of its table, the same on every node.
     pub seed: u64,
+    /// How they are chosen.
+    pub policy: LbPolicy,
     /// Its endpoints, sorted.
     pub members: Vec<EndpointId>,
 }
@@ -436,6 +469,10 @@ pub enum Program {
     OverlayRx,
     /// On the host side of each task veth.
     TaskTx,
+    /// On the host side of each balancer's leg.
+    BalancerTx,
+    /// On the host side of the gate.
+    GateTx,
 }
 
 /// A virtual IP.
@@ -449,6 +486,10 @@ pub struct Vip {
     pub service: ServiceKey,
     /// MAC it is answered with.
     pub mac: MacAddr,
+    /// The network's balancer, by the host side of its leg, if there is one.
+    pub balancer: Option<IfName>,
+    /// The virtual service that new flows go to; none: the service's table.
+    pub mark: Option<FirewallMark>,
 }
 
 /// A published port.
@@ -462,6 +503,8 @@ pub struct Port {
     pub service: ServiceKey,
     /// Port the tasks listen on.
     pub target: u16,
+    /// The virtual service that new flows go to; none: the service's table.
+    pub mark: Option<FirewallMark>,
 }
 
 /// A task's resolver and what it answers.

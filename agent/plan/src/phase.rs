@@ -46,7 +46,7 @@ impl Phase {
             Key::Sysctl(_) | Key::Firewall => Self::PrepareHost,
             Key::Bridge(_) | Key::Vxlan(_) => Self::AddLinks,
             Key::Fdb(..) | Key::Neighbor(..) => Self::AddForwarding,
-            Key::Sandbox(_) | Key::Leg(_) => Self::AddSandboxes,
+            Key::Sandbox(_) | Key::Leg(_) | Key::Balancer(_) => Self::AddSandboxes,
             Key::MeshConfig
             | Key::Member(_)
             | Key::LocalAddr(_)
@@ -55,6 +55,8 @@ impl Phase {
             | Key::Local(..)
             | Key::LbEndpoint(_)
             | Key::LbService(_)
+            | Key::BalancerIf(_)
+            | Key::Virtual(..)
             | Key::Hook(..) => Self::AddBalancing,
             Key::Vip(..) | Key::Port(..) | Key::Resolver(_) => Self::Publish,
             Key::Task(_) => Self::StartTasks,
@@ -72,11 +74,16 @@ impl Phase {
             | Key::Router(_)
             | Key::LbEndpoint(_)
             | Key::LbService(_)
+            | Key::BalancerIf(_)
+            | Key::Virtual(..)
             | Key::Hook(..) => Self::RemoveBalancing,
             Key::Task(_) => Self::StopTasks,
-            Key::Resolver(_) | Key::TaskIf(_) | Key::Local(..) | Key::Leg(_) | Key::Sandbox(_) => {
-                Self::RemoveSandboxes
-            }
+            Key::Resolver(_)
+            | Key::TaskIf(_)
+            | Key::Local(..)
+            | Key::Leg(_)
+            | Key::Sandbox(_)
+            | Key::Balancer(_) => Self::RemoveSandboxes,
             Key::Fdb(..) | Key::Neighbor(..) => Self::RemoveForwarding,
             Key::Bridge(_) | Key::Vxlan(_) | Key::Firewall | Key::Sysctl(_) => Self::RemoveLinks,
         }

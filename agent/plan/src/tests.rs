@@ -11,14 +11,14 @@ use shoal_types::id::Name;
 use shoal_types::object::{Attachment, DesiredState, Slot};
 use shoal_types::spec::{ProcessSpec, Resources, RestartPolicy, TaskSpec};
 use shoal_types::{
-    ClusterId, DualAddr, DualNet, EndpointId, Generation, NetworkId, NodeId, Protocol, PublishedPort,
-    ServiceId, ServiceIndex, TaskId, Vni,
+    ClusterId, DirectRouting, DualAddr, DualNet, EndpointId, Generation, LbPolicy, NetworkId, NodeId,
+    Protocol, PublishedPort, ServiceId, ServiceIndex, TaskId, Vni,
 };
 
 use crate::check::check;
 use crate::desired::derive;
-use crate::object::{Goal, Task};
-use crate::{EgressFacts, Facts, IfName, Key, Object, Objects, Op, Phase, Plan, Uplink, plan};
+use crate::object::{FirewallMark, Goal, Place, ServiceKey, Task};
+use crate::{EgressFacts, Engine, Facts, IfName, Key, Object, Objects, Op, Phase, Plan, Uplink, plan};
 
 /// A stateful stand-in for the kernel: it does what a plan says.
 fn apply(plan: &Plan, observed: &mut Objects) {
@@ -207,23 +207,65 @@ fn facts(assignment: &Assignment) -> Facts {
             addrs: vec!["192.0.2.1".parse().expect("literal")],
         }],
         egress,
+        engine: Engine::Ebpf,
     }
 }
 
 fn desired(runs: &[Run]) -> Objects {
-    let assignment = assignment(runs);
-    derive(&assignment, &facts(&assignment)).expect("the assignment says who the node is")
+    balanced(Balance { engine: Engine::Ebpf, direct: DirectRouting::Off, lb: LbPolicy::Auto }, runs)
+}
+
+/// Who balances how.
+#[derive(Debug, Clone, Copy)]
+struct Balance {
+    engine: Engine,
+    direct: DirectRouting,
+    lb: LbPolicy,
+}
+
+fn balance() -> impl Strategy<Value = Balance> {
+    let engine = prop_oneof![Just(Engine::Ebpf), Just(Engine::EbpfAfterIpvs), Just(Engine::Ipvs)];
+    let direct =
+        prop_oneof![Just(DirectRouting::Off), Just(DirectRouting::Preparing), Just(DirectRouting::Ready)];
+    (engine, direct, proptest::sample::select(LbPolicy::ALL.to_vec()))
+        .prop_map(|(engine, direct, lb)| Balance { engine, direct, lb })
+}
+
+fn balanced(balance: Balance, runs: &[Run]) -> Objects {
+    let mut assignment = assignment(runs);
+    for object in assignment.objects.values_mut() {
+        match object {
+            Assigned::Cluster(cluster) => cluster.direct = balance.direct,
+            Assigned::Service(service) => service.lb = balance.lb,
+            _ => {}
+        }
+    }
+    let facts = Facts { engine: balance.engine, ..facts(&assignment) };
+    derive(&assignment, &facts).expect("the assignment says who the node is")
+}
+
+/// What a published port or virtual IP leads to must be there at every instant.
+fn leads_somewhere(
+    observed: &Objects,
+    service: ServiceKey,
+    place: &Place,
+    mark: Option<FirewallMark>,
+) -> bool {
+    match mark {
+        Some(mark) => observed.contains_key(&Key::Virtual(place.clone(), mark)),
+        None => observed.contains_key(&Key::LbService(service)),
+    }
 }
 
 proptest! {
     #[test]
     fn planning_again_after_applying_is_empty(
-        before in proptest::collection::vec(run(), 0..8),
-        after in proptest::collection::vec(run(), 0..8),
+        before in (balance(), proptest::collection::vec(run(), 0..8)),
+        after in (balance(), proptest::collection::vec(run(), 0..8)),
         lost in any::<u64>(),
     ) {
         let mut observed = Objects::new();
-        apply(&plan(&desired(&before), &observed), &mut observed);
+        apply(&plan(&balanced(before.0, &before.1), &observed), &mut observed);
         // Something else took away or damaged a part of it.
         let mut bits = lost;
         observed.retain(|_, _| { bits = bits.rotate_left(1); bits & 7 != 7 });
@@ -232,7 +274,7 @@ proptest! {
                 leg.intact = false;
             }
         }
-        let wanted = desired(&after);
+        let wanted = balanced(after.0, &after.1);
         let first = plan(&wanted, &observed);
         prop_assert_eq!(check(&wanted, &observed, &first), vec![]);
         apply(&first, &mut observed);
@@ -242,12 +284,14 @@ proptest! {
 
     #[test]
     fn nothing_is_published_before_it_works_or_broken_before_it_is_withdrawn(
-        before in proptest::collection::vec(run(), 0..8),
-        after in proptest::collection::vec(run(), 0..8),
+        before in (balance(), proptest::collection::vec(run(), 0..8)),
+        after in (balance(), proptest::collection::vec(run(), 0..8)),
     ) {
+        // A node does not let go of its balancers while a port still leads to them.
+        prop_assume!(before.0.engine != Engine::Ipvs || after.0.engine != Engine::Ebpf);
         let mut observed = Objects::new();
-        apply(&plan(&desired(&before), &observed), &mut observed);
-        let wanted = desired(&after);
+        apply(&plan(&balanced(before.0, &before.1), &observed), &mut observed);
+        let wanted = balanced(after.0, &after.1);
         for op in plan(&wanted, &observed).ops() {
             let mut single = Plan::default();
             single.phases.push((op.phase(), vec![op.clone()]));
@@ -260,7 +304,18 @@ proptest! {
                     }
                 }
                 if let Object::Port(port) = object {
-                    prop_assert!(observed.contains_key(&Key::LbService(port.service)), "after {:?}", op.key());
+                    let leads = leads_somewhere(&observed, port.service, &Place::Ingress, port.mark);
+                    prop_assert!(leads, "after {:?}", op.key());
+                    prop_assert!(port.mark.is_none() || has_gate(&observed), "after {:?}", op.key());
+                }
+                if let Object::Vip(vip) = object {
+                    let place = Place::Network(network_id(1));
+                    let leads = leads_somewhere(&observed, vip.service, &place, vip.mark);
+                    prop_assert!(leads, "after {:?}", op.key());
+                }
+                if let Object::Virtual(service) = object {
+                    let there = observed.contains_key(&Key::Balancer(service.place.clone()));
+                    prop_assert!(there, "after {:?}", op.key());
                 }
                 if let Object::Fdb(fdb) = object {
                     prop_assert!(observed.contains_key(&Key::Vxlan(fdb.link.clone())), "after {:?}", op.key());
@@ -268,6 +323,64 @@ proptest! {
             }
         }
     }
+}
+
+fn has_gate(observed: &Objects) -> bool {
+    matches!(observed.get(&Key::MeshConfig), Some(Object::MeshConfig(config)) if config.balancer.is_some())
+}
+
+#[test]
+fn virtual_ips_wait_for_the_loopbacks_of_all_tasks() {
+    let runs = one(DesiredState::Running);
+    let with = |engine, direct| balanced(Balance { engine, direct, lb: LbPolicy::Auto }, &runs);
+    let marked = |objects: &Objects| {
+        objects.values().filter(|object| matches!(object, Object::Vip(vip) if vip.mark.is_some())).count()
+    };
+    let on_loopbacks = |objects: &Objects| {
+        objects.values().filter(|object| matches!(object, Object::Sandbox(o) if !o.vips.is_empty())).count()
+    };
+    for (direct, vips, loopbacks) in
+        [(DirectRouting::Off, 0, 0), (DirectRouting::Preparing, 0, 1), (DirectRouting::Ready, 6, 1)]
+    {
+        let objects = with(Engine::Ipvs, direct);
+        assert_eq!((marked(&objects), on_loopbacks(&objects)), (vips, loopbacks), "{direct}");
+        // A node of the other engine has the loopbacks, too: its tasks are destinations of others.
+        let objects = with(Engine::Ebpf, direct);
+        assert_eq!((marked(&objects), on_loopbacks(&objects)), (0, loopbacks), "{direct}");
+    }
+}
+
+#[test]
+fn a_draining_endpoint_is_a_destination_without_weight() {
+    let mut runs = one(DesiredState::Running);
+    runs[0].serving = false;
+    let balance = Balance { engine: Engine::Ipvs, direct: DirectRouting::Ready, lb: LbPolicy::Auto };
+    let objects = balanced(balance, &runs);
+    let weights: Vec<_> = objects
+        .values()
+        .filter_map(|object| match object {
+            Object::Virtual(service) => Some(service.destinations.values().map(|d| d.weight)),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    assert_eq!(weights, [0, 0], "at the port and at the virtual IP");
+}
+
+#[test]
+fn switching_back_keeps_the_virtual_services_of_flows_that_go_on() {
+    let runs = one(DesiredState::Running);
+    let with =
+        |engine| balanced(Balance { engine, direct: DirectRouting::Ready, lb: LbPolicy::RoundRobin }, &runs);
+    let (ipvs, after) = (with(Engine::Ipvs), with(Engine::EbpfAfterIpvs));
+    let virtuals = |objects: &Objects| -> Vec<_> {
+        objects.values().filter(|object| matches!(object, Object::Virtual(_))).cloned().collect()
+    };
+    assert_eq!(virtuals(&ipvs), virtuals(&after));
+    assert!(virtuals(&with(Engine::Ebpf)).is_empty());
+    let removed: Vec<_> =
+        plan(&after, &ipvs).ops().filter(|op| matches!(op, Op::Remove { .. })).map(Op::key).collect();
+    assert_eq!(removed, [], "nothing goes while flows may need it");
 }
 
 fn one(desired: DesiredState) -> Vec<Run> {
@@ -347,6 +460,8 @@ fn marks_round_trip() {
         Mark::Veth(task.clone(), EndpointId(77)),
         Mark::Egress(task),
         Mark::EgressBridge,
+        Mark::Balancer(network_id(3)),
+        Mark::Gate,
     ] {
         assert_eq!(Mark::parse(&mark.to_string()), Some(mark));
     }

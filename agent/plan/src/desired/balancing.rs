@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_types::assignment::{AssignedNetwork, AssignedTask};
 use shoal_types::object::Attachment;
-use shoal_types::{EndpointId, ServiceId};
+use shoal_types::{EndpointId, LbPolicy, ServiceId};
 
+use super::balancer;
 use super::sandbox::egress_place;
-use super::{View, running_tasks};
+use super::{Engine, View, running_tasks};
 use crate::name::IfName;
 use crate::object::{
-    IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program, ServiceKey,
-    TaskIf, Vip,
+    FirewallMark, IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program,
+    ServiceKey, TaskIf, Vip,
 };
 
 pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
@@ -28,6 +29,7 @@ fn node(view: &View<'_>, out: &mut Vec<Object>) {
         addr: view.cluster.router.addr,
         router: view.cluster.router.mac(),
         data_port: view.cluster.data_port,
+        balancer: balancer::of_ports(view),
     }));
     for member in view.assignment.members().filter(|m| m.node != view.cluster.node) {
         out.push(Object::Member(member.data_addr));
@@ -62,6 +64,7 @@ fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) 
             network: Some((network.vni, vxlan.clone())),
             ingress: ingress.clone(),
             role: if network.ingress { LegRole::Ingress } else { LegRole::Overlay },
+            vip: view.direct_vip(&task.service, &at.network),
         }));
         out.push(Object::Local(Local {
             vxlan,
@@ -81,6 +84,7 @@ fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) 
             network: None,
             ingress,
             role: LegRole::Egress,
+            vip: None,
         }));
         out.push(Object::Hook(host, Program::TaskTx));
     }
@@ -99,40 +103,71 @@ fn endpoints(view: &View<'_>, out: &mut Vec<Object>) {
     }
 }
 
+/// The tables of services, and what leads to them or to the virtual services of a balancer.
 fn services(view: &View<'_>, out: &mut Vec<Object>) {
-    let mut members: BTreeMap<(&ServiceId, u32), BTreeSet<EndpointId>> = BTreeMap::new();
-    for (endpoint, network, _) in view.endpoints().filter(|(endpoint, _, _)| endpoint.serving) {
-        members.entry((&endpoint.service, network.vni.get())).or_default().insert(endpoint.id);
-    }
+    let members = members(view);
+    let with_tables = view.facts.engine != Engine::Ipvs;
     for service in view.assignment.services() {
-        let add = |network: &AssignedNetwork, out: &mut Vec<Object>| {
+        let table = |network: &AssignedNetwork, out: &mut Vec<Object>| {
             let key = ServiceKey { network: network.vni, index: service.index.0 };
-            let members = members
-                .get(&(&service.id, network.vni.get()))
-                .map(|ids| ids.iter().copied().collect())
-                .unwrap_or_default();
+            let members = members.get(&(&service.id, network.vni.get())).cloned().unwrap_or_default();
             // The key is the same on every node and stays for the life of the service: a good seed.
-            out.push(Object::LbService(LbService { key, seed: key.to_u64(), members }));
-            key
+            out.push(Object::LbService(LbService {
+                key,
+                seed: key.to_u64(),
+                policy: table_policy(service.lb),
+                members: members.into_iter().collect(),
+            }));
         };
         for vip in &service.vips {
             let Some(network) = view.network(&vip.at.network) else { continue };
-            let key = add(network, out);
+            let mark = balancer::mark_of_vip(view, service);
+            if mark.is_none() {
+                table(network, out);
+            }
+            let key = ServiceKey { network: network.vni, index: service.index.0 };
             out.extend(vip.at.addr.iter().map(|addr| {
-                Object::Vip(Vip { network: network.vni, addr, service: key, mac: vip.at.mac() })
-            }));
-        }
-        let Some(ingress) = view.ingress else { continue };
-        if !service.ports.is_empty() {
-            let key = add(ingress, out);
-            out.extend(service.ports.iter().map(|port| {
-                Object::Port(Port {
-                    protocol: port.protocol,
-                    port: port.published,
+                Object::Vip(Vip {
+                    network: network.vni,
+                    addr,
                     service: key,
-                    target: port.target,
+                    mac: vip.at.mac(),
+                    balancer: balancer::leg_of(view, network),
+                    mark,
                 })
             }));
         }
+        let Some(ingress) = view.ingress.filter(|_| !service.ports.is_empty()) else { continue };
+        if with_tables {
+            table(ingress, out);
+        }
+        let key = ServiceKey { network: ingress.vni, index: service.index.0 };
+        out.extend(service.ports.iter().map(|port| {
+            Object::Port(Port {
+                protocol: port.protocol,
+                port: port.published,
+                service: key,
+                target: port.target,
+                mark: (!with_tables).then(|| FirewallMark::of_port(port.protocol, port.published)),
+            })
+        }));
+    }
+}
+
+/// The serving endpoints of each service in each network.
+fn members<'a>(view: &View<'a>) -> BTreeMap<(&'a ServiceId, u32), BTreeSet<EndpointId>> {
+    let mut members: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for (endpoint, network, _) in view.endpoints().filter(|(endpoint, _, _)| endpoint.serving) {
+        members.entry((&endpoint.service, network.vni.get())).or_default().insert(endpoint.id);
+    }
+    members
+}
+
+/// How a table is read. The managers refuse what tables can't do; a service that was there before gets what is
+/// nearest.
+const fn table_policy(policy: LbPolicy) -> LbPolicy {
+    match policy {
+        LbPolicy::Auto | LbPolicy::LeastConnections => LbPolicy::Maglev,
+        LbPolicy::RoundRobin | LbPolicy::Maglev | LbPolicy::Source => policy,
     }
 }

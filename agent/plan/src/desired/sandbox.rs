@@ -1,6 +1,7 @@
 //! Tasks: their namespaces, interfaces and programs.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -16,7 +17,11 @@ pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
     for task in view.assignment.tasks() {
         match task.desired {
             DesiredState::Running | DesiredState::Draining => {
-                out.push(Object::Sandbox(Sandbox { task: task.id.clone(), intact: true }));
+                out.push(Object::Sandbox(Sandbox {
+                    task: task.id.clone(),
+                    vips: vips(view, task),
+                    intact: true,
+                }));
                 legs(view, task, out);
                 let spec = Some(Arc::new(task.clone()));
                 out.push(Object::Task(Task { id: task.id.clone(), goal: Goal::Run, spec }));
@@ -27,6 +32,12 @@ pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
             DesiredState::Remove => {}
         }
     }
+}
+
+/// The virtual IPs that stand on a task's loopback: its service's, in the networks it is on.
+fn vips(view: &View<'_>, task: &AssignedTask) -> BTreeSet<IpAddr> {
+    let vips = task.attachments.iter().filter_map(|at| view.direct_vip(&task.service, &at.network));
+    vips.flat_map(DualAddr::iter).collect()
 }
 
 fn legs(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
