@@ -1,0 +1,158 @@
+//! Balancers: a namespace for published ports and one for each network, with virtual services in them.
+//!
+//! They are wanted while the engine is IPVS, and afterwards until the last flow they know has ended.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use shoal_types::assignment::{AssignedNetwork, AssignedService};
+use shoal_types::{DirectRouting, EndpointId, LbPolicy, ServiceId};
+
+use super::sandbox::{within4, within6};
+use super::{Engine, View};
+use crate::name::{IfName, Mark};
+use crate::object::{
+    Balancer, BalancerIf, BalancerLeg, FirewallMark, Gate, IngressBalancer, Object, Place, Program, Virtual,
+    VirtualDestination, VirtualForward, VirtualScheduler,
+};
+
+pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
+    if view.facts.engine == Engine::Ebpf {
+        return;
+    }
+    for network in view.networks.values() {
+        balancer(view, network, out);
+    }
+    virtual_services(view, out);
+}
+
+/// What the programs know of the balancer of published ports.
+pub(super) fn of_ports(view: &View<'_>) -> Option<IngressBalancer> {
+    let ingress = view.ingress.filter(|_| view.facts.engine != Engine::Ebpf)?;
+    Some(IngressBalancer {
+        gate: IfName::gate(),
+        leg: IfName::balancer(&ingress.id),
+        vxlan: IfName::vxlan(&ingress.id),
+    })
+}
+
+/// The leg of a network's balancer, if the network has one.
+pub(super) fn leg_of(view: &View<'_>, network: &AssignedNetwork) -> Option<IfName> {
+    (view.facts.engine != Engine::Ebpf).then(|| IfName::balancer(&network.id))
+}
+
+/// The virtual service that new flows to a service's virtual IPs go to. Its packets arrive unchanged, so every task
+/// must know the virtual IP before the first is sent.
+pub(super) fn mark_of_vip(view: &View<'_>, service: &AssignedService) -> Option<FirewallMark> {
+    let is_ready = view.cluster.direct == DirectRouting::Ready;
+    FirewallMark::of_service(service.index).filter(|_| is_ready && view.facts.engine == Engine::Ipvs)
+}
+
+fn place(network: &AssignedNetwork) -> Place {
+    if network.ingress { Place::Ingress } else { Place::Network(network.id.clone()) }
+}
+
+fn balancer(view: &View<'_>, network: &AssignedNetwork, out: &mut Vec<Object>) {
+    let router = &view.cluster.router;
+    let (v4, v6) = if network.ingress {
+        (router.addr.v4, router.addr.v6)
+    } else {
+        // Given to nobody: every node's balancer asks its neighbors as this address, and nothing is sent to it.
+        (first(network.subnets.v4.network()), first6(network.subnets.v6.network()))
+    };
+    let host = IfName::balancer(&network.id);
+    let addrs = || view.facts.uplinks.iter().flat_map(|uplink| &uplink.addrs).copied().collect();
+    out.push(Object::Balancer(Balancer {
+        place: place(network),
+        leg: BalancerLeg {
+            host: host.clone(),
+            mark: Mark::Balancer(network.id.clone()),
+            bridge: IfName::bridge(&network.id),
+            mac: router.mac(),
+            v4: within4(v4, network.subnets.v4.prefix_len()),
+            v6: within6(v6, network.subnets.v6.prefix_len()),
+            mtu: view.overlay_mtu,
+        },
+        gate: network.ingress.then(|| Gate {
+            host: IfName::gate(),
+            mtu: view.facts.underlay_mtu,
+            addrs: addrs(),
+        }),
+        intact: true,
+    }));
+    out.push(Object::BalancerIf(BalancerIf {
+        host: host.clone(),
+        vxlan: IfName::vxlan(&network.id),
+        steers: network.ingress,
+    }));
+    out.push(Object::Hook(host, Program::BalancerTx));
+    if network.ingress {
+        out.push(Object::Hook(IfName::gate(), Program::GateTx));
+    }
+}
+
+fn first(network: Ipv4Addr) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(network).wrapping_add(1))
+}
+
+fn first6(network: Ipv6Addr) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(network).wrapping_add(1))
+}
+
+fn virtual_services(view: &View<'_>, out: &mut Vec<Object>) {
+    let destinations = destinations(view);
+    for service in view.assignment.services() {
+        let of = |network: &AssignedNetwork| {
+            destinations.get(&(&service.id, network.vni.get())).cloned().unwrap_or_default()
+        };
+        for vip in &service.vips {
+            let (Some(network), Some(mark)) =
+                (view.network(&vip.at.network), FirewallMark::of_service(service.index))
+            else {
+                continue;
+            };
+            out.push(Object::Virtual(Virtual {
+                place: place(network),
+                mark,
+                scheduler: scheduler(service.lb, VirtualScheduler::RoundRobin),
+                forward: VirtualForward::Direct,
+                destinations: of(network),
+            }));
+        }
+        let Some(ingress) = view.ingress else { continue };
+        out.extend(service.ports.iter().map(|port| {
+            Object::Virtual(Virtual {
+                place: Place::Ingress,
+                mark: FirewallMark::of_port(port.protocol, port.published),
+                // A flow may come in by another node after an address has moved: it is to find its endpoint there.
+                scheduler: scheduler(service.lb, VirtualScheduler::Maglev),
+                forward: VirtualForward::Translated(port.target),
+                destinations: of(ingress),
+            })
+        }));
+    }
+}
+
+const fn scheduler(policy: LbPolicy, otherwise: VirtualScheduler) -> VirtualScheduler {
+    match policy {
+        LbPolicy::Auto => otherwise,
+        LbPolicy::RoundRobin => VirtualScheduler::RoundRobin,
+        LbPolicy::LeastConnections => VirtualScheduler::LeastConnections,
+        LbPolicy::Maglev => VirtualScheduler::Maglev,
+        LbPolicy::Source => VirtualScheduler::Source,
+    }
+}
+
+/// Destinations of each service in each network. Those that are on their way out keep their flows.
+fn destinations<'a>(
+    view: &View<'a>,
+) -> BTreeMap<(&'a ServiceId, u32), BTreeMap<EndpointId, VirtualDestination>> {
+    let mut destinations: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+    for (endpoint, network, _) in view.endpoints() {
+        destinations.entry((&endpoint.service, network.vni.get())).or_default().insert(
+            endpoint.id,
+            VirtualDestination { addr: endpoint.addr, weight: u32::from(endpoint.serving) },
+        );
+    }
+    destinations
+}

@@ -1,0 +1,184 @@
+//! Balancers: namespaces in which the kernel's virtual services (IPVS) choose endpoints.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use shoal_types::{DualAddr, EndpointId, MacAddr, NetworkId, Protocol, ServiceIndex};
+
+use crate::name::{IfName, Mark};
+
+/// Which balancer: a node has one for published ports, and one for the virtual IPs of each network it takes part in.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// Published ports.
+    Ingress,
+    /// Virtual IPs of a network.
+    Network(NetworkId),
+}
+
+impl Place {
+    /// The name of the balancer's namespace.
+    pub fn namespace(&self) -> String {
+        match self {
+            Self::Ingress => "ingress".to_owned(),
+            Self::Network(id) => format!("lb-{}", id.short()),
+        }
+    }
+}
+
+/// A balancer's namespace, with the links into it and what makes packets stop there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balancer {
+    /// Which.
+    pub place: Place,
+    /// Its leg into the network.
+    pub leg: BalancerLeg,
+    /// How packets of published ports come in and answers go out; only the balancer of published ports has it.
+    pub gate: Option<Gate>,
+    /// Whether all settings the driver implies are in place.
+    pub intact: bool,
+}
+
+/// A balancer's leg into its network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BalancerLeg {
+    /// Name on the host.
+    pub host: IfName,
+    /// Ownership mark on the host's side.
+    pub mark: Mark,
+    /// The bridge its host side is a port of.
+    pub bridge: IfName,
+    /// MAC in the namespace: the router's, which no other node has.
+    pub mac: MacAddr,
+    /// Address and prefix.
+    pub v4: Ipv4Net,
+    /// Address and prefix.
+    pub v6: Ipv6Net,
+    /// MTU.
+    pub mtu: u32,
+}
+
+/// A link between the host and the balancer of published ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// Name on the host.
+    pub host: IfName,
+    /// MTU.
+    pub mtu: u32,
+    /// The node's addresses, which the namespace takes for its own: ports are published on them.
+    pub addrs: BTreeSet<IpAddr>,
+}
+
+/// A balancer's leg as the programs know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BalancerIf {
+    /// Host side of the leg.
+    pub host: IfName,
+    /// VXLAN device of the network.
+    pub vxlan: IfName,
+    /// Answers to what it sends are steered back to it.
+    pub steers: bool,
+}
+
+/// What the programs know of the balancer of published ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IngressBalancer {
+    /// Host side of its gate.
+    pub gate: IfName,
+    /// Host side of its leg.
+    pub leg: IfName,
+    /// VXLAN device of the ingress network.
+    pub vxlan: IfName,
+}
+
+/// The firewall mark that leads to a virtual service: what `ipvsadm` shows as `FWM`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FirewallMark(u32);
+
+/// Places a port's digits in a mark, so that both can be read from it.
+const MARK_PORTS: u32 = 100_000;
+
+impl FirewallMark {
+    /// The mark of a published port: protocol number and port, as digits. 608080 is TCP port 8080.
+    pub fn of_port(protocol: Protocol, port: u16) -> Self {
+        Self(u32::from(protocol.number()) * MARK_PORTS + u32::from(port))
+    }
+
+    /// The mark of a service's virtual IP: its number. `None` for number 0, which no service has.
+    pub fn of_service(index: ServiceIndex) -> Option<Self> {
+        Self::new(index.0)
+    }
+
+    /// A mark of the kernel's; 0 is none.
+    pub fn new(value: u32) -> Option<Self> {
+        (value != 0).then_some(Self(value))
+    }
+
+    /// The mark as a number, never 0.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// A virtual service of a balancer, in both families.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Virtual {
+    /// Which balancer has it.
+    pub place: Place,
+    /// Packets with this mark are its.
+    pub mark: FirewallMark,
+    /// How it chooses.
+    pub scheduler: VirtualScheduler,
+    /// How it forwards.
+    pub forward: VirtualForward,
+    /// Its destinations, in the order in which they were made known to the cluster: a Maglev table depends on it.
+    pub destinations: BTreeMap<EndpointId, VirtualDestination>,
+}
+
+/// How a virtual service chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VirtualScheduler {
+    /// `rr`.
+    RoundRobin,
+    /// `lc`.
+    LeastConnections,
+    /// `mh` by address and port.
+    Maglev,
+    /// `mh` by address.
+    Source,
+    /// Something that nobody here asked for.
+    Unknown,
+}
+
+/// How a virtual service forwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VirtualForward {
+    /// To the destination's address and this port; answers come back through the balancer.
+    Translated(u16),
+    /// Unchanged, by direct routing; answers go straight to the client.
+    Direct,
+}
+
+/// A destination of a virtual service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VirtualDestination {
+    /// Its addresses.
+    pub addr: DualAddr,
+    /// Its share; 0: it keeps its flows and gets no new ones.
+    pub weight: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_can_be_read_and_do_not_clash() {
+        let mark = |protocol, port| FirewallMark::of_port(protocol, port).get();
+        assert_eq!(mark(Protocol::Tcp, 8080), 608_080);
+        assert_eq!(mark(Protocol::Udp, 53), 1_700_053);
+        assert!(mark(Protocol::Tcp, u16::MAX) < mark(Protocol::Udp, 1));
+        assert_eq!(FirewallMark::of_service(ServiceIndex(0)), None);
+    }
+}
