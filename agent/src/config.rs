@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use shoal_types::LbEngine;
 use shoal_types::id::Name;
 
 pub use keys::{KEYS, KeyInfo};
@@ -54,6 +55,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// MTU of the way to the peers, if the link's is not right.
     pub mtu: Option<u32>,
+    /// What balances on this node; auto: what the swarm is set to.
+    pub lb_engine: LbEngine,
     /// How long certificates live in a swarm that is made here.
     pub cert_lifetime: Duration,
     /// Where metrics are served; none: nowhere.
@@ -84,6 +87,7 @@ impl Config {
                 "auto" => None,
                 _ => Some(mtu(settings)?),
             },
+            lb_engine: parse(settings, "network.lb_engine", "use auto (as the swarm is set), ipvs or ebpf")?,
             cert_lifetime: cert_lifetime(settings)?,
             metrics: match text("observe.metrics").as_str() {
                 "" | "off" => None,

@@ -41,6 +41,12 @@ pub const KEYS: &[KeyInfo] = &[
     key("node.listen", "SHOAL_NODE_LISTEN", "[::]:7377", "where a manager listens"),
     key("network.mtu", "SHOAL_NETWORK_MTU", "auto", "MTU of the way to the peers"),
     key(
+        "network.lb_engine",
+        "SHOAL_NETWORK_LB_ENGINE",
+        "auto",
+        "what balances on this node: auto (as the swarm is set), ipvs or ebpf",
+    ),
+    key(
         "security.cert_lifetime",
         "SHOAL_SECURITY_CERT_LIFETIME",
         "7d",

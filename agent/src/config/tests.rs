@@ -25,6 +25,21 @@ fn the_defaults_are_valid() {
     let config = Config::from_settings(&Settings::default()).expect("valid");
     assert_eq!(config.listen, "[::]:7377".parse().expect("literal"));
     assert_eq!(config.mtu, None);
+    assert_eq!(config.lb_engine, LbEngine::Auto);
+}
+
+#[test]
+fn a_node_may_have_an_engine_of_its_own() {
+    let mut settings = settings(&[("/etc/x.toml", "[network]\nlb_engine = \"ipvs\"\n")]).expect("valid");
+    assert_eq!(settings.get("network.lb_engine").origin, Origin::File("/etc/x.toml".into()));
+    assert_eq!(Config::from_settings(&settings).expect("valid").lb_engine, LbEngine::Ipvs);
+    settings.take_env(|name| (name == "SHOAL_NETWORK_LB_ENGINE").then(|| "ebpf".to_owned()));
+    assert_eq!(settings.get("network.lb_engine").origin, Origin::Env("SHOAL_NETWORK_LB_ENGINE"));
+    assert_eq!(Config::from_settings(&settings).expect("valid").lb_engine, LbEngine::Ebpf);
+    settings.take_env(|name| (name == "SHOAL_NETWORK_LB_ENGINE").then(|| "iptables".to_owned()));
+    let error = Config::from_settings(&settings).expect_err("no engine").to_string();
+    let said = "network.lb_engine = 'iptables' (from environment SHOAL_NETWORK_LB_ENGINE): use auto";
+    assert!(error.starts_with(said) && error.contains("ipvs or ebpf"), "{error}");
 }
 
 #[test]
@@ -55,6 +70,7 @@ fn a_wrong_value_says_where_it_came_from() {
     for (text, key) in [
         ("[node]\nlisten = \"here\"\n", "node.listen"),
         ("[network]\nmtu = 100\n", "network.mtu"),
+        ("[network]\nlb_engine = \"IPVS\"\n", "network.lb_engine"),
         ("[node]\nname = \"Not A Label\"\n", "node.name"),
         ("[observe]\nlog_format = \"xml\"\n", "observe.log_format"),
         ("[security]\ncert_lifetime = \"59s\"\n", "security.cert_lifetime"),

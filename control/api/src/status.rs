@@ -72,6 +72,9 @@ fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::SubnetOverlap
         | ErrorCode::InUse
         | ErrorCode::NodeBusy
+        | ErrorCode::PolicyUnsupported
+        | ErrorCode::EngineInUse
+        | ErrorCode::EngineMissing
         | ErrorCode::TasksFailing
         | ErrorCode::NotMember
         | ErrorCode::NotManager

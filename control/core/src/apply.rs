@@ -1,6 +1,7 @@
 //! Commands applied to the state. Every handler checks first and changes then: nothing fallible follows the first
 //! change, so a rejection leaves the state as it was.
 
+mod balancing;
 mod cluster;
 mod network;
 mod node;
@@ -68,5 +69,8 @@ pub(crate) fn command(state: &mut State, at: At, command: &Command) -> Result<Ou
         Command::RemoveTask { id } => task::remove(state, at, id),
         Command::FinishServiceRemoval { id } => service::finish_removal(state, id),
         Command::ReleaseStranded { node } => node::release_stranded(state, node),
+        Command::SetLbEngine { engine } => balancing::set_engine(state, *engine),
+        Command::ReportLb { node, lb } => balancing::report(state, node, *lb),
+        Command::SetDirectRouting { direct } => balancing::set_direct(state, at, *direct),
     }
 }

@@ -7,7 +7,6 @@ use shoal_types::assignment::{
     AssignedNetwork, AssignedService, AssignedTask, Assignment, ClusterView, Endpoint, Member, Object, Vip,
 };
 use shoal_types::id::{NetworkId, NodeId, ServiceId};
-use shoal_types::lb::{DirectRouting, LbEngine, LbPolicy};
 use shoal_types::object::{Cluster, DesiredState, Generation, Network, Node, NodeState, Service, Task};
 
 use crate::state::State;
@@ -75,8 +74,8 @@ fn cluster_view(cluster: &Cluster, me: &Node) -> ClusterView {
         node: me.id.clone(),
         node_name: me.name.clone(),
         router: me.router.clone(),
-        lb_engine: LbEngine::Auto,
-        direct: DirectRouting::Off,
+        lb_engine: cluster.balancing.engine,
+        direct: cluster.balancing.direct,
     }
 }
 
@@ -112,7 +111,7 @@ fn service(service: &Service, networks: &BTreeSet<NetworkId>) -> AssignedService
         name: service.spec.name.clone(),
         vips: vips.map(|v| Vip { at: v.clone(), aliases: aliases(&v.network) }).collect(),
         ports: service.ports.clone(),
-        lb: LbPolicy::Auto,
+        lb: service.spec.lb,
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shoal_types::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId, TokenId};
+use shoal_types::lb::{DirectRouting, LbEngine, LbInUse};
 use shoal_types::object::{
     Availability, DesiredState, NodeDescription, NodeRole, NodeState, Slot, TaskStatus, Timestamp,
 };
@@ -203,6 +204,25 @@ pub enum Command {
         /// Which node.
         node: NodeId,
     },
+
+    // New commands go here: logs tell commands by their number in this list.
+    /// Chooses the engine of all nodes that have no setting of their own. A founding with a choice is followed by one.
+    SetLbEngine {
+        /// The engine.
+        engine: LbEngine,
+    },
+    /// How a node balances is no longer what it said last.
+    ReportLb {
+        /// Who reports.
+        node: NodeId,
+        /// What it does.
+        lb: LbInUse,
+    },
+    /// Leader: whether virtual IPs stand on the loopbacks of tasks; one step at a time.
+    SetDirectRouting {
+        /// The next state.
+        direct: DirectRouting,
+    },
 }
 
 impl Command {
@@ -234,6 +254,9 @@ impl Command {
             Self::RemoveTask { .. } => "remove-task",
             Self::FinishServiceRemoval { .. } => "finish-service-removal",
             Self::ReleaseStranded { .. } => "release-stranded",
+            Self::SetLbEngine { .. } => "set-lb-engine",
+            Self::ReportLb { .. } => "report-lb",
+            Self::SetDirectRouting { .. } => "set-direct-routing",
         }
     }
 }

@@ -3,9 +3,10 @@
 //!
 //! Per service: `orchestrator` decides which slots there are, `upkeep` keeps one good task in each, `update`
 //! brings new specs in, `barrier` leads tasks out of the load balancers, `reaper` forgets what ended. Then the
-//! `scheduler` places what waits.
+//! `scheduler` places what waits. For the cluster, `direct` leads direct routing in and out.
 
 mod barrier;
+mod direct;
 mod orchestrator;
 mod reaper;
 mod restart;
@@ -50,6 +51,7 @@ pub fn plan(state: &State, now: Timestamp, view: &LeaderView, ids: &mut dyn FnMu
     let mut ctx = Ctx::new(state, now, view.floor(state), ids);
     ctx.limit = COMMANDS_PER_CALL;
     release_stranded(&mut ctx, view);
+    direct::plan(&mut ctx, view);
     plan_all(&mut ctx);
     ctx.commands
 }

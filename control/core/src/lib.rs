@@ -24,6 +24,7 @@ pub mod liveness;
 mod ports;
 pub mod rejection;
 mod requests;
+mod some_of;
 mod state;
 mod subnets;
 pub mod view;

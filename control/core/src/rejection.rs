@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use shoal_types::ErrorCode;
 use shoal_types::id::{Name, TokenId};
+use shoal_types::lb::{LbEngine, LbPolicy};
 use shoal_types::net::Protocol;
 use shoal_types::object::Timestamp;
 
@@ -293,6 +294,42 @@ pub enum Rejection {
         /// What is different.
         why: String,
     },
+    /// An engine in use lacks the policy.
+    #[error("service '{service}' cannot balance by {policy}: {reason}")]
+    PolicyUnsupported {
+        /// Service that asked.
+        service: Name,
+        /// What it asked for.
+        policy: LbPolicy,
+        /// Why it can't be.
+        reason: String,
+        /// What the cluster is set to.
+        engine: LbEngine,
+        /// Nodes that balance by an engine without it.
+        nodes: Vec<Name>,
+    },
+    /// Services have a policy that the engine lacks.
+    #[error("the swarm cannot be set to engine {engine} while services balance by {policy}: {reason}")]
+    EngineInUse {
+        /// What was asked for.
+        engine: LbEngine,
+        /// The policy.
+        policy: LbPolicy,
+        /// Why they do not go together.
+        reason: String,
+        /// Services that have it.
+        services: Vec<Name>,
+    },
+    /// Nodes have no IPVS.
+    #[error("the swarm cannot be set to engine ipvs: {} of its nodes {} no IPVS", .nodes.len(), have(.nodes.len()))]
+    EngineMissing {
+        /// Which.
+        nodes: Vec<Name>,
+    },
+}
+
+const fn have(count: usize) -> &'static str {
+    if count == 1 { "has" } else { "have" }
 }
 
 impl Rejection {
@@ -341,6 +378,9 @@ impl Rejection {
             Self::TokenUnknown { .. } => ErrorCode::TokenUnknown,
             Self::TokenExpired { .. } => ErrorCode::TokenExpired,
             Self::TokenUsedUp { .. } => ErrorCode::TokenUsedUp,
+            Self::PolicyUnsupported { .. } => ErrorCode::PolicyUnsupported,
+            Self::EngineInUse { .. } => ErrorCode::EngineInUse,
+            Self::EngineMissing { .. } => ErrorCode::EngineMissing,
         }
     }
 }

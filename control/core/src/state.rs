@@ -1,5 +1,7 @@
 //! The replicated state: what every manager holds, byte for byte the same after the same log.
 
+mod founded;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -19,6 +21,7 @@ use crate::requests::Requests;
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct State {
+    #[serde(with = "founded")]
     pub(crate) cluster: Option<Cluster>,
     pub(crate) pools: Option<Pools>,
     pub(crate) ingress: Option<NetworkId>,

@@ -1,8 +1,10 @@
 //! Stories and properties over the whole state machine.
 
+mod balancing;
 mod checks;
 mod histories;
 mod rejections;
 mod sim;
+mod stored;
 mod stories;
 mod updates;

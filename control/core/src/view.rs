@@ -1,5 +1,7 @@
 //! Questions the API asks of the state.
 
+mod warnings;
+
 use shoal_types::id::{NetworkId, ServiceId};
 use shoal_types::object::{
     Availability, DesiredState, JoinToken, Network, Node, NodeState, Service, Slot, Task, TaskState,
@@ -10,6 +12,8 @@ use crate::leader::slots::ServiceTasks;
 use crate::leader::{LeaderView, scheduler};
 use crate::rejection::{Kind, Rejection};
 use crate::state::State;
+
+pub use warnings::warnings;
 
 /// How far a service is from what was asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

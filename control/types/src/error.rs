@@ -57,6 +57,12 @@ codes! {
     PortsExhausted = 219, exit 5;
     /// The node is alive or has a role that forbids it.
     NodeBusy = 220, exit 5;
+    /// An engine of load balancing lacks the policy.
+    PolicyUnsupported = 221, exit 5;
+    /// Services balance in a way that the engine lacks.
+    EngineInUse = 222, exit 5;
+    /// Nodes lack the engine.
+    EngineMissing = 223, exit 5;
     /// The manager has no leader to ask, or can't be reached.
     NoLeader = 300, exit 6;
     /// The tasks of a service keep failing.

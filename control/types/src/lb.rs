@@ -28,6 +28,16 @@ impl LbEngine {
     }
 }
 
+impl LbEngine {
+    /// What a node without a wish of its own does: nobody's wish is eBPF.
+    pub const fn resolved(self) -> Self {
+        match self {
+            Self::Auto | Self::Ebpf => Self::Ebpf,
+            Self::Ipvs => Self::Ipvs,
+        }
+    }
+}
+
 impl fmt::Display for LbEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -41,6 +51,102 @@ impl FromStr for LbEngine {
             .into_iter()
             .find(|engine| engine.as_str() == text)
             .ok_or_else(|| format!("'{text}' is not an engine; use auto, ipvs or ebpf"))
+    }
+}
+
+/// What a node knows of its own balancing. It may change while the node runs: modules are loaded, flows end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LbInUse {
+    /// What balances new flows.
+    pub engine: LbEngine,
+    /// Its kernel has IPVS.
+    pub ipvs: bool,
+    /// Flows that IPVS balances are left although the engine is another.
+    pub lingering: bool,
+}
+
+impl Default for LbInUse {
+    fn default() -> Self {
+        Self { engine: LbEngine::Ebpf, ipvs: false, lingering: false }
+    }
+}
+
+impl LbInUse {
+    /// Whether packets may be forwarded by IPVS here, of new flows or of old ones.
+    pub fn uses_ipvs(self) -> bool {
+        self.engine == LbEngine::Ipvs || self.lingering
+    }
+}
+
+/// What a node has said of its balancing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct NodeLb {
+    /// Its own setting; auto follows the cluster.
+    pub setting: LbEngine,
+    /// What it does; `None` until it has said so.
+    pub in_use: Option<LbInUse>,
+}
+
+impl NodeLb {
+    const UNKNOWN: &str = "-";
+    const IPVS: &str = "ipvs-able";
+    const LINGERING: &str = "lingering";
+    const SETTING: &str = "set-to-";
+
+    /// The engine it is known to balance by, or will in any case.
+    pub fn known_engine(self) -> Option<LbEngine> {
+        match (self.setting, self.in_use) {
+            (_, Some(used)) => Some(used.engine),
+            (LbEngine::Auto, None) => None,
+            (own, None) => Some(own),
+        }
+    }
+
+    /// Whether packets may be forwarded by IPVS there.
+    pub fn uses_ipvs(self) -> bool {
+        self.in_use.map_or(self.setting == LbEngine::Ipvs, LbInUse::uses_ipvs)
+    }
+}
+
+/// As states keep it: the engine in use, then what else holds, in words; nothing as long as it has said nothing.
+impl fmt::Display for NodeLb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.in_use {
+            None if self.setting == LbEngine::Auto => return Ok(()),
+            None => f.write_str(Self::UNKNOWN)?,
+            Some(used) => {
+                f.write_str(used.engine.as_str())?;
+                for (holds, word) in [(used.ipvs, Self::IPVS), (used.lingering, Self::LINGERING)] {
+                    if holds {
+                        write!(f, " {word}")?;
+                    }
+                }
+            }
+        }
+        if self.setting == LbEngine::Auto { Ok(()) } else { write!(f, " {}{}", Self::SETTING, self.setting) }
+    }
+}
+
+impl FromStr for NodeLb {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut words = text.split(' ');
+        let mut used = match words.next() {
+            None | Some("" | Self::UNKNOWN) => None,
+            Some(engine) => {
+                Some(LbInUse { engine: engine.parse::<LbEngine>()?.resolved(), ..LbInUse::default() })
+            }
+        };
+        let mut setting = LbEngine::Auto;
+        for word in words {
+            match (word, &mut used, word.strip_prefix(Self::SETTING)) {
+                (Self::IPVS, Some(used), _) => used.ipvs = true,
+                (Self::LINGERING, Some(used), _) => used.lingering = true,
+                (_, _, Some(engine)) => setting = engine.parse()?,
+                _ => return Err(format!("'{word}' is nothing a node says of its balancing")),
+            }
+        }
+        Ok(Self { setting, in_use: used })
     }
 }
 
@@ -157,6 +263,39 @@ mod tests {
         }
         assert!("iptables".parse::<LbEngine>().is_err_and(|error| error.contains("ebpf")));
         assert!("random".parse::<LbPolicy>().is_err_and(|error| error.contains("leastconn")));
+    }
+
+    #[test]
+    fn what_a_node_says_is_kept_in_words() {
+        let bools = [(false, false), (true, false), (false, true), (true, true)];
+        let used = [LbEngine::Ipvs, LbEngine::Ebpf]
+            .into_iter()
+            .flat_map(|engine| bools.map(|(ipvs, lingering)| Some(LbInUse { engine, ipvs, lingering })));
+        for in_use in used.chain([None]) {
+            for setting in [LbEngine::Auto, LbEngine::Ipvs, LbEngine::Ebpf] {
+                let lb = NodeLb { setting, in_use };
+                assert_eq!(lb.to_string().parse(), Ok(lb), "'{lb}'");
+            }
+        }
+        let first_version = NodeLb { setting: LbEngine::Auto, in_use: Some(LbInUse::default()) };
+        assert_eq!("ebpf".parse(), Ok(first_version), "all that the first version said");
+        assert_eq!(NodeLb::default().to_string(), "");
+        assert!("ebpf purple".parse::<NodeLb>().is_err_and(|error| error.contains("purple")));
+        assert!("- lingering".parse::<NodeLb>().is_err());
+    }
+
+    #[test]
+    fn what_is_not_said_is_not_known() {
+        let lb = |setting, in_use| NodeLb { setting, in_use };
+        let ipvs = LbInUse { engine: LbEngine::Ipvs, ipvs: true, lingering: false };
+        let left = LbInUse { lingering: true, ..LbInUse::default() };
+        assert_eq!(lb(LbEngine::Auto, None).known_engine(), None);
+        assert_eq!(lb(LbEngine::Ebpf, None).known_engine(), Some(LbEngine::Ebpf));
+        assert_eq!(lb(LbEngine::Auto, Some(ipvs)).known_engine(), Some(LbEngine::Ipvs));
+        assert!(lb(LbEngine::Auto, Some(ipvs)).uses_ipvs() && lb(LbEngine::Ipvs, None).uses_ipvs());
+        assert!(lb(LbEngine::Auto, Some(left)).uses_ipvs(), "flows of before are left");
+        assert!(!lb(LbEngine::Auto, None).uses_ipvs());
+        assert!(!lb(LbEngine::Ipvs, Some(LbInUse::default())).uses_ipvs(), "it could not do as set");
     }
 
     #[test]

@@ -17,6 +17,6 @@ pub mod token;
 
 pub use error::ErrorCode;
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId, TokenId};
-pub use lb::{DirectRouting, LbEngine, LbPolicy};
+pub use lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb};
 pub use net::{DualAddr, DualNet, EndpointId, MacAddr, Protocol, PublishedPort, ServiceIndex, Vni};
 pub use object::{Generation, Timestamp};

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId, TokenId};
+use crate::lb::{DirectRouting, LbEngine, NodeLb};
 use crate::net::{DualAddr, DualNet, EndpointId, MacAddr, PublishedPort, ServiceIndex, Vni};
 use crate::spec::{NetworkSpec, ServiceSpec, TaskSpec};
 
@@ -42,6 +43,20 @@ pub struct Cluster {
     pub ca_cert_der: Vec<u8>,
     /// Root key, sealed (AEAD) with the managers' data key; never in clear in the state.
     pub ca_key_sealed: Vec<u8>,
+    /// How its nodes balance. Not part of what the derived reader and writer see: the state keeps it beside them.
+    #[serde(skip)]
+    pub balancing: Balancing,
+}
+
+/// How the nodes of a cluster balance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balancing {
+    /// The engine of every node that has no wish of its own.
+    pub engine: LbEngine,
+    /// Whether virtual IPs stand on the loopbacks of tasks, for IPVS to forward to them directly.
+    pub direct: DirectRouting,
+    /// Log index since which it is so.
+    pub direct_since: u64,
 }
 
 /// Manager or worker.
@@ -119,8 +134,26 @@ pub struct NodeDescription {
     pub version: String,
     /// `uname -r`.
     pub kernel: String,
-    /// Load-balancing engine in use.
-    pub lb_engine: String,
+    /// How it balances. It says so anew when that changes, within a session too.
+    #[serde(with = "lb_in_words")]
+    pub lb: NodeLb,
+}
+
+/// The first version's states hold the name of an engine here. Their format does not name fields, so none can be
+/// added: all that a node says goes into this text.
+mod lb_in_words {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::lb::NodeLb;
+
+    pub(super) fn serialize<S: Serializer>(lb: &NodeLb, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(lb)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeLb, D::Error> {
+        // What another version said in other words is as good as not said: the node will say it again.
+        Ok(String::deserialize(deserializer)?.parse().unwrap_or_default())
+    }
 }
 
 /// An endpoint: one task, router or VIP in one network.

@@ -1,11 +1,14 @@
 //! What an operator asks for.
 
+mod stored;
+
 use std::collections::BTreeMap;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Name, NetworkId};
+use crate::lb::LbPolicy;
 use crate::net::Protocol;
 
 /// An overlay network as asked for; absent subnets are chosen from the cluster's pools.
@@ -23,8 +26,8 @@ pub struct NetworkSpec {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A service as asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A service as asked for. How it is written is in `spec/stored.rs`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceSpec {
     /// Unique among services, a DNS label.
     pub name: Name,
@@ -40,6 +43,8 @@ pub struct ServiceSpec {
     pub update: UpdateConfig,
     /// Time between "out of the load balancers everywhere" and the stop signal, for flows to end; milliseconds.
     pub drain_ms: u64,
+    /// How new flows are spread over its tasks.
+    pub lb: LbPolicy,
     /// Free-form labels.
     pub labels: BTreeMap<String, String>,
 }

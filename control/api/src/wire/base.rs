@@ -7,7 +7,7 @@ use shoal_types::object::{
     Attachment, Availability, DesiredState, NodeDescription, NodeRole, NodeState, Slot, TaskState,
     TaskStatus, Timestamp,
 };
-use shoal_types::{DualAddr, EndpointId, Protocol, PublishedPort};
+use shoal_types::{DualAddr, EndpointId, LbEngine, LbInUse, NodeLb, Protocol, PublishedPort};
 
 use super::WireError;
 use crate::pb;
@@ -25,7 +25,7 @@ where
 }
 
 /// A field that older peers leave out, where it has a default.
-pub(super) fn word<T: FromStr + Default>(name: &str, text: &str) -> Result<T, WireError>
+pub fn word<T: FromStr + Default>(name: &str, text: &str) -> Result<T, WireError>
 where
     T::Err: Display,
 {
@@ -163,21 +163,28 @@ impl From<&TaskStatus> for pb::TaskStatus {
     }
 }
 
-impl From<pb::NodeDescription> for NodeDescription {
-    fn from(d: pb::NodeDescription) -> Self {
-        Self {
+impl TryFrom<pb::NodeDescription> for NodeDescription {
+    type Error = WireError;
+    fn try_from(d: pb::NodeDescription) -> Result<Self, WireError> {
+        let in_use = match d.lb_engine.as_str() {
+            "" => None,
+            engine => Some(in_use("lb_engine", engine, d.ipvs, d.lb_lingering)?),
+        };
+        let lb = NodeLb { setting: word("lb_setting", &d.lb_setting)?, in_use };
+        Ok(Self {
             hostname: d.hostname,
             cpu_milli: d.cpu_milli,
             memory: d.memory,
             version: d.version,
             kernel: d.kernel,
-            lb_engine: d.lb_engine,
-        }
+            lb,
+        })
     }
 }
 
 impl From<&NodeDescription> for pb::NodeDescription {
     fn from(d: &NodeDescription) -> Self {
+        let used = d.lb.in_use;
         let d = d.clone();
         Self {
             hostname: d.hostname,
@@ -185,7 +192,30 @@ impl From<&NodeDescription> for pb::NodeDescription {
             memory: d.memory,
             version: d.version,
             kernel: d.kernel,
-            lb_engine: d.lb_engine,
+            lb_engine: used.map(|used| used.engine.to_string()).unwrap_or_default(),
+            ipvs: used.is_some_and(|used| used.ipvs),
+            lb_lingering: used.is_some_and(|used| used.lingering),
+            lb_setting: d.lb.setting.to_string(),
         }
+    }
+}
+
+fn in_use(name: &str, engine: &str, ipvs: bool, lingering: bool) -> Result<LbInUse, WireError> {
+    match field(name, engine)? {
+        LbEngine::Auto => Err(WireError::new(name, "'auto' is no engine in use; use ipvs or ebpf")),
+        engine => Ok(LbInUse { engine, ipvs, lingering }),
+    }
+}
+
+impl TryFrom<pb::LbInUse> for LbInUse {
+    type Error = WireError;
+    fn try_from(used: pb::LbInUse) -> Result<Self, WireError> {
+        in_use("engine", &used.engine, used.ipvs, used.lingering)
+    }
+}
+
+impl From<LbInUse> for pb::LbInUse {
+    fn from(used: LbInUse) -> Self {
+        Self { engine: used.engine.to_string(), ipvs: used.ipvs, lingering: used.lingering }
     }
 }

@@ -7,7 +7,7 @@ use shoal_types::spec::{
 };
 
 use super::WireError;
-use super::base::{enum_wire, field, port, required};
+use super::base::{enum_wire, field, port, required, word};
 use crate::pb;
 
 enum_wire!(RestartCondition, RestartCondition, "restart.condition", { None <=> None, OnFailure <=> OnFailure, Any <=> Any });
@@ -54,6 +54,7 @@ impl TryFrom<pb::ServiceSpec> for ServiceSpec {
             ports: s.ports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             update: s.update.map(TryInto::try_into).transpose()?.unwrap_or_default(),
             drain_ms: s.drain_ms,
+            lb: word("lb", &s.lb)?,
             labels: s.labels.into_iter().collect(),
         })
     }
@@ -72,6 +73,7 @@ impl From<&ServiceSpec> for pb::ServiceSpec {
             ports: s.ports.iter().copied().map(Into::into).collect(),
             update: Some(s.update.into()),
             drain_ms: s.drain_ms,
+            lb: s.lb.to_string(),
             labels: s.labels.clone().into_iter().collect(),
         }
     }

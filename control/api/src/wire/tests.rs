@@ -1,12 +1,14 @@
 use std::collections::BTreeMap;
 
 use shoal_types::assignment::{AssignedTask, Delta, Endpoint, Object, ObjectKey};
-use shoal_types::object::{Attachment, DesiredState, Generation, Slot};
+use shoal_types::object::{Attachment, DesiredState, Generation, NodeDescription, Slot};
 use shoal_types::spec::{
     AttachmentSpec, PortSpec, ProcessSpec, Resources, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec,
     UpdateConfig,
 };
-use shoal_types::{DualAddr, EndpointId, NetworkId, NodeId, Protocol, ServiceId, TaskId};
+use shoal_types::{
+    DualAddr, EndpointId, LbEngine, LbInUse, LbPolicy, NetworkId, NodeId, NodeLb, Protocol, ServiceId, TaskId,
+};
 
 use super::WireError;
 use crate::pb;
@@ -45,6 +47,7 @@ fn spec() -> ServiceSpec {
         ],
         update: UpdateConfig::default(),
         drain_ms: 5_000,
+        lb: LbPolicy::Source,
         labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
     }
 }
@@ -90,6 +93,40 @@ fn a_delta_survives_the_wire() {
     assert_eq!(Delta::try_from(pb::DeltaMessage::from(&delta)), Ok(delta));
 }
 
+#[test]
+fn a_spec_of_a_caller_that_knows_no_policies_has_none() {
+    let wire = pb::ServiceSpec { lb: String::new(), ..(&spec()).into() };
+    assert_eq!(ServiceSpec::try_from(wire), Ok(ServiceSpec { lb: LbPolicy::Auto, ..spec() }));
+}
+
+#[test]
+fn what_a_node_says_of_its_balancing_survives_the_wire() {
+    let ipvs = LbInUse { engine: LbEngine::Ipvs, ipvs: true, lingering: false };
+    let left = LbInUse { engine: LbEngine::Ebpf, ipvs: true, lingering: true };
+    for in_use in [None, Some(LbInUse::default()), Some(ipvs), Some(left)] {
+        for setting in [LbEngine::Auto, LbEngine::Ipvs, LbEngine::Ebpf] {
+            let lb = NodeLb { setting, in_use };
+            let description =
+                NodeDescription { hostname: "n1".into(), memory: 1, lb, ..NodeDescription::default() };
+            assert_eq!(
+                NodeDescription::try_from(pb::NodeDescription::from(&description)),
+                Ok(description),
+                "{lb:?}"
+            );
+        }
+        let Some(used) = in_use else { continue };
+        assert_eq!(LbInUse::try_from(pb::LbInUse::from(used)), Ok(used));
+    }
+    // An agent of the first version names its engine and nothing else.
+    let first = pb::NodeDescription { lb_engine: "ebpf".into(), ..Default::default() };
+    let lb = NodeLb { setting: LbEngine::Auto, in_use: Some(LbInUse::default()) };
+    assert_eq!(NodeDescription::try_from(first).map(|d| d.lb), Ok(lb));
+    for engine in ["", "auto", "iptables"] {
+        let refused = LbInUse::try_from(pb::LbInUse { engine: engine.into(), ..Default::default() });
+        assert_eq!(refused.map_err(|error| error.field), Err("engine".to_owned()), "'{engine}'");
+    }
+}
+
 /// Each half-valid message is refused by name of the field.
 #[test]
 fn bad_fields_are_named() {
@@ -112,6 +149,7 @@ fn bad_fields_are_named() {
     assert_eq!(with(&|s| s.ports[0].target = 0), "ports.target");
     assert_eq!(with(&|s| s.ports[0].published = 65_536), "ports.published");
     assert_eq!(with(&|s| s.ports[0].protocol = 0), "protocol");
+    assert_eq!(with(&|s| s.lb = "random".into()), "lb");
     assert_eq!(with(&|s| s.networks[0].network = "../x".into()), "networks.network");
     assert_eq!(with(&|s| s.task.as_mut().expect("set").stop_signal = 0), "task.stop_signal");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use shoal_types::id::Name;
-use shoal_types::object::{Availability, Cluster, Network, Node, NodeRole, NodeState};
+use shoal_types::object::{Availability, Balancing, Cluster, Network, Node, NodeRole, NodeState};
 use shoal_types::spec::NetworkSpec;
 
 use super::At;
@@ -40,6 +40,7 @@ fn found(state: &mut State, at: At, init: &InitCluster) -> Result<(), Rejection>
         cert_lifetime_ms: init.cert_lifetime_ms,
         ca_cert_der: init.ca_cert_der.clone(),
         ca_key_sealed: init.ca_key_sealed.clone(),
+        balancing: Balancing::default(),
     });
     state.pools = Some(init.pools.clone());
     make_ingress(state, at, init)?;

@@ -226,7 +226,10 @@ pub(super) fn hello(
         node.state = NodeState::Ready;
         node.state_since = at.now;
     }
+    let known = node.description.lb.in_use;
     node.description = description.clone();
+    // What it did when it was last heard holds until it says otherwise: its kernel goes on with it.
+    node.description.lb.in_use = description.lb.in_use.or(known);
     node.data_addr = data_addr;
     Ok(put(state, node))
 }

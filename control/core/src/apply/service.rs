@@ -7,7 +7,7 @@ use shoal_types::net::{Protocol, PublishedPort, ServiceIndex};
 use shoal_types::object::{Attachment, Service};
 use shoal_types::spec::{ServiceMode, ServiceSpec};
 
-use super::{At, service_spec};
+use super::{At, balancing, service_spec};
 use crate::addresses;
 use crate::command::Outcome;
 use crate::ports::Asker;
@@ -72,6 +72,7 @@ pub(super) fn create(
         });
     }
     service_spec::check(state, spec)?;
+    balancing::check_policy(state, spec)?;
     let asker = Asker { id, name: &spec.name, has: &[] };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
     check_own_ports(state, &ports)?;
@@ -130,6 +131,10 @@ pub(super) fn update(
     }
     service_spec::check_kept(&old, spec)?;
     service_spec::check(state, spec)?;
+    // One that it already has must not stand in the way of other changes, whatever became of the nodes meanwhile.
+    if spec.lb != old.spec.lb {
+        balancing::check_policy(state, spec)?;
+    }
     let asker = Asker { id, name: &spec.name, has: &old.ports };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
     check_own_ports(state, &ports)?;

@@ -1,7 +1,10 @@
 //! Who asked, who holds it, what to do next.
 
+use shoal_types::lb::LbEngine;
+
 use super::{Kind, Rejection};
 use crate::clock_text::utc;
+use crate::some_of::some_of;
 
 impl Rejection {
     /// Where it comes from: who asked, who holds it.
@@ -28,6 +31,18 @@ impl Rejection {
                 ]
             }
             Self::SubnetExhausted { asked_by, .. } => vec![format!("asked by: {asked_by}")],
+            Self::PolicyUnsupported { engine, nodes, .. } => {
+                let shown = if *engine == LbEngine::Auto { "auto (ebpf)" } else { engine.as_str() };
+                let mut lines = vec![format!("engine of the swarm: {shown}")];
+                if !nodes.is_empty() {
+                    lines.push(format!("on engine ebpf: {}", some_of(nodes)));
+                }
+                lines
+            }
+            Self::EngineInUse { policy, services, .. } => {
+                vec![format!("by {policy}: {}", some_of(services))]
+            }
+            Self::EngineMissing { nodes } => vec![format!("without IPVS: {}", some_of(nodes))],
             Self::InUse { by, .. } => by.iter().map(|b| format!("used by: {b}")).collect(),
             _ => Vec::new(),
         }
@@ -63,6 +78,23 @@ impl Rejection {
             Self::PortTaken { holder, holder_target, .. } => format!(
                 "choose another port, or 'shoal service update --publish-rm {holder_target} {holder}'"
             ),
+            Self::PolicyUnsupported { engine: LbEngine::Ipvs, .. } => {
+                "if they are still changing over, try again in a few seconds; if they are set to ebpf themselves, take \
+                 lb_engine out of [network] in their settings; or choose another policy: auto, rr, maglev or source"
+                    .into()
+            }
+            Self::PolicyUnsupported { .. } => {
+                "'shoal swarm update --lb-engine ipvs', or choose another policy: auto, rr, maglev or source".into()
+            }
+            Self::EngineInUse { services, .. } => {
+                let first = services.first().map_or("NAME", |name| name.as_str());
+                format!("give each of them another policy first: 'shoal service update --lb auto {first}'")
+            }
+            Self::EngineMissing { .. } => {
+                "load the module there ('modprobe ip_vs'), or keep these nodes on eBPF by lb_engine = \"ebpf\" under \
+                 [network] in their settings"
+                    .into()
+            }
             Self::PortsExhausted { .. } => "publish a port of your choice: '-p 8080:80'".into(),
             other => other.help_on_networks(),
         }

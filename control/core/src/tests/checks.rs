@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shoal_types::lb::DirectRouting;
 use shoal_types::object::{Attachment, DesiredState, NodeState, TaskState};
 
 use crate::index::Index;
@@ -107,5 +108,24 @@ pub(crate) fn barrier_holds(state: &State, view: &LeaderView, command: &Command)
     if *desired >= DesiredState::Shutdown && has_flows && task.desired < DesiredState::Shutdown {
         assert_eq!(task.desired, DesiredState::Draining, "straight to the stop: {task:?}");
         assert!(floor >= task.desired_index, "a ready node may still send flows to {task:?}");
+    }
+}
+
+/// No node may forward directly before the virtual IPs stand on every task that can be sent flows, and they stay as
+/// long as one does.
+pub(crate) fn direct_routing_is_everywhere(state: &State, view: &LeaderView, command: &Command) {
+    let Command::SetDirectRouting { direct } = command else { return };
+    let balancing = state.cluster.as_ref().expect("founded").balancing;
+    let uses_ipvs = state.nodes.values().any(|n| n.description.lb.uses_ipvs());
+    match direct {
+        DirectRouting::Ready => {
+            assert!(view.floor(state) >= balancing.direct_since, "a ready node has not programmed it");
+            assert!(
+                state.nodes.values().all(|n| n.state != NodeState::Suspect),
+                "one may come back without it"
+            );
+        }
+        DirectRouting::Off => assert!(!uses_ipvs, "somebody still forwards directly"),
+        DirectRouting::Preparing => {}
     }
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use shoal_types::assignment::Assignment;
 use shoal_types::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId, TokenId};
+use shoal_types::lb::{LbEngine, LbInUse, LbPolicy};
 use shoal_types::net::Protocol;
 use shoal_types::object::{
     Availability, DesiredState, NodeDescription, NodeRole, NodeState, Task, TaskState, TaskStatus, Timestamp,
@@ -178,6 +179,12 @@ impl Sim {
         self.must(Command::NodeHello { id: id.clone(), description, data_addr: node.data_addr });
     }
 
+    /// A node says how it balances.
+    pub(crate) fn balances(&mut self, text: &str, engine: LbEngine, ipvs: bool, lingering: bool) {
+        let (node, lb) = (self.node(text), LbInUse { engine, ipvs, lingering });
+        self.must(Command::ReportLb { node, lb });
+    }
+
     pub(crate) fn node(&self, text: &str) -> NodeId {
         crate::view::find_node(&self.state, text).expect("a node").id.clone()
     }
@@ -234,6 +241,7 @@ impl Sim {
         assert!(commands.len() < leader::COMMANDS_PER_CALL + 100, "a call is bounded: {}", commands.len());
         for command in commands.clone() {
             checks::barrier_holds(&self.state, &self.view, &command);
+            checks::direct_routing_is_everywhere(&self.state, &self.view, &command);
             self.propose(command.clone())
                 .unwrap_or_else(|r| panic!("the leader's {command:?} was refused: {r}"));
         }
@@ -399,6 +407,7 @@ pub(crate) fn service(text: &str, replicas: u32, networks: &[&NetworkId], ports:
         ports: ports.to_vec(),
         update: UpdateConfig::default(),
         drain_ms: 5_000,
+        lb: LbPolicy::Auto,
         labels: BTreeMap::new(),
     }
 }

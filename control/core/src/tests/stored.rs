@@ -1,0 +1,64 @@
+//! What the first version wrote: logs and snapshots of clusters that are older than this build.
+
+use shoal_types::lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb};
+use shoal_types::object::Balancing;
+
+use super::checks;
+use super::sim::{Sim, service};
+use crate::command::Entry;
+use crate::{Command, State};
+
+/// Two nodes, a network, a published service that was updated and a global one; `n2` said that its engine is `ebpf`.
+const LOG: &[u8] = include_bytes!("stored/first-log.bin");
+const STATE: &[u8] = include_bytes!("stored/first-state.bin");
+const HASH: u128 = 0xd086_c9d3_541d_0018_cfb3_2c27_8dc8_4ca9;
+
+fn snapshot(state: &State) -> Vec<u8> {
+    postcard::to_stdvec(state).expect("serializes")
+}
+
+fn read(bytes: &[u8]) -> State {
+    postcard::from_bytes(bytes).expect("reads")
+}
+
+#[test]
+fn a_snapshot_of_the_first_version_is_read_and_written_as_it_was() {
+    let state = read(STATE);
+    checks::check(&state);
+    assert_eq!(state.hash(), HASH);
+    assert_eq!(snapshot(&state), STATE);
+    assert_eq!(state.cluster().expect("founded").balancing, Balancing::default());
+    assert!(state.services().values().all(|s| s.spec.lb == LbPolicy::Auto));
+    let said: Vec<NodeLb> = state.nodes().values().map(|n| n.description.lb).collect();
+    assert!(said.contains(&NodeLb { setting: LbEngine::Auto, in_use: Some(LbInUse::default()) }), "{said:?}");
+}
+
+#[test]
+fn a_log_of_the_first_version_leads_to_the_same_state() {
+    let log: Vec<(u64, Entry)> = postcard::from_bytes(LOG).expect("reads");
+    let mut state = State::default();
+    for (index, entry) in &log {
+        state.apply(*index, entry).expect("was accepted");
+    }
+    assert_eq!(state.hash(), HASH);
+    assert_eq!(postcard::to_stdvec(&log).expect("serializes"), LOG);
+}
+
+#[test]
+fn what_came_later_is_read_back() {
+    let mut sim = Sim::of(2);
+    sim.must(Command::SetLbEngine { engine: LbEngine::Ipvs });
+    sim.balances("n1", LbEngine::Ipvs, true, false);
+    let spec = service("web", 2, &[], &[]);
+    let web = sim.create(&shoal_types::spec::ServiceSpec { lb: LbPolicy::LeastConnections, ..spec });
+    sim.run(60_000);
+    let state = read(&snapshot(&sim.state));
+    assert_eq!(state.hash(), sim.state.hash());
+    let balancing = state.cluster().expect("founded").balancing;
+    assert_eq!((balancing.engine, balancing.direct), (LbEngine::Ipvs, DirectRouting::Ready));
+    assert_eq!(state.services()[&web], sim.state.services()[&web]);
+    assert_eq!(state.nodes(), sim.state.nodes());
+    let log: Vec<(u64, Entry)> =
+        postcard::from_bytes(&postcard::to_stdvec(&sim.log).expect("serializes")).expect("reads");
+    assert_eq!(log, sim.log);
+}

@@ -1,0 +1,58 @@
+//! What an operator should know although nothing failed.
+
+use std::collections::BTreeMap;
+
+use shoal_types::id::Name;
+use shoal_types::lb::LbEngine;
+use shoal_types::object::{Node, NodeState};
+
+use crate::some_of::some_of;
+use crate::state::State;
+
+/// A line each: nodes that balance by another engine than the cluster's, or can't do what they are set to, and services
+/// whose policy some node lacks. Nodes that are down, or have not said how they balance, are left out.
+pub fn warnings(state: &State) -> Vec<String> {
+    let wanted = state.cluster.as_ref().map_or(LbEngine::Auto, |c| c.balancing.engine).resolved();
+    let mut found: BTreeMap<String, Vec<Name>> = BTreeMap::new();
+    for node in state.nodes.values().filter(|n| n.state != NodeState::Down) {
+        if let Some(what) = of_node(node, wanted) {
+            found.entry(what).or_default().push(node.name.clone());
+        }
+    }
+    let mut lines: Vec<String> =
+        found.iter().map(|(what, nodes)| format!("{what}: {}", some_of(nodes))).collect();
+    lines.extend(of_services(state));
+    lines
+}
+
+fn of_node(node: &Node, wanted: LbEngine) -> Option<String> {
+    let lb = node.description.lb;
+    let used = lb.in_use?;
+    let (goal, own) = match lb.setting {
+        LbEngine::Auto => (wanted, false),
+        own => (own, true),
+    };
+    if goal == LbEngine::Ipvs && !used.ipvs {
+        Some("engine ipvs is not possible, the kernel has no IPVS ('modprobe ip_vs')".to_owned())
+    } else if used.engine != goal {
+        Some(format!("changing over from engine {} to {goal}", used.engine))
+    } else if own && goal != wanted {
+        Some(format!("engine {goal} by the node's own setting, the swarm's is {wanted}"))
+    } else {
+        None
+    }
+}
+
+fn of_services(state: &State) -> impl Iterator<Item = String> {
+    let present = || state.nodes.values().filter(|n| n.state != NodeState::Down);
+    state.services.values().filter(|s| !s.removing).filter_map(move |service| {
+        let policy = service.spec.lb;
+        let lacks = |n: &&Node| {
+            n.description.lb.known_engine().is_some_and(|engine| policy.refused_by(engine).is_some())
+        };
+        let nodes: Vec<Name> = present().filter(lacks).map(|n| n.name.clone()).collect();
+        let line =
+            || format!("service '{}' is not balanced by {policy} on: {}", service.spec.name, some_of(&nodes));
+        (!nodes.is_empty()).then(line)
+    })
+}
