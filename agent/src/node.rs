@@ -14,8 +14,8 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use shoal_api::pb;
 use shoal_api::status::ApiError;
-use shoal_types::ErrorCode;
 use shoal_types::object::{NodeDescription, NodeRole};
+use shoal_types::{ErrorCode, NodeLb};
 use tokio::sync::Mutex;
 
 use crate::config::Config;
@@ -150,7 +150,7 @@ impl Node {
 }
 
 /// What the node says about itself to the managers.
-fn description() -> NodeDescription {
+fn description(config: &Config) -> NodeDescription {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let kib = read("/proc/meminfo")
@@ -163,6 +163,7 @@ fn description() -> NodeDescription {
         memory: kib.unwrap_or(0) * 1024,
         version: VERSION.to_owned(),
         kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        lb_engine: LB_ENGINE.to_owned(),
+        // What it does is said after the first pass, when it is known.
+        lb: NodeLb { setting: config.lb_engine, in_use: None },
     }
 }

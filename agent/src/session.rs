@@ -231,6 +231,7 @@ fn applied_message(report: &Applied) -> pb::Applied {
         errors: report.errors.clone(),
         took_ms: u64::try_from(report.took.as_millis()).unwrap_or(u64::MAX),
         kernel_writes: report.writes,
+        lb: Some(report.lb.into()),
     }
 }
 

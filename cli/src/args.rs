@@ -15,7 +15,7 @@ use crate::parse;
 
 pub(crate) use cluster::{
     Driver, InitArgs, JoinArgs, JoinTokenRole, LeaveArgs, NetworkCommand, NetworkCreateArgs, NodeCommand,
-    SwarmCommand, TokenCommand, TokenCreateArgs,
+    SwarmCommand, SwarmUpdateArgs, TokenCommand, TokenCreateArgs,
 };
 pub(crate) use service::{
     ChangeFlags, CreateArgs, LogsArgs, Mode, PsArgs, Runtime, ScaleTarget, ServiceCommand, TaskFlags,

@@ -62,6 +62,7 @@ fn lookup(code: ErrorCode) -> Entry {
             "the message has the last reason; 'shoal service logs NAME' shows what the program wrote. Correct it with \
              'shoal service update', or remove the service.",
         ),
+        ErrorCode::PolicyUnsupported | ErrorCode::EngineInUse | ErrorCode::EngineMissing => balancing(code),
         ErrorCode::NoLeader
         | ErrorCode::PermissionDenied
         | ErrorCode::AlreadyMember
@@ -174,6 +175,32 @@ fn resource(code: ErrorCode) -> Entry {
             "Removing a node that still answers would leave its tasks running unseen; the last manager holds the \
              swarm's state.",
             "run 'shoal swarm leave' on that node and remove it then, or add --force if it will never come back.",
+        ),
+    }
+}
+
+fn balancing(code: ErrorCode) -> Entry {
+    match code {
+        ErrorCode::PolicyUnsupported => entry(
+            "the engine of load balancing lacks the policy",
+            "Every node balances every service, and all must do it by the service's policy. Least connections need an \
+             engine that counts them: ipvs does, ebpf (which auto means) does not.",
+            "'shoal swarm update --lb-engine ipvs', or another --lb: auto, rr, maglev or source. If the swarm is set to \
+             ipvs, 'shoal status' says which nodes are not: they are changing over, lack IPVS, or have a lb_engine of \
+             their own.",
+        ),
+        ErrorCode::EngineInUse => entry(
+            "services balance in a way that the engine lacks",
+            "With the other engine these services could not go on as they were asked for.",
+            "give the services the message names another policy ('shoal service update --lb auto NAME'), then set the \
+             engine.",
+        ),
+        _ => entry(
+            "nodes lack the engine",
+            "IPVS is a part of the kernel that hosts may leave out or not have loaded. Nodes that have said nothing \
+             about it yet, or are down, were not counted.",
+            "load it there ('modprobe ip_vs'), or keep these nodes on eBPF: lb_engine = \"ebpf\" under [network] in \
+             /etc/shoal/shoal.toml, or SHOAL_NETWORK_LB_ENGINE=ebpf. Then repeat the command.",
         ),
     }
 }

@@ -51,6 +51,7 @@ pub(crate) fn created(args: &CreateArgs) -> Result<pb::ServiceSpec, Failure> {
         ports: args.publish.clone(),
         update: Some(shoal_types::spec::UpdateConfig::default().into()),
         drain_ms: DRAIN_MS,
+        lb: shoal_types::LbPolicy::default().to_string(),
         labels: args.label.iter().cloned().collect(),
     };
     apply_task_flags(&args.task, &mut spec);
@@ -80,6 +81,9 @@ fn set_text(place: &mut Option<String>, given: Option<&String>) {
 
 fn apply_task_flags(flags: &TaskFlags, spec: &mut pb::ServiceSpec) {
     set(&mut spec.drain_ms, flags.drain);
+    if let Some(policy) = flags.lb {
+        spec.lb = policy.to_string();
+    }
     let update = spec.update.get_or_insert_default();
     set(&mut update.parallelism, flags.update_parallelism);
     set(&mut update.delay_ms, flags.update_delay);

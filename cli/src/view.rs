@@ -16,7 +16,7 @@ pub(crate) use network::{NETWORK_COLUMNS, TOKEN_COLUMNS, network_object, network
 pub(crate) use node::{NODE_COLUMNS, local_item, node_object, node_row};
 pub(crate) use service::{SERVICE_COLUMNS, service_object, service_row, spec_item};
 pub(crate) use task::{TASK_COLUMNS, reason, task_order, task_row};
-pub(crate) use words::{node_role, task_state};
+pub(crate) use words::{engine, node_role, task_state};
 
 /// Characters of a command in a table.
 const COMMAND_WIDTH: usize = 40;

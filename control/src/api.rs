@@ -35,6 +35,10 @@ impl Control for ControlService {
         cluster::get(&self.0).await.map(Response::new)
     }
 
+    async fn update_cluster(&self, request: Request<pb::UpdateClusterRequest>) -> Answer<pb::ClusterInfo> {
+        cluster::update(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
     async fn list_nodes(&self, _: Request<pb::Empty>) -> Answer<pb::NodeList> {
         nodes::list(&self.0).await.map(Response::new)
     }

@@ -94,6 +94,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("/shoal.v1.Control/RemoveToken", Rule::Manager),
     ("/shoal.v1.Control/ScaleService", Rule::Manager),
     ("/shoal.v1.Control/ServiceLogs", Rule::Manager),
+    ("/shoal.v1.Control/UpdateCluster", Rule::Manager),
     ("/shoal.v1.Control/UpdateNode", Rule::Manager),
     ("/shoal.v1.Control/UpdateService", Rule::Manager),
     ("/shoal.v1.Control/WatchService", Rule::Manager),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shoal_core::command::Pools;
+use shoal_types::LbEngine;
 use shoal_types::id::Name;
 
 use crate::seal::{self, SealError};
@@ -60,6 +61,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 604_800,
           value_parser = clap::value_parser!(u64).range(60..=315_360_000))]
     pub cert_lifetime: u64,
+    /// With --bootstrap: what balances on nodes without a setting of their own: auto, ipvs or ebpf
+    #[arg(long, value_name = "ENGINE", default_value_t = LbEngine::Auto)]
+    pub lb_engine: LbEngine,
     /// What to log: error, warn, info, debug, trace, or a filter such as shoal_control::raft=debug,info
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: String,
@@ -150,6 +154,7 @@ mod tests {
             ["--pool-size", "33"],
             ["--cluster-name", "A_b"],
             ["--cert-lifetime", "59"],
+            ["--lb-engine", "iptables"],
         ] {
             let error = args(&bad).expect_err(bad[1]).to_string();
             assert!(error.contains(bad[0]), "{error}");

@@ -17,7 +17,7 @@ use shoal_api::status::ApiError;
 use shoal_core::{Command, assignment};
 use shoal_types::assignment::Assignment;
 use shoal_types::object::{NodeDescription, TaskStatus};
-use shoal_types::{ErrorCode, NodeId, TaskId};
+use shoal_types::{ErrorCode, LbInUse, NodeId, TaskId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -131,7 +131,8 @@ async fn greet(manager: &Manager, node: &NodeId, hello: pb::Hello) -> Result<(),
         let message = format!("data_addr: '{}' is not an IP address", hello.data_addr);
         Status::from(ApiError::new(ErrorCode::InvalidField, message))
     })?;
-    let description: NodeDescription = hello.description.unwrap_or_default().into();
+    let description = NodeDescription::try_from(hello.description.unwrap_or_default())
+        .map_err(|error| Status::from(ApiError::from(error.within("description"))))?;
     tracing::info!(%node, %data_addr, version = description.version, "session begins");
     let command = Command::NodeHello { id: node.clone(), description, data_addr };
     manager.write("", command).await.map(|_| ())
@@ -227,7 +228,10 @@ impl Session {
             }
             Some(Up::Applied(applied)) => {
                 self.applied(&applied);
-                Ok(())
+                match applied.lb {
+                    Some(lb) => self.balances(lb).await,
+                    None => Ok(()),
+                }
             }
             Some(Up::Tasks(report)) => self.report(report).await,
             Some(Up::Log(chunk)) => {
@@ -256,6 +260,25 @@ impl Session {
             "programmed"
         );
         self.seat.reported(applied.generation, applied.errors.is_empty());
+    }
+
+    /// How the node balances is written when it is not what the state says.
+    async fn balances(&self, lb: pb::LbInUse) -> Result<(), Status> {
+        let lb = match LbInUse::try_from(lb) {
+            Ok(lb) => lb,
+            // An engine of a newer agent must not cost it its session.
+            Err(error) => {
+                tracing::warn!(node = %self.node, %error, "how the node balances is not understood");
+                return Ok(());
+            }
+        };
+        let view = self.manager.now();
+        let known = view.state.nodes().get(&self.node).and_then(|n| n.description.lb.in_use);
+        if known == Some(lb) {
+            return Ok(());
+        }
+        tracing::info!(node = %self.node, engine = %lb.engine, ipvs = lb.ipvs, lingering = lb.lingering, "balancing");
+        self.manager.write("", Command::ReportLb { node: self.node.clone(), lb }).await.map(|_| ())
     }
 
     async fn report(&self, report: pb::TaskReport) -> Result<(), Status> {

@@ -16,7 +16,7 @@ use shoal_core::liveness::LivenessConfig;
 use shoal_core::{Command, Outcome};
 use shoal_types::id::Name;
 use shoal_types::object::NodeDescription;
-use shoal_types::{ClusterId, NetworkId, NodeId};
+use shoal_types::{ClusterId, LbEngine, NetworkId, NodeId};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -218,11 +218,17 @@ async fn recover_or_init(
         if !args.bootstrap {
             bail!("the state holds no cluster; run it with --bootstrap to found one");
         }
-        let outcome =
-            manager.proposer.propose("", Command::InitCluster(Box::new(founding(args, manager, key)?)));
-        match outcome.await?? {
-            Outcome::Cluster { id, node } => tracing::info!(cluster = %id, %node, "cluster founded"),
-            other => bail!("unexpected outcome of founding: {other:?}"),
+        let mut commands = vec![Command::InitCluster(Box::new(founding(args, manager, key)?))];
+        if args.lb_engine != LbEngine::Auto {
+            // In the same entry of the log: there is no moment in which the cluster is there and the choice is not.
+            commands.push(Command::SetLbEngine { engine: args.lb_engine });
+        }
+        for verdict in manager.proposer.propose_all(commands).await? {
+            match verdict? {
+                Outcome::Cluster { id, node } => tracing::info!(cluster = %id, %node, "cluster founded"),
+                Outcome::Done => tracing::info!(engine = %args.lb_engine, "engine chosen"),
+                other => bail!("unexpected outcome of founding: {other:?}"),
+            }
         }
     }
     let view = manager.now();

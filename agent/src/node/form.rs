@@ -124,6 +124,9 @@ impl Node {
         if request.pool_size != 0 {
             option("--pool-size", request.pool_size.to_string());
         }
+        if !request.lb_engine.is_empty() {
+            option("--lb-engine", request.lb_engine.clone());
+        }
         let supervisor = self
             .start_control_with(control, bootstrap)
             .map_err(|error| internal("cannot start the manager", &error))?;

@@ -110,7 +110,7 @@ impl Member {
             assignment: Arc::clone(&assignment),
             reports: reports.clone(),
             runtime,
-            description: super::description(),
+            description: super::description(config),
             data_addr: record.data_addr,
             stats: Arc::clone(stats),
             closing: closing.clone(),

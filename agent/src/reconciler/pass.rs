@@ -86,7 +86,13 @@ impl<F: Facility> Reconciler<F> {
         Stats::set(&self.stats.last_pass_us, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.stats.set_warnings(errors.clone());
         self.stats.set_drops(self.facility.drops());
-        self.reports.pass_done(Applied { generation: self.applied, errors, took, writes });
+        self.reports.pass_done(Applied {
+            generation: self.applied,
+            errors,
+            took,
+            writes,
+            ..Applied::default()
+        });
     }
 
     async fn rounds(&mut self, why: Wake, assignment: &Assignment, facts: &Facts) -> Outcome {

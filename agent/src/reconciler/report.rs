@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shoal_types::object::{TaskState, TaskStatus};
-use shoal_types::{Generation, TaskId, Timestamp};
+use shoal_types::{Generation, LbInUse, TaskId, Timestamp};
 use tokio::sync::watch;
 
 /// The outcome of the last pass.
@@ -19,6 +19,8 @@ pub struct Applied {
     pub took: Duration,
     /// How many writes to the kernel it took.
     pub writes: u64,
+    /// How the node balances since then.
+    pub lb: LbInUse,
 }
 
 /// Where reports go.
@@ -52,7 +54,10 @@ impl Reports {
     pub(super) fn pass_done(&self, applied: Applied) {
         self.applied.send_if_modified(|last| {
             let news = last.as_ref().is_none_or(|last| {
-                last.generation != applied.generation || last.errors != applied.errors || applied.writes > 0
+                last.generation != applied.generation
+                    || last.errors != applied.errors
+                    || last.lb != applied.lb
+                    || applied.writes > 0
             });
             *last = Some(applied);
             news
@@ -123,4 +128,34 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_types::LbEngine;
+
+    use super::*;
+
+    #[test]
+    fn a_pass_that_tells_nothing_new_wakes_nobody() {
+        let reports = Reports::default();
+        let mut applied = reports.applied();
+        let mut pass = |change: &dyn Fn(&mut Applied)| {
+            let mut pass = Applied { generation: Generation(1), ..Applied::default() };
+            change(&mut pass);
+            reports.pass_done(pass);
+            let news = applied.has_changed().expect("there");
+            applied.mark_unchanged();
+            news
+        };
+        assert!(pass(&|_| {}), "the first");
+        assert!(!pass(&|a| a.took = Duration::from_secs(1)));
+        assert!(pass(&|a| a.writes = 1));
+        assert!(pass(&|a| a.errors = vec!["no".to_owned()]));
+        assert!(pass(&|_| {}));
+        assert!(pass(&|a| a.lb.ipvs = true), "the module was loaded");
+        let left = LbInUse { engine: LbEngine::Ebpf, ipvs: true, lingering: true };
+        assert!(pass(&|a| a.lb = left));
+        assert!(!pass(&|a| a.lb = left));
+    }
 }

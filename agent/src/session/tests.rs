@@ -151,3 +151,12 @@ fn a_status_is_said_once_a_session() {
     // A new session says all of it again.
     assert_eq!(task_updates(&statuses, &mut BTreeMap::new()).len(), 1);
 }
+
+#[test]
+fn a_report_tells_how_the_node_balances() {
+    let lb = shoal_types::LbInUse { engine: shoal_types::LbEngine::Ipvs, ipvs: true, lingering: false };
+    let report = Applied { generation: Generation(7), lb, ..Applied::default() };
+    let message = applied_message(&report);
+    assert_eq!(message.lb.map(TryInto::try_into), Some(Ok(lb)));
+    assert_eq!(message.generation, 7);
+}

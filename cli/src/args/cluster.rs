@@ -1,6 +1,7 @@
 //! swarm, node and network.
 
 use clap::{Args, Subcommand, ValueEnum};
+use shoal_types::LbEngine;
 
 use super::{InspectArgs, ListFlags, RemoveArgs};
 use crate::parse;
@@ -14,6 +15,8 @@ pub(crate) enum SwarmCommand {
     Join(JoinArgs),
     /// Take this node out of its swarm
     Leave(LeaveArgs),
+    /// Change settings of the swarm
+    Update(SwarmUpdateArgs),
     /// Join tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -46,6 +49,20 @@ pub(crate) struct InitArgs {
     /// Prefix length of a network cut from a pool
     #[arg(long, value_name = "LENGTH", default_value_t = 20, value_parser = clap::value_parser!(u8).range(8..=29))]
     pub(crate) default_addr_pool_mask_length: u8,
+    /// What balances on nodes without a setting of their own: auto (ebpf), ipvs or ebpf
+    #[arg(long, value_name = "ENGINE", default_value_t = LbEngine::Auto)]
+    pub(crate) lb_engine: LbEngine,
+}
+
+/// `shoal swarm update`
+#[derive(Debug, Args)]
+pub(crate) struct SwarmUpdateArgs {
+    /// What balances on nodes without a setting of their own: auto (ebpf), ipvs or ebpf
+    #[arg(long, value_name = "ENGINE", required = true)]
+    pub(crate) lb_engine: LbEngine,
+    /// Check and say what would change, change nothing (exit code 10: something would)
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 /// `shoal swarm join`

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use shoal_api::pb;
+use shoal_types::LbPolicy;
 
 use super::{InspectArgs, ListFlags, RemoveArgs};
 use crate::parse;
@@ -157,6 +158,9 @@ pub(crate) struct TaskFlags {
     /// Time from 'out of every load balancer' to the stop signal
     #[arg(long, value_name = "TIME", value_parser = parse::millis)]
     pub(crate) drain: Option<u64>,
+    /// How new flows are spread over the tasks: auto, rr, leastconn (engine ipvs only), maglev or source
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) lb: Option<LbPolicy>,
 }
 
 /// `shoal service create`

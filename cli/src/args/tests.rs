@@ -47,6 +47,11 @@ fn unknown_flags_before_the_program_are_refused() {
         "shoal service scale web",
         "shoal service scale web=x",
         "shoal swarm unlock",
+        "shoal swarm update",
+        "shoal swarm update --lb-engine nft",
+        "shoal swarm init --lb-engine IPVS",
+        "shoal service create --name web --lb random true",
+        "shoal service update --lb least web",
         "shoal swarm join-token manager",
         "shoal swarm join 10.0.0.1",
         "shoal swarm join --token T",
@@ -99,6 +104,7 @@ fn swarm_lines() {
     };
     assert_eq!(init.default_addr_pool, ["10.20.0.0/14", "fd00::/48"]);
     assert_eq!((init.data_path_port, init.default_addr_pool_mask_length), (7000, 24));
+    assert_eq!(init.lb_engine, shoal_types::LbEngine::Auto);
     let line = "shoal swarm join --token SHOAL-1-a-b-c 10.0.3.11 10.0.3.12:7377";
     let Command::Swarm(SwarmCommand::Join(join)) = parse_line(line).unwrap().command else {
         panic!("{line}")

@@ -7,7 +7,7 @@ use super::cluster::nodes;
 use crate::client::{Ctx, require_member, swarm_name};
 use crate::failure::{Failure, one_line};
 use crate::output::time::{age, now_ms, rfc3339, until};
-use crate::view::{local_item, node_role};
+use crate::view::{engine, local_item, node_role};
 
 /// The swarm on a manager, and in any case this node.
 pub(super) async fn status(ctx: &Ctx) -> Result<(), Failure> {
@@ -48,8 +48,13 @@ fn swarm_text(cluster: &pb::ClusterInfo, nodes: &[pb::NodeInfo], now: u64) -> St
         0 => format!("Services {} ok", cluster.services_converged),
         n => format!("Services {} ok, {n} on the way", cluster.services_converged),
     };
-    format!(
-        "Swarm {}   {leader}   managers {}/{}   workers {workers_ready}/{workers_total}   version {} on {} of {}\n\
+    let engine = match engine(&cluster.lb_engine) {
+        "auto" => "auto (ebpf)",
+        chosen => chosen,
+    };
+    let mut text = format!(
+        "Swarm {}   {leader}   managers {}/{}   workers {workers_ready}/{workers_total}   version {} on {} of {}   \
+         engine {engine}\n\
          {services}   tasks {}/{}   networks {}   programmed on {} of {} nodes   age {}",
         cluster.name,
         cluster.managers_ready,
@@ -63,7 +68,12 @@ fn swarm_text(cluster: &pb::ClusterInfo, nodes: &[pb::NodeInfo], now: u64) -> St
         cluster.nodes_programmed,
         cluster.nodes_total,
         age(cluster.created_at_ms, now),
-    )
+    );
+    for warning in &cluster.warnings {
+        text.push_str("\nWarning: ");
+        text.push_str(&one_line(warning));
+    }
+    text
 }
 
 fn node_text(local: &pb::LocalNode, with_swarm: bool, now: u64) -> String {
@@ -127,6 +137,9 @@ fn cluster_item(cluster: &pb::ClusterInfo) -> Value {
         "networks": cluster.networks,
         "caDigest": cluster.ca_digest,
         "stateHash": cluster.state_hash,
+        "lbEngine": engine(&cluster.lb_engine),
+        "directRouting": cluster.direct_routing,
+        "warnings": cluster.warnings,
     })
 }
 
@@ -178,10 +191,22 @@ mod tests {
             created_at_ms: 1_000,
             ..Default::default()
         };
+        let line = |engine: &str| {
+            format!(
+                "Swarm otter   leader n1 (term 12)   managers 1/1   workers 1/2   version 0.1.0 on 2 of 3   \
+                 engine {engine}\n\
+                 Services 41 ok, 1 on the way   tasks 212/214   networks 9   programmed on 3 of 3 nodes   age 2h"
+            )
+        };
+        assert_eq!(swarm_text(&cluster, &nodes, 7_201_000), line("auto (ebpf)"));
+        let cluster = pb::ClusterInfo {
+            lb_engine: "ipvs".into(),
+            warnings: vec!["changing over from engine ebpf to ipvs: n3".into()],
+            ..cluster
+        };
         assert_eq!(
             swarm_text(&cluster, &nodes, 7_201_000),
-            "Swarm otter   leader n1 (term 12)   managers 1/1   workers 1/2   version 0.1.0 on 2 of 3\n\
-             Services 41 ok, 1 on the way   tasks 212/214   networks 9   programmed on 3 of 3 nodes   age 2h"
+            line("ipvs") + "\nWarning: changing over from engine ebpf to ipvs: n3"
         );
         let local = pb::LocalNode {
             node_name: "n2".into(),

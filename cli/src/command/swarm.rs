@@ -2,22 +2,22 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use shoal_api::pb;
 use shoal_types::ErrorCode;
 
-use super::change::Results;
+use super::change::{Results, diff};
 use super::{filtered, for_each};
 use crate::args::{
-    InitArgs, JoinArgs, JoinTokenRole, LeaveArgs, ListFlags, RemoveArgs, SwarmCommand, TokenCommand,
-    TokenCreateArgs,
+    InitArgs, JoinArgs, JoinTokenRole, LeaveArgs, ListFlags, RemoveArgs, SwarmCommand, SwarmUpdateArgs,
+    TokenCommand, TokenCreateArgs,
 };
 use crate::client::{Ctx, request_id, require_member, swarm_name};
 use crate::failure::Failure;
 use crate::output::confirm;
 use crate::output::listing::{Row, print_list};
 use crate::output::time::{now_ms, rfc3339};
-use crate::view::{Lookup, TOKEN_COLUMNS, local_item, node_role, token_row};
+use crate::view::{Lookup, TOKEN_COLUMNS, engine, local_item, node_role, token_row};
 
 /// Pause between looks at a node that is joining.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -27,6 +27,7 @@ pub(super) async fn run(ctx: &Ctx, command: SwarmCommand) -> Result<(), Failure>
         SwarmCommand::Init(args) => init(ctx, args).await,
         SwarmCommand::Join(args) => join(ctx, args).await,
         SwarmCommand::Leave(args) => leave(ctx, &args).await,
+        SwarmCommand::Update(args) => update(ctx, &args).await,
         SwarmCommand::Token(TokenCommand::Create(args)) => token_create(ctx, &args).await,
         SwarmCommand::Token(TokenCommand::Ls { list }) => token_ls(ctx, &list).await,
         SwarmCommand::Token(TokenCommand::Rm(args)) => token_rm(ctx, &args).await,
@@ -49,6 +50,7 @@ async fn init(ctx: &Ctx, args: InitArgs) -> Result<(), Failure> {
         data_port: args.data_path_port.into(),
         pools: args.default_addr_pool,
         pool_size: args.default_addr_pool_mask_length.into(),
+        lb_engine: args.lb_engine.to_string(),
     };
     let mut node = ctx.node().await?;
     ctx.set_goes_on("the swarm may still be made; 'shoal status' shows it");
@@ -180,6 +182,29 @@ async fn leave(ctx: &Ctx, args: &LeaveArgs) -> Result<(), Failure> {
         return ctx.out.result(&local.node_id);
     }
     ctx.out.result(&format!("This node ({}) left swarm '{}'.", local.node_name, swarm_name(&local)))
+}
+
+async fn update(ctx: &Ctx, args: &SwarmUpdateArgs) -> Result<(), Failure> {
+    let control = ctx.control().await?;
+    let before = control.call(pb::Empty {}, |mut api, r| async move { api.get_cluster(r).await }).await?;
+    let request = pb::UpdateClusterRequest {
+        lb_engine: args.lb_engine.to_string(),
+        request_id: request_id(),
+        dry_run: args.dry_run,
+    };
+    let after = control.call(request, |mut api, r| async move { api.update_cluster(r).await }).await?;
+    let mut results = Results::new(ctx, "Swarm", args.dry_run);
+    let outcome = if args.dry_run {
+        results.would_change(&after.name, &diff(&settings_item(&before), &settings_item(&after)))
+    } else {
+        results.changed(&after.id, &after.name, &after.name)
+    };
+    results.finish(outcome)
+}
+
+/// What `swarm update` can change.
+fn settings_item(cluster: &pb::ClusterInfo) -> Value {
+    json!({ "lbEngine": engine(&cluster.lb_engine) })
 }
 
 async fn token_create(ctx: &Ctx, args: &TokenCreateArgs) -> Result<(), Failure> {

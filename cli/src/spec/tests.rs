@@ -44,12 +44,14 @@ fn everything_given_arrives() {
         --cap-add cap_net_raw --read-only --limit-cpu 0.5 --limit-memory 64m --limit-pids 10 --reserve-cpu 0.1 \
         --reserve-memory 32m --replicas-max-per-node 1 --restart-condition on-failure --restart-delay 1s \
         --restart-max-attempts 3 --restart-window 1m --update-parallelism 2 --update-delay 3s \
-        --update-order stop-first --stop-signal INT --stop-grace-period 2s --drain 0 -- python3 -m http.server 80";
+        --update-order stop-first --stop-signal INT --stop-grace-period 2s --drain 0 --lb source \
+        -- python3 -m http.server 80";
     let spec = create(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
     assert_eq!(spec.mode, Some(service_spec::Mode::Replicas(3)));
     assert_eq!(spec.ports.len(), 2);
     assert_eq!(spec.networks[0].aliases, ["www"]);
     assert_eq!((spec.drain_ms, spec.labels["team"].as_str()), (0, "blue"));
+    assert_eq!(spec.lb, "source");
     let update = spec.update.unwrap();
     assert_eq!((update.parallelism, update.delay_ms, update.order()), (2, 3_000, pb::UpdateOrder::StopFirst));
     let task = spec.task.clone().unwrap();
@@ -163,6 +165,17 @@ fn the_command_can_be_replaced_whole_or_in_part() {
     }
     assert!(update(spec.clone(), &["--command", " ", "web"]).is_err());
     assert!(update(spec, &["--args", "'", "web"]).is_err());
+}
+
+#[test]
+fn a_policy_is_changed_alone() {
+    let spec = create(&["true"]).unwrap();
+    assert_eq!(spec.lb, "auto");
+    for policy in ["auto", "rr", "leastconn", "maglev", "source"] {
+        let want = pb::ServiceSpec { lb: policy.into(), ..spec.clone() };
+        assert_eq!(update(spec.clone(), &["--lb", policy, "web"]).unwrap().0, want);
+        assert_eq!(update(want.clone(), &["web"]).unwrap().0, want, "not given: as it was");
+    }
 }
 
 #[test]

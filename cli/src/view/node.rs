@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use shoal_api::pb;
 
 use super::Lookup;
-use super::words::{attachments_item, availability, labels, labels_text, node_role, node_state};
+use super::words::{attachments_item, availability, engine, labels, labels_text, node_role, node_state};
 use crate::output::listing::{Column, Row};
 use crate::output::time::rfc3339;
 
@@ -72,8 +72,16 @@ fn node_item(node: &pb::NodeInfo, lookup: &Lookup) -> Value {
         "memory": description.memory,
         "version": description.version,
         "kernel": description.kernel,
-        "lbEngine": description.lb_engine,
+        "lbEngine": known_engine(&description),
+        "lbSetting": engine(&description.lb_setting),
+        "ipvs": known_engine(&description).map(|_| description.ipvs),
+        "lbLingering": description.lb_lingering,
     })
+}
+
+/// What balances on a node, once it has said so.
+fn known_engine(description: &pb::NodeDescription) -> Option<&str> {
+    Some(description.lb_engine.as_str()).filter(|engine| !engine.is_empty())
 }
 
 /// What `node inspect` prints, with docker's names.
@@ -92,7 +100,12 @@ pub(crate) fn node_object(node: &pb::NodeInfo, lookup: &Lookup) -> Row {
             "Resources": {
                 "NanoCPUs": description.cpu_milli.saturating_mul(1_000_000), "MemoryBytes": description.memory,
             },
-            "Engine": { "EngineVersion": description.version, "LBEngine": description.lb_engine },
+            "Engine": {
+                "EngineVersion": description.version, "LBEngine": known_engine(&description),
+                "LBSetting": engine(&description.lb_setting),
+                "IPVS": known_engine(&description).map(|_| description.ipvs),
+                "LBLingering": description.lb_lingering,
+            },
         },
         "Status": {
             "State": node_state(node.state()), "Since": rfc3339(node.state_since_ms), "Addr": node.data_addr,

@@ -6,7 +6,8 @@ use shoal_api::pb::service_spec;
 
 use super::Lookup;
 use super::words::{
-    attachments_item, labels, labels_text, ports_item, ports_text, protocol, restart_condition, update_order,
+    attachments_item, labels, labels_text, policy, ports_item, ports_text, protocol, restart_condition,
+    update_order,
 };
 use crate::output::listing::{Column, Row};
 use crate::output::time::rfc3339;
@@ -44,6 +45,7 @@ pub(crate) fn service_row(info: &pb::ServiceInfo, lookup: &Lookup) -> Row {
         "Ports": ports_text(&info.ports),
         "Networks": networks_text(&spec, lookup),
         "VIPs": vips_text(info, lookup),
+        "LB": policy(&spec),
         "Labels": labels_text(&spec.labels),
         "Converged": info.converged,
         "Version": info.version,
@@ -78,6 +80,7 @@ fn service_item(info: &pb::ServiceInfo, lookup: &Lookup) -> Value {
         "removing": info.removing,
         "vips": attachments_item(&info.vips, lookup),
         "ports": ports_item(&info.ports),
+        "lb": policy(&spec),
         "createdAt": rfc3339(info.created_at_ms),
         "updatedAt": rfc3339(info.updated_at_ms),
         "spec": spec_item(&spec, lookup),
@@ -126,6 +129,7 @@ pub(crate) fn spec_item(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
         "stopSignal": task.stop_signal,
         "stopGraceMs": task.stop_grace_ms,
         "drainMs": spec.drain_ms,
+        "lb": policy(spec),
         "constraints": task.constraints,
         "maxPerNode": task.max_per_node,
         "forceUpdate": task.force_update,
@@ -154,6 +158,7 @@ pub(crate) fn service_object(info: &pb::ServiceInfo, lookup: &Lookup) -> Row {
         "Endpoint": {
             "Ports": info.ports.iter().map(port).collect::<Value>(),
             "VirtualIPs": info.vips.iter().map(vip).collect::<Value>(),
+            "LB": policy(&spec),
         },
         "ServiceStatus": {
             "RunningTasks": info.running, "DesiredTasks": info.wanted, "UpdatedTasks": info.updated,
@@ -186,7 +191,7 @@ fn docker_spec(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
             "Parallelism": update.parallelism, "Delay": nanos(update.delay_ms),
             "Order": update_order(update.order()),
         },
-        "EndpointSpec": { "Mode": "vip", "Ports": spec.ports.iter().map(port).collect::<Value>() },
+        "EndpointSpec": { "Mode": "vip", "LB": policy(spec), "Ports": spec.ports.iter().map(port).collect::<Value>() },
         "Drain": nanos(spec.drain_ms),
     })
 }

@@ -112,6 +112,7 @@ fn inspect_has_dockers_shape() {
             mode: Some(pb::service_spec::Mode::Replicas(2)),
             networks: vec![pb::AttachmentSpec { network: "na".into(), aliases: vec![] }],
             drain_ms: 5,
+            lb: "leastconn".into(),
             ..Default::default()
         }),
         vips: vec![attachment("na", "10.9.0.2")],
@@ -124,4 +125,33 @@ fn inspect_has_dockers_shape() {
     assert_eq!(field(&row, "Endpoint")["VirtualIPs"][0]["Addr"], "10.9.0.2");
     assert_eq!(row.item["spec"]["networks"][0]["network"], "app");
     assert_eq!(row.item["vips"][0]["v6"], "fd00::7");
+    assert_eq!(field(&row, "Endpoint")["LB"], "leastconn");
+    assert_eq!(field(&row, "Spec")["EndpointSpec"]["LB"], "leastconn");
+    assert_eq!((&row.item["lb"], &row.item["spec"]["lb"]), (&"leastconn".into(), &"leastconn".into()));
+    // A manager of the first version knows no policies.
+    let old = service_object(&pb::ServiceInfo::default(), &lookup());
+    assert_eq!((&field(&old, "Endpoint")["LB"], &old.item["lb"]), (&"auto".into(), &"auto".into()));
+}
+
+#[test]
+fn a_node_shows_what_is_known_of_its_balancing() {
+    let description = pb::NodeDescription {
+        lb_engine: "ebpf".into(),
+        ipvs: true,
+        lb_lingering: true,
+        lb_setting: "ebpf".into(),
+        ..Default::default()
+    };
+    let node = pb::NodeInfo { description: Some(description), ..Default::default() };
+    let row = node_object(&node, &lookup());
+    let engine = &field(&row, "Description")["Engine"];
+    assert_eq!((&engine["LBEngine"], &engine["LBSetting"]), (&"ebpf".into(), &"ebpf".into()));
+    assert_eq!((&engine["IPVS"], &engine["LBLingering"]), (&true.into(), &true.into()));
+    assert_eq!((&row.item["lbEngine"], &row.item["lbSetting"]), (&"ebpf".into(), &"ebpf".into()));
+    assert_eq!((&row.item["ipvs"], &row.item["lbLingering"]), (&true.into(), &true.into()));
+    // It has not said anything yet.
+    let row = node_object(&pb::NodeInfo::default(), &lookup());
+    let engine = &field(&row, "Description")["Engine"];
+    assert_eq!((&engine["LBEngine"], &engine["IPVS"]), (&Value::Null, &Value::Null));
+    assert_eq!((&row.item["ipvs"], &row.item["lbSetting"]), (&Value::Null, &"auto".into()));
 }

@@ -32,6 +32,16 @@ pub(super) fn desired_state(state: pb::DesiredState) -> &'static str {
     }
 }
 
+/// The engine a swarm is set to; a manager of the first version says nothing, which is auto.
+pub(crate) fn engine(word: &str) -> &str {
+    if word.is_empty() { "auto" } else { word }
+}
+
+/// How a service balances.
+pub(super) fn policy(spec: &pb::ServiceSpec) -> &str {
+    if spec.lb.is_empty() { "auto" } else { &spec.lb }
+}
+
 /// `worker` or `manager`.
 pub(crate) fn node_role(role: pb::NodeRole) -> &'static str {
     match role {

@@ -58,6 +58,27 @@ async fn update_reads_modifies_and_writes_with_the_version() {
 }
 
 #[tokio::test]
+async fn a_policy_is_asked_for_shown_and_changed() {
+    let fake = Fake::start();
+    fake.run("service create -d --name web --lb leastconn true").await;
+    assert_eq!(fake.world().created[0].spec.clone().unwrap().lb, "leastconn");
+    let shown = fake.run("service inspect web --format {{.Endpoint.LB}}").await;
+    assert_eq!(shown, quiet_success("leastconn\n"));
+    assert_eq!(fake.run("service ls --format {{.Name}}={{.LB}}").await, quiet_success("web=leastconn\n"));
+    assert_eq!(
+        fake.run("service update --dry-run --lb rr web").await,
+        result(10, "web\n  ~ lb: \"leastconn\" -> \"rr\"\n", "")
+    );
+    fake.run("service update -d --lb rr web").await;
+    assert_eq!(fake.world().updated[1].spec.clone().unwrap().lb, "rr");
+    fake.run("service update -d --replicas 2 web").await;
+    assert_eq!(fake.world().updated[2].spec.clone().unwrap().lb, "rr", "it stays");
+    let out = fake.run("service create --name api --lb least true").await;
+    assert_eq!(out.code, Some(2));
+    assert!(out.stderr.contains("use auto, rr, leastconn, maglev or source"), "{}", out.stderr);
+}
+
+#[tokio::test]
 async fn a_conflict_is_exit_code_5() {
     let fake = Fake::start();
     fake.world().services = vec![service("svc1", "web", 2)];

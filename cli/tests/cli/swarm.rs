@@ -27,11 +27,62 @@ async fn init_prints_the_line_that_joins() {
         data_port: 7378,
         pools: vec!["10.64.0.0/12".into()],
         pool_size: 20,
+        lb_engine: "auto".into(),
     };
     assert_eq!(fake.world().inits, [want]);
     let json: serde_json::Value = serde_json::from_str(&fake.run("swarm init --json").await.stdout).unwrap();
     assert_eq!(json["items"][0]["workerToken"], "SHOAL-1-digest-id-secret");
     assert_eq!(json["items"][0]["joinAddr"], "10.0.3.11:7377");
+}
+
+#[tokio::test]
+async fn a_swarm_s_engine_is_chosen_at_init_and_later() {
+    let fake = Fake::start();
+    fake.run("swarm init --lb-engine ipvs").await;
+    assert_eq!(fake.world().inits[0].lb_engine, "ipvs");
+    fake.world().cluster = pb::ClusterInfo {
+        id: "c1".into(),
+        name: "otter".into(),
+        lb_engine: "auto".into(),
+        ..Default::default()
+    };
+    let dry = fake.run("swarm update --dry-run --lb-engine ipvs").await;
+    assert_eq!((dry.stdout.as_str(), dry.code), ("otter\n  ~ lbEngine: \"auto\" -> \"ipvs\"\n", Some(10)));
+    assert_eq!(fake.world().cluster.lb_engine, "auto");
+    assert_eq!(fake.run("swarm update --lb-engine ipvs").await, quiet_success("otter\n"));
+    assert_eq!(fake.world().cluster.lb_engine, "ipvs");
+    let same = fake.run("swarm update --dry-run --lb-engine ipvs").await;
+    assert_eq!(same, quiet_success("otter: no change\n"));
+    assert_eq!(fake.run("-q swarm update --lb-engine ebpf").await, quiet_success("otter\n"));
+    let json = fake.run("swarm update --json --lb-engine auto").await.stdout;
+    let document: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(document["kind"], "Swarm");
+    assert_eq!(document["items"][0], serde_json::json!({ "id": "c1", "name": "otter" }));
+    let world = fake.world();
+    assert!(world.cluster_requests.iter().all(|r| r.request_id.len() == 32));
+    assert_eq!(world.cluster_requests.iter().filter(|r| r.dry_run).count(), 2);
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_do_is_refused_with_who_and_why() {
+    let fake = Fake::start();
+    let error = ApiError::new(
+        ErrorCode::EngineMissing,
+        "the swarm cannot be set to engine ipvs: 1 of its nodes has no IPVS",
+    )
+    .with_context("without IPVS: n2")
+    .with_help("load the module there ('modprobe ip_vs')");
+    fake.world().refuse("update_cluster", error);
+    let out = fake.run("swarm update --lb-engine ipvs").await;
+    assert_eq!((out.stdout.as_str(), out.code), ("", Some(5)));
+    assert_eq!(
+        out.stderr,
+        "error[E0223]: the swarm cannot be set to engine ipvs: 1 of its nodes has no IPVS\n  \
+         without IPVS: n2\n  help: load the module there ('modprobe ip_vs')\n  more: shoal explain E0223\n"
+    );
+    let out = fake.run("swarm update --lb-engine nft").await;
+    assert_eq!(out.code, Some(2));
+    assert!(out.stderr.contains("'nft' is not an engine; use auto, ipvs or ebpf"), "{}", out.stderr);
 }
 
 #[tokio::test]

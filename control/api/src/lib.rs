@@ -6,7 +6,6 @@
 #[expect(
     clippy::pedantic,
     clippy::clone_on_ref_ptr,
-    clippy::large_enum_variant,
     clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]

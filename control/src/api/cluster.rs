@@ -2,17 +2,34 @@
 
 use shoal_api::pb;
 use shoal_api::status::ApiError;
-use shoal_core::view;
+use shoal_api::wire::field;
+use shoal_core::{Command, view};
 use shoal_types::ErrorCode;
 use shoal_types::object::{NodeRole, NodeState};
 use shoal_types::token::digest_text;
 use tonic::Status;
 
 use super::describe::count;
+use crate::consensus::StateView;
 use crate::manager::Manager;
 
 pub(super) async fn get(manager: &Manager) -> Result<pb::ClusterInfo, Status> {
-    let seen = manager.read().await?;
+    shown(manager, &manager.read().await?)
+}
+
+pub(super) async fn update(
+    manager: &Manager,
+    request: pb::UpdateClusterRequest,
+) -> Result<pb::ClusterInfo, Status> {
+    if request.lb_engine.is_empty() {
+        return shown(manager, &manager.read().await?);
+    }
+    let command = Command::SetLbEngine { engine: field("lb_engine", &request.lb_engine)? };
+    let (_, after) = manager.write_or_preview(&request.request_id, request.dry_run, command).await?;
+    shown(manager, &after)
+}
+
+fn shown(manager: &Manager, seen: &StateView) -> Result<pb::ClusterInfo, Status> {
     let state = &seen.state;
     let cluster = state
         .cluster()
@@ -53,5 +70,8 @@ pub(super) async fn get(manager: &Manager) -> Result<pb::ClusterInfo, Status> {
         ca_digest: digest_text(manager.authority()?.digest()),
         nodes_programmed: count(nodes().filter(|n| manager.sessions.is_programmed(&n.id)).count()),
         state_hash: format!("{:032x}", state.hash()),
+        lb_engine: cluster.balancing.engine.to_string(),
+        direct_routing: cluster.balancing.direct.to_string(),
+        warnings: view::warnings(state),
     })
 }

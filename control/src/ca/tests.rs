@@ -13,6 +13,7 @@ fn cluster(id: u128, data_key: &DataKey, now: Timestamp) -> Cluster {
         cert_lifetime_ms: 7 * 24 * 3_600_000,
         ca_cert_der: made.cert_der,
         ca_key_sealed: made.key_sealed,
+        balancing: shoal_types::object::Balancing::default(),
     }
 }
 

@@ -58,6 +58,7 @@ impl Fixture {
             cert_lifetime_ms: 3_600_000,
             ca_cert_der: made.cert_der.clone(),
             ca_key_sealed: made.key_sealed.clone(),
+            balancing: shoal_types::object::Balancing::default(),
         };
         let init = InitCluster {
             id,

@@ -53,6 +53,7 @@ fn foreign() -> Authority {
         cert_lifetime_ms: 3_600_000,
         ca_cert_der: made.cert_der,
         ca_key_sealed: made.key_sealed,
+        balancing: shoal_types::object::Balancing::default(),
     };
     Authority::open(&cluster, &data_key).expect("open")
 }

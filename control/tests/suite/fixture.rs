@@ -281,6 +281,13 @@ impl FakeAgent {
             .await;
     }
 
+    pub(crate) async fn applied_with(&self, engine: &str, ipvs: bool) {
+        let generation = self.assignment.generation.0;
+        let lb = Some(pb::LbInUse { engine: engine.to_owned(), ipvs, lingering: false });
+        self.say(pb::agent_message::Body::Applied(pb::Applied { generation, lb, ..pb::Applied::default() }))
+            .await;
+    }
+
     /// Says of each of its tasks that it runs.
     pub(crate) async fn report_running(&self) {
         let updates = self.assignment.tasks().map(|task| pb::TaskUpdate {

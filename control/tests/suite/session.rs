@@ -72,6 +72,63 @@ async fn a_session_brings_a_snapshot_then_chained_deltas_and_takes_reports() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_reaches_the_nodes_and_how_they_balance_comes_back() {
+    let fixture = Fixture::start().await;
+    let credentials = fixture.join("w1", "10.0.0.2").await;
+    let mut agent = FakeAgent::open(&fixture, &credentials, "10.0.0.2").await.expect("session");
+    agent.until("a snapshot", |a| a.cluster().is_some()).await;
+    let mut control = fixture.control().await;
+    let least = pb::ServiceSpec { lb: "leastconn".into(), ..service("web", &[], 1) };
+    let create = pb::CreateServiceRequest { spec: Some(least), ..pb::CreateServiceRequest::default() };
+    let refused = control.create_service(create.clone()).await.expect_err("auto is ebpf");
+    assert_eq!(code(&refused), Some(ErrorCode::PolicyUnsupported), "{refused}");
+
+    let mut request = pb::UpdateClusterRequest {
+        lb_engine: "nft".into(),
+        dry_run: true,
+        ..pb::UpdateClusterRequest::default()
+    };
+    let refused = control.update_cluster(request.clone()).await.expect_err("no engine");
+    assert_eq!(code(&refused), Some(ErrorCode::InvalidField), "{refused}");
+    request.lb_engine = "ipvs".into();
+    let shown = control.update_cluster(request.clone()).await.expect("possible").into_inner();
+    assert_eq!(shown.lb_engine, "ipvs");
+    let now = control.get_cluster(pb::Empty {}).await.expect("cluster").into_inner();
+    assert_eq!((now.lb_engine.as_str(), now.direct_routing.as_str()), ("auto", "off"));
+    request.dry_run = false;
+    control.update_cluster(request).await.expect("set");
+    let told = |a: &shoal_types::assignment::Assignment| a.cluster().map(|c| (c.lb_engine, c.direct));
+    let ipvs = shoal_types::LbEngine::Ipvs;
+    agent.until("the engine", |a| told(a).is_some_and(|(engine, _)| engine == ipvs)).await;
+
+    agent.applied_with("ebpf", false).await;
+    let differs = wait_for("a warning", async || {
+        let now = fixture.control().await.get_cluster(pb::Empty {}).await.ok()?.into_inner();
+        (!now.warnings.is_empty()).then_some(now.warnings)
+    })
+    .await;
+    assert_eq!(differs, ["engine ipvs is not possible, the kernel has no IPVS ('modprobe ip_vs'): w1"]);
+    agent.applied_with("ipvs", true).await;
+    wait_for("the node's engine", async || {
+        let description = node(&fixture, &credentials.node).await?.description?;
+        (description.lb_engine == "ipvs" && description.ipvs).then_some(())
+    })
+    .await;
+    control.create_service(create).await.expect("possible now");
+    // Said again, or in words nobody here knows, nothing changes and the session goes on.
+    agent
+        .until("the service", |a| a.services().any(|s| s.lb == shoal_types::LbPolicy::LeastConnections))
+        .await;
+    agent.applied_with("ipvs", true).await;
+    agent.applied_with("nft", true).await;
+    agent.say(Up::Heartbeat(pb::Heartbeat { seq: 9 })).await;
+    while !matches!(agent.step().await.expect("open"), Some(Down::HeartbeatAck(_))) {}
+    let said = node(&fixture, &credentials.node).await.and_then(|n| n.description).expect("there");
+    assert_eq!((said.lb_engine.as_str(), said.ipvs), ("ipvs", true));
+    fixture.running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_session_replaces_the_first_and_removal_cuts_it() {
     let fixture = Fixture::start().await;
     let credentials = fixture.join("w1", "10.0.0.2").await;

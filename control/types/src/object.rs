@@ -146,6 +146,7 @@ mod lb_in_words {
 
     use crate::lb::NodeLb;
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the derived writer hands over a reference")]
     pub(super) fn serialize<S: Serializer>(lb: &NodeLb, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(lb)
     }

@@ -45,6 +45,17 @@ impl Control for FakeControl {
         Ok(Response::new(self.enter("get_cluster", None)?.cluster.clone()))
     }
 
+    async fn update_cluster(&self, request: Request<pb::UpdateClusterRequest>) -> Answer<pb::ClusterInfo> {
+        let request = request.into_inner();
+        let mut world = self.enter("update_cluster", Some(&request.request_id))?;
+        let after = pb::ClusterInfo { lb_engine: request.lb_engine.clone(), ..world.cluster.clone() };
+        if !request.dry_run {
+            world.cluster = after.clone();
+        }
+        world.cluster_requests.push(request);
+        Ok(Response::new(after))
+    }
+
     async fn list_nodes(&self, _: Request<pb::Empty>) -> Answer<pb::NodeList> {
         Ok(Response::new(pb::NodeList { nodes: self.enter("list_nodes", None)?.nodes.clone() }))
     }

@@ -30,6 +30,7 @@ pub(crate) struct World {
     pub(crate) created: Vec<pb::CreateServiceRequest>,
     pub(crate) updated: Vec<pb::UpdateServiceRequest>,
     pub(crate) request_ids: Vec<String>,
+    pub(crate) cluster_requests: Vec<pb::UpdateClusterRequest>,
     pub(crate) inits: Vec<pb::InitRequest>,
     pub(crate) joins: Vec<pb::LocalJoinRequest>,
     pub(crate) leaves: Vec<pb::LeaveRequest>,

@@ -12,6 +12,7 @@ enum Read {
     Balanced(Box<Cluster>, Balancing),
 }
 
+#[expect(clippy::ref_option, reason = "the derived writer hands over a reference to the field")]
 pub(super) fn serialize<S: Serializer>(cluster: &Option<Cluster>, serializer: S) -> Result<S::Ok, S::Error> {
     match cluster {
         Some(cluster) if cluster.balancing != Balancing::default() => {

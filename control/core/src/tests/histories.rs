@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 use shoal_types::id::{NetworkId, NodeId, ServiceId, TaskId};
+use shoal_types::lb::{LbEngine, LbPolicy};
 use shoal_types::object::{Availability, NodeRole, NodeState, TaskState};
 use shoal_types::spec::{PortSpec, ServiceMode, UpdateOrder};
 
@@ -24,6 +25,8 @@ enum Step {
     NodeState { node: u8, state: u8 },
     Availability { node: u8, availability: u8 },
     Fail { task: u8, state: u8 },
+    Engine(u8),
+    Balances { node: u8, how: u8 },
     Lead,
     Work(u8),
     Time(u16),
@@ -48,6 +51,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (b(), b()).prop_map(|(node, state)| Step::NodeState { node, state }),
         1 => (b(), b()).prop_map(|(node, availability)| Step::Availability { node, availability }),
         3 => (b(), b()).prop_map(|(task, state)| Step::Fail { task, state }),
+        1 => b().prop_map(Step::Engine),
+        2 => (b(), b()).prop_map(|(node, how)| Step::Balances { node, how }),
         8 => Just(Step::Lead),
         8 => b().prop_map(Step::Work),
         3 => any::<u16>().prop_map(Step::Time),
@@ -139,6 +144,8 @@ fn vary(spec: &mut shoal_types::spec::ServiceSpec, flavour: u8) {
     spec.update.order = if flavour & 16 == 0 { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
     spec.update.delay_ms = if flavour & 32 == 0 { 0 } else { 3_000 };
     spec.drain_ms = if flavour & 64 == 0 { 5_000 } else { 0 };
+    let lb = usize::from(flavour) % (2 * LbPolicy::ALL.len());
+    spec.lb = LbPolicy::ALL.get(lb).copied().unwrap_or_default();
     spec.task.max_per_node = u32::from(flavour & 128 != 0) * 2;
 }
 
@@ -209,6 +216,21 @@ fn take_more(sim: &mut Sim, step: &Step) {
             let request = format!("r{}", sim.index);
             let first = sim.propose_as(Some(&request), command.clone());
             assert_eq!(sim.propose_as(Some(&request), command), first);
+        }
+        _ => balance(sim, step),
+    }
+}
+
+fn balance(sim: &mut Sim, step: &Step) {
+    match *step {
+        Step::Engine(n) => {
+            let all = [LbEngine::Ipvs, LbEngine::Ipvs, LbEngine::Ebpf, LbEngine::Auto];
+            sim.try_it(Command::SetLbEngine { engine: all[usize::from(n % 4)] });
+        }
+        Step::Balances { node: n, how } => {
+            let name = pick(sim.state.nodes().values(), n).map(|n| n.name.to_string()).unwrap_or_default();
+            let engine = if how & 1 == 0 { LbEngine::Ipvs } else { LbEngine::Ebpf };
+            sim.balances(&name, engine, how & 6 != 0, how & 8 != 0);
         }
         _ => {}
     }

@@ -28,6 +28,7 @@ fn authority(lifetime_ms: u64) -> SharedAuthority {
         cert_lifetime_ms: lifetime_ms,
         ca_cert_der: made.cert_der,
         ca_key_sealed: made.key_sealed,
+        balancing: shoal_types::object::Balancing::default(),
     };
     Arc::new(Authority::open(&cluster, &data_key).expect("open"))
 }
