@@ -115,6 +115,7 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
             former: FormerValues::open(&config.agent_dir().join("former.json"))?,
             data_addr: std::net::Ipv4Addr::UNSPECIFIED.into(),
             mtu: None,
+            lb_engine: shoal_types::LbEngine::Auto,
             writes: Writes::default(),
         });
         take_down(facility, config).await?;

@@ -1,5 +1,7 @@
 //! All that the reconciler changes on a node, tasks aside, behind one narrow trait: observe, ensure, remove.
 
+mod balancers;
+mod engine;
 mod former;
 mod mesh;
 mod names;
@@ -13,17 +15,21 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use shoal_plan::desired::{HOST_SYSCTLS, RESERVED_PORTS};
 use shoal_plan::object::{Firewall, Object, Resolver, Sysctl};
-use shoal_plan::{Facts, IfName, Key, Objects};
+use shoal_plan::{Engine, Facts, IfName, Key, Objects};
 use shoal_types::assignment::Assignment;
-use shoal_types::{NodeId, TaskId};
+use shoal_types::lb::LbInUse;
+use shoal_types::{LbEngine, NodeId, TaskId};
 
 use crate::drivers::bpf::{BpfDriver, BpfError};
 use crate::drivers::dns::{DnsDriver, DnsError};
 use crate::drivers::egress::{Egress, EgressError};
+use crate::drivers::ipvs::IpvsError;
 use crate::drivers::link::{LinkError, LinkTable, Writes};
 use crate::drivers::overlay::Overlay;
 use crate::facts::{self, EgressBook, EgressBookError};
 
+use balancers::Balancers;
+use engine::EngineChoice;
 use names::ZoneCache;
 
 pub use former::{FormerError, FormerValues};
@@ -41,6 +47,9 @@ pub enum FacilityError {
     /// The data plane.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+    /// Virtual services.
+    #[error(transparent)]
+    Ipvs(#[from] IpvsError),
     /// A task's resolver.
     #[error(transparent)]
     Dns(#[from] DnsError),
@@ -76,6 +85,9 @@ pub trait Facility: Send + 'static {
 
     /// Packets that the programs dropped, by reason.
     fn drops(&self) -> BTreeMap<&'static str, u64>;
+
+    /// What balances, as of the last facts.
+    fn lb(&self) -> LbInUse;
 }
 
 /// The real node.
@@ -84,6 +96,8 @@ pub struct HostFacility {
     egress: Egress,
     bpf: BpfDriver,
     dns: DnsDriver,
+    balancers: Balancers,
+    engine: EngineChoice,
     book: EgressBook,
     reserved: ReservedPorts,
     former: FormerValues,
@@ -106,6 +120,8 @@ pub struct Parts {
     pub bpf: BpfDriver,
     /// Resolvers.
     pub dns: DnsDriver,
+    /// What the node is to balance by.
+    pub lb_engine: LbEngine,
     /// Egress places.
     pub book: EgressBook,
     /// Published ports among the reserved ones.
@@ -123,12 +139,15 @@ pub struct Parts {
 impl HostFacility {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { overlay, egress, bpf, dns, book, reserved, former, data_addr, mtu, writes } = parts;
+        let Parts { overlay, egress, bpf, dns, lb_engine, book, reserved, former, data_addr, mtu, writes } =
+            parts;
         Self {
             overlay,
             egress,
             bpf,
             dns,
+            balancers: Balancers::new(writes.clone()),
+            engine: EngineChoice::new(lb_engine),
             book,
             reserved,
             former,
@@ -206,6 +225,7 @@ impl Facility for HostFacility {
                 .unwrap_or_else(|| facts::underlay_mtu(&self.links, &addresses, self.data_addr)),
             uplinks: facts::uplinks(&self.links, &addresses),
             egress,
+            engine: self.choose_engine(assignment)?,
         })
     }
 
@@ -223,6 +243,7 @@ impl Facility for HostFacility {
         self.resolvers.retain(|task, _| serving.contains(task.as_str()));
         more.extend(self.resolvers.values().cloned().map(Object::Resolver));
         found.extend(more.into_iter().map(|object| (object.key(), object)));
+        self.balancers.observe(&self.overlay, desired, thorough, &mut found)?;
         Ok(found)
     }
 
@@ -254,11 +275,16 @@ impl Facility for HostFacility {
                 self.link_index(&neighbor.link).await?;
                 self.overlay.ensure_neighbor(&self.links, neighbor).await?;
             }
-            Object::Sandbox(sandbox) => self.overlay.ensure_sandbox(sandbox)?,
+            Object::Sandbox(sandbox) => self.overlay.ensure_sandbox(sandbox).await?,
             Object::Leg(leg) => {
                 self.overlay.ensure_leg(leg).await?;
                 self.refresh_links().await?;
             }
+            Object::Balancer(balancer) => {
+                self.balancers.ensure_balancer(&self.overlay, balancer).await?;
+                self.refresh_links().await?;
+            }
+            Object::Virtual(service) => self.balancers.ensure(&self.overlay, service)?,
             Object::Resolver(resolver) => self.ensure_resolver(resolver).await?,
             Object::Task(_) => {}
             mesh => {
@@ -286,6 +312,8 @@ impl Facility for HostFacility {
             Object::Fdb(fdb) => self.overlay.remove_fdb(&self.links, fdb).await?,
             Object::Neighbor(neighbor) => self.overlay.remove_neighbor(&self.links, neighbor).await?,
             Object::Sandbox(sandbox) => self.overlay.remove_sandbox(sandbox)?,
+            Object::Balancer(balancer) => self.balancers.remove_balancer(&self.overlay, balancer).await?,
+            Object::Virtual(service) => self.balancers.remove(&self.overlay, service)?,
             Object::Resolver(resolver) => {
                 self.dns.remove(resolver.task.as_str()).await;
                 self.resolvers.remove(&resolver.task);
@@ -303,6 +331,10 @@ impl Facility for HostFacility {
         self.overlay.namespaces().root().join(task.as_str())
     }
 
+    fn lb(&self) -> LbInUse {
+        self.engine.in_force()
+    }
+
     fn drops(&self) -> BTreeMap<&'static str, u64> {
         match self.bpf.drops() {
             Ok(drops) => drops.into_iter().map(|(reason, count)| (reason.name(), count)).collect(),
@@ -315,6 +347,19 @@ impl Facility for HostFacility {
 }
 
 impl HostFacility {
+    fn choose_engine(&mut self, assignment: &Assignment) -> Result<Engine, FacilityError> {
+        let cluster = assignment.cluster().map(|cluster| cluster.lb_engine).unwrap_or_default();
+        let (balancers, bpf, overlay) = (&self.balancers, &self.bpf, &self.overlay);
+        // While a port or virtual IP leads to them, more flows may come at any time.
+        let lingers = || -> Result<bool, FacilityError> {
+            if overlay.balancers()?.is_empty() {
+                return Ok(false);
+            }
+            Ok(mesh::leads_to_balancers(bpf)? || balancers.has_connections(overlay)?)
+        };
+        self.engine.choose(cluster, lingers)
+    }
+
     async fn ensure_resolver(&mut self, resolver: &Resolver) -> Result<(), FacilityError> {
         let zone = Arc::new(self.zones.zone(resolver));
         let path = self.sandbox_path(&resolver.task);

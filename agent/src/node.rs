@@ -27,9 +27,6 @@ use member::Member;
 use record::Record;
 
 pub use preflight::preflight;
-
-/// What the daemon calls its engine.
-pub const LB_ENGINE: &str = "ebpf";
 /// The daemon's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The first programming after a start or a join may take so long.
@@ -120,7 +117,7 @@ impl Node {
             drift_repairs_total: stats.drift().values().sum(),
             adopted_objects: Stats::get(&stats.adopted),
             tasks_running: u32::try_from(Stats::get(&stats.tasks_running)).unwrap_or(u32::MAX),
-            lb_engine: LB_ENGINE.to_owned(),
+            lb_engine: stats.lb().engine.to_string(),
             drops: stats
                 .drops()
                 .into_iter()

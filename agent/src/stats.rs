@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use shoal_types::LbInUse;
+
 use crate::drivers::link::Writes;
 
 /// Counters and gauges of a running daemon.
@@ -30,6 +32,7 @@ pub struct Stats {
     drift: Mutex<BTreeMap<&'static str, u64>>,
     drops: Mutex<BTreeMap<&'static str, u64>>,
     warnings: Mutex<Vec<String>>,
+    lb: Mutex<LbInUse>,
 }
 
 impl Stats {
@@ -61,6 +64,16 @@ impl Stats {
     /// Takes over what is not as it should be.
     pub fn set_warnings(&self, warnings: Vec<String>) {
         *self.warnings.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
+    }
+
+    /// How the node balances.
+    pub fn lb(&self) -> LbInUse {
+        *self.lb.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over how the node balances.
+    pub fn set_lb(&self, lb: LbInUse) {
+        *self.lb.lock().unwrap_or_else(PoisonError::into_inner) = lb;
     }
 
     /// Reads a gauge.

@@ -71,7 +71,7 @@ impl TestHost {
                 Op::Ensure { object: Object::Neighbor(o), .. } => {
                     self.overlay.ensure_neighbor(&links, o).await
                 }
-                Op::Ensure { object: Object::Sandbox(o), .. } => self.overlay.ensure_sandbox(o),
+                Op::Ensure { object: Object::Sandbox(o), .. } => self.overlay.ensure_sandbox(o).await,
                 Op::Ensure { object: Object::Leg(o), .. } => self.overlay.ensure_leg(o).await,
                 Op::Remove { object: Object::Bridge(o), .. } => self.overlay.remove_link(&o.name).await,
                 Op::Remove { object: Object::Vxlan(o), .. } => self.overlay.remove_link(&o.name).await,
@@ -222,7 +222,13 @@ fn wanted(own: u8, tasks: bool) -> Objects {
         slots: BTreeMap::new(),
     };
     egress.assign(assignment.tasks().map(|task| &task.id));
-    let facts = Facts { data_addr: underlay(own), underlay_mtu: 1500, uplinks: vec![], egress };
+    let facts = Facts {
+        data_addr: underlay(own),
+        underlay_mtu: 1500,
+        uplinks: vec![],
+        egress,
+        engine: shoal_plan::Engine::Ebpf,
+    };
     let mut all = desired::derive(&assignment, &facts).expect("says who the node is");
     all.retain(|key, _| {
         matches!(

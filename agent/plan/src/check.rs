@@ -83,7 +83,7 @@ fn dangling(object: &Object, desired: &Objects, violations: &mut Vec<Violation>)
 }
 
 /// What an object needs to be there before it.
-fn references(object: &Object) -> Vec<Key> {
+pub fn references(object: &Object) -> Vec<Key> {
     match object {
         Object::Vxlan(o) => vec![Key::Bridge(o.bridge.clone())],
         Object::Fdb(o) => vec![Key::Vxlan(o.link.clone())],

@@ -9,6 +9,7 @@
 
 mod fake;
 mod model;
+pub mod settings;
 mod socket;
 mod table;
 pub mod wire;
@@ -79,6 +80,31 @@ impl<T: IpvsTable> IpvsDriver<T> {
     /// Makes a service and its destinations so, given what was observed of it. Destinations that came are there before
     /// those that went are removed. Only what had to be touched has an outcome.
     pub fn ensure(&mut self, desired: &VirtualService, observed: Option<&VirtualService>) -> Vec<Outcome> {
+        if observed.is_none() && desired.destinations.len() > 1 {
+            if let Some(first) = first_form(&desired.service) {
+                return self.ensure_by_way_of(first, desired);
+            }
+        }
+        self.ensure_directly(desired, observed)
+    }
+
+    /// Makes a new service in a form that is cheap to fill, then gives it its own.
+    fn ensure_by_way_of(&mut self, first: Service, desired: &VirtualService) -> Vec<Outcome> {
+        let first = VirtualService::new(first, desired.in_sequence().copied());
+        let mut outcomes = self.ensure_directly(&first, None);
+        if outcomes.iter().all(|outcome| outcome.result.is_ok()) {
+            let last = self.ensure_directly(desired, Some(&first));
+            // To who looks, the service was made once.
+            outcomes.extend(last.into_iter().filter(|outcome| outcome.result.is_err()));
+        }
+        outcomes
+    }
+
+    fn ensure_directly(
+        &mut self,
+        desired: &VirtualService,
+        observed: Option<&VirtualService>,
+    ) -> Vec<Outcome> {
         let key = desired.service.key;
         let mut outcomes = Vec::new();
         if observed.is_none_or(|observed| observed.service != desired.service) {
@@ -93,7 +119,7 @@ impl<T: IpvsTable> IpvsDriver<T> {
         let none = BTreeMap::new();
         let found = observed.map_or(&none, |observed| &observed.destinations);
         let mut new = Vec::new();
-        for destination in desired.destinations.values() {
+        for destination in desired.in_sequence() {
             match found.get(&destination.address) {
                 Some(known) => outcomes.extend(self.ensure_destination(&key, destination, Some(known))),
                 None => new.push(destination),
@@ -217,6 +243,13 @@ impl<T: IpvsTable> IpvsDriver<T> {
             None => Err(IpvsError::NotFound(Object::Destination(*key, desired.address))),
         }
     }
+}
+
+/// A form of a service that costs nothing to add destinations to, if its own does: the kernel computes a Maglev table
+/// anew with each (`ip_vs_mh_dest_changed`).
+fn first_form(service: &Service) -> Option<Service> {
+    matches!(service.scheduler, Scheduler::Maglev(_))
+        .then(|| Service { scheduler: Scheduler::RoundRobin, ..service.clone() })
 }
 
 /// What is gone is removed, whoever did it.

@@ -1,10 +1,12 @@
 //! The overlay in the kernel: bridges and VXLAN devices, their forwarding entries and neighbors, and the interfaces
-//! of tasks. This baseline carries traffic by itself; `ip`, `bridge` and `tcpdump` show all of it.
+//! of tasks and balancers. This baseline carries traffic by itself; `ip`, `bridge` and `tcpdump` show all of it.
 
+mod balancer;
 mod forwarding;
 mod inside;
 mod leg;
 mod sandbox;
+mod veth;
 
 use std::net::IpAddr;
 
@@ -115,6 +117,7 @@ impl Overlay {
         let forwarding = self.nl.neighbors(AddressFamily::Bridge).await?;
         forwarding::observe(&self.nl, links, &forwarding, &mut found).await?;
         self.observe_sandboxes(links, &forwarding, &mut found).await?;
+        self.observe_balancers(links, &forwarding, &mut found).await?;
         Ok(found.into_iter().map(|object| (object.key(), object)).collect())
     }
 

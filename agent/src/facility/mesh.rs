@@ -3,17 +3,17 @@
 
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{LocalKey, PortKey, RouterKey, VipKey};
-use shoal_ebpf_common::maglev;
+use shoal_ebpf_common::maglev::{self, Policy};
 use shoal_ebpf_common::values::{
     self, ENDPOINT_DRAINING, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS, LEG_INGRESS, LEG_OVERLAY, LocalVal,
     NodeConfig, PortVal, VipVal,
 };
 use shoal_plan::object::{
-    IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program, ServiceKey,
-    TaskIf, Vip,
+    BalancerIf, FirewallMark, IngressBalancer, IngressPlace, LbEndpoint, LbService, LegRole, Local,
+    MeshConfig, Object, Port, Program, ServiceKey, TaskIf, Vip,
 };
 use shoal_plan::{IfName, Key, Objects};
-use shoal_types::{DualAddr, EndpointId, MacAddr, Protocol, Vni};
+use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, Protocol, Vni};
 
 use crate::drivers::bpf::{BpfDriver, BpfError, Program as BpfProgram, ServiceSpec};
 use crate::drivers::link::LinkTable;
@@ -31,6 +31,12 @@ pub(super) fn links_of(object: &Object) -> Vec<&IfName> {
         }
         Object::Local(o) => vec![&o.vxlan, &o.veth],
         Object::LbEndpoint(o) => vec![&o.link],
+        Object::BalancerIf(o) => vec![&o.host, &o.vxlan],
+        Object::MeshConfig(o) => match &o.balancer {
+            Some(balancer) => vec![&balancer.gate, &balancer.leg, &balancer.vxlan],
+            None => Vec::new(),
+        },
+        Object::Vip(o) => o.balancer.iter().collect(),
         Object::Hook(link, _) => vec![link],
         _ => Vec::new(),
     }
@@ -46,6 +52,8 @@ fn bpf_program(program: Program) -> BpfProgram {
         Program::MeshIngress => BpfProgram::MeshIngress,
         Program::OverlayRx => BpfProgram::OverlayRx,
         Program::TaskTx => BpfProgram::TaskTx,
+        Program::BalancerTx => BpfProgram::BalancerTx,
+        Program::GateTx => BpfProgram::GateTx,
     }
 }
 
@@ -54,6 +62,8 @@ fn plan_program(program: BpfProgram) -> Program {
         BpfProgram::MeshIngress => Program::MeshIngress,
         BpfProgram::OverlayRx => Program::OverlayRx,
         BpfProgram::TaskTx => Program::TaskTx,
+        BpfProgram::BalancerTx => Program::BalancerTx,
+        BpfProgram::GateTx => Program::GateTx,
     }
 }
 
@@ -85,6 +95,11 @@ pub(super) fn observe(
             addr: dual(config.router_ip4, config.router_ip6),
             router: MacAddr(config.router_mac),
             data_port: config.vxlan_port,
+            balancer: (config.gate != 0).then(|| IngressBalancer {
+                gate: links.name(config.gate),
+                leg: links.name(config.balancer),
+                vxlan: links.name(config.ingress_vxlan),
+            }),
         }));
     }
     found.extend(bpf.members.dump()?.keys().map(|addr| Object::Member((*addr).into())));
@@ -120,6 +135,8 @@ pub(super) fn observe(
             addr: key.addr.into(),
             service: service_key(value.service),
             mac: MacAddr(value.mac),
+            balancer: (value.balancer != 0).then(|| links.name(value.balancer)),
+            mark: FirewallMark::new(value.mark),
         }))
     }));
     found.extend(bpf.ports.dump()?.iter().map(|(key, value)| {
@@ -128,6 +145,14 @@ pub(super) fn observe(
             port: key.port,
             service: service_key(value.service),
             target: value.target_port,
+            mark: FirewallMark::new(value.mark),
+        })
+    }));
+    found.extend(bpf.balancer_ifs.dump()?.iter().map(|(index, value)| {
+        Object::BalancerIf(BalancerIf {
+            host: links.name(*index),
+            vxlan: links.name(value.vxlan),
+            steers: value.steer != 0,
         })
     }));
     found.extend(
@@ -157,6 +182,7 @@ fn task_if(index: u32, value: &values::TaskIf, links: &LinkTable) -> Object {
         network,
         ingress,
         role,
+        vip: (!value.vip_ip4.is_any()).then(|| dual(value.vip_ip4, value.vip_ip6)),
     })
 }
 
@@ -169,25 +195,35 @@ fn service(key: ServiceKey, seed: u64, digest: u64, desired: &Objects) -> LbServ
     {
         return wanted.clone();
     }
-    LbService { key, seed: !seed, members: Vec::new() }
+    LbService { key, seed: !seed, policy: LbPolicy::Auto, members: Vec::new() }
 }
 
 fn spec(service: &LbService) -> ServiceSpec {
     let members =
         service.members.iter().map(|id| maglev::Member { endpoint: u64::from(id.0), weight: 1 }).collect();
-    ServiceSpec::new(service.seed, members)
+    ServiceSpec::new(service.seed, policy(service.policy), members)
+}
+
+/// How the programs read a table. Desired tables have no other policies than these.
+const fn policy(policy: LbPolicy) -> Policy {
+    match policy {
+        LbPolicy::RoundRobin => Policy::Turn,
+        LbPolicy::Source => Policy::Source,
+        LbPolicy::Auto | LbPolicy::LeastConnections | LbPolicy::Maglev => Policy::Flow,
+    }
+}
+
+/// Whether a published port or virtual IP leads to a virtual service.
+pub(super) fn leads_to_balancers(bpf: &BpfDriver) -> Result<bool, BpfError> {
+    let ports = bpf.ports.dump()?.values().any(|port| port.mark != 0);
+    Ok(ports || bpf.vips.dump()?.values().any(|vip| vip.mark != 0))
 }
 
 /// Makes an object so. Returns whether it wrote.
 pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) -> Result<bool, FacilityError> {
     let index = |name: &IfName| links.index(name);
     Ok(match object {
-        Object::MeshConfig(o) => bpf.set_config(NodeConfig {
-            router_mac: o.router.0,
-            vxlan_port: o.data_port,
-            router_ip4: o.addr.v4.into(),
-            router_ip6: o.addr.v6.into(),
-        })?,
+        Object::MeshConfig(o) => bpf.set_config(node_config(o, links)?)?,
         Object::Member(addr) => bpf.members.upsert(&(*addr).into(), &1)?,
         Object::LocalAddr(addr) => bpf.local_addrs.upsert(&(*addr).into(), &1)?,
         Object::Router(mac) => bpf.routers.upsert(&RouterKey::new(mac.0), &1)?,
@@ -216,18 +252,44 @@ pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
                 pad: 0,
             },
         )?,
+        Object::BalancerIf(o) => bpf.balancer_ifs.upsert(
+            &index(&o.host)?,
+            &values::BalancerIf { vxlan: index(&o.vxlan)?, steer: u32::from(o.steers) },
+        )?,
         Object::LbService(o) => bpf.upsert_service(o.key.to_u64(), &spec(o))?,
         Object::Hook(link, program) => bpf.attach(index(link)?, bpf_program(*program))?,
         Object::Vip(o) => bpf.vips.upsert(
             &VipKey { addr: o.addr.into(), network: o.network.get() },
-            &VipVal { service: o.service.to_u64(), mac: o.mac.0, pad: 0 },
+            &VipVal {
+                service: o.service.to_u64(),
+                mac: o.mac.0,
+                pad: 0,
+                balancer: o.balancer.as_ref().map_or(Ok(0), index)?,
+                mark: o.mark.map_or(0, FirewallMark::get),
+            },
         )?,
         Object::Port(o) => bpf.ports.upsert(
             &PortKey::new(Addr::ANY, o.port, o.protocol.number()),
-            &PortVal::new(o.service.to_u64(), o.target),
+            &PortVal::balanced(o.service.to_u64(), o.target, o.mark.map_or(0, FirewallMark::get)),
         )?,
         _ => false,
     })
+}
+
+fn node_config(o: &MeshConfig, links: &LinkTable) -> Result<NodeConfig, FacilityError> {
+    let mut config = NodeConfig {
+        router_mac: o.router.0,
+        vxlan_port: o.data_port,
+        router_ip4: o.addr.v4.into(),
+        router_ip6: o.addr.v6.into(),
+        ..NodeConfig::default()
+    };
+    if let Some(balancer) = &o.balancer {
+        config.gate = links.index(&balancer.gate)?;
+        config.balancer = links.index(&balancer.leg)?;
+        config.ingress_vxlan = links.index(&balancer.vxlan)?;
+    }
+    Ok(config)
 }
 
 fn task_if_value(o: &TaskIf, links: &LinkTable) -> Result<values::TaskIf, FacilityError> {
@@ -245,6 +307,10 @@ fn task_if_value(o: &TaskIf, links: &LinkTable) -> Result<values::TaskIf, Facili
     if let Some((vni, vxlan)) = &o.network {
         value.network = vni.get();
         value.vxlan = links.index(vxlan)?;
+    }
+    if let Some(vip) = &o.vip {
+        value.vip_ip4 = vip.v4.into();
+        value.vip_ip6 = vip.v6.into();
     }
     if let Some(place) = &o.ingress {
         value.ingress_ip4 = place.addr.v4.into();
@@ -270,6 +336,10 @@ pub(super) fn remove(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
         Object::Router(mac) => bpf.routers.remove(&RouterKey::new(mac.0))?,
         Object::TaskIf(o) => match index_or_gone(links, &o.host) {
             Some(index) => bpf.task_ifs.remove(&index)?,
+            None => false,
+        },
+        Object::BalancerIf(o) => match index_or_gone(links, &o.host) {
+            Some(index) => bpf.balancer_ifs.remove(&index)?,
             None => false,
         },
         Object::Local(o) => match index_or_gone(links, &o.vxlan) {

@@ -68,6 +68,7 @@ pub(super) fn facility(
         former: FormerValues::open(&config.agent_dir().join("former.json"))?,
         data_addr,
         mtu: config.mtu,
+        lb_engine: config.lb_engine,
         writes: stats.writes.clone(),
     }))
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use shoal_plan::check::references;
 use shoal_plan::object::{Goal, Task};
 use shoal_plan::{Facts, IfName, Key, Object, Objects, Op, Phase, Plan, desired, plan};
 use shoal_types::TaskId;
@@ -39,7 +40,11 @@ impl Outcome {
         self.errors.push(error);
         self.behind |= matches!(
             op.object(),
-            Object::LbService(_) | Object::LbEndpoint(_) | Object::Vip(_) | Object::Port(_)
+            Object::LbService(_)
+                | Object::LbEndpoint(_)
+                | Object::Virtual(_)
+                | Object::Vip(_)
+                | Object::Port(_)
         );
     }
 }
@@ -51,6 +56,8 @@ struct Obstacles {
     unready: BTreeSet<TaskId>,
     /// Something that new flows need could not be made.
     broken: bool,
+    /// What could not be made.
+    failed: BTreeSet<Key>,
 }
 
 impl<F: Facility> Reconciler<F> {
@@ -86,13 +93,9 @@ impl<F: Facility> Reconciler<F> {
         Stats::set(&self.stats.last_pass_us, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.stats.set_warnings(errors.clone());
         self.stats.set_drops(self.facility.drops());
-        self.reports.pass_done(Applied {
-            generation: self.applied,
-            errors,
-            took,
-            writes,
-            ..Applied::default()
-        });
+        let lb = self.facility.lb();
+        self.stats.set_lb(lb);
+        self.reports.pass_done(Applied { generation: self.applied, errors, took, writes, lb });
     }
 
     async fn rounds(&mut self, why: Wake, assignment: &Assignment, facts: &Facts) -> Outcome {
@@ -200,6 +203,12 @@ impl<F: Facility> Reconciler<F> {
                 outcome.deferred += 1;
                 return;
             }
+            // What leads somewhere stays as it is until what it is to lead to is there.
+            Op::Ensure { object, .. } if obstacles.bar(object) => {
+                outcome.deferred += 1;
+                outcome.behind = true;
+                return;
+            }
             Op::Remove { task: Some(task), .. } if self.tasks.holds(task) => {
                 outcome.deferred += 1;
                 return;
@@ -252,9 +261,17 @@ impl<F: Facility> Reconciler<F> {
 }
 
 impl Obstacles {
+    /// Whether something that an object needs could not be made.
+    fn bar(&self, object: &Object) -> bool {
+        !self.failed.is_empty() && references(object).iter().any(|key| self.failed.contains(key))
+    }
+
     fn note(&mut self, op: &Op, owners: &BTreeMap<IfName, TaskId>) {
         if op.phase() < Phase::StartTasks {
             self.broken = true;
+        }
+        if matches!(op, Op::Ensure { .. }) {
+            self.failed.insert(op.key());
         }
         let task = match op.object() {
             Object::Sandbox(o) => Some(&o.task),

@@ -60,7 +60,7 @@ impl Facility for FakeKernel {
         };
         egress.assign(assignment.tasks().map(|task| &task.id));
         let data_addr = [192, 0, 2, 1].into();
-        Ok(Facts { data_addr, underlay_mtu: 1500, uplinks: vec![], egress })
+        Ok(Facts { data_addr, underlay_mtu: 1500, uplinks: vec![], egress, engine: shoal_plan::Engine::Ebpf })
     }
 
     async fn observe(&mut self, _desired: &Objects, _thorough: bool) -> Result<Objects, FacilityError> {
@@ -93,6 +93,10 @@ impl Facility for FakeKernel {
 
     fn drops(&self) -> BTreeMap<&'static str, u64> {
         BTreeMap::new()
+    }
+
+    fn lb(&self) -> shoal_types::lb::LbInUse {
+        shoal_types::lb::LbInUse::default()
     }
 }
 

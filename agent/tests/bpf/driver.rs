@@ -17,7 +17,11 @@ use super::support::packet::{Segment, TCP, UDP};
 use super::support::world::{self, Action, LOCAL, REMOTE, SERVICE, V4, World};
 
 fn service(endpoints: &[u64]) -> ServiceSpec {
-    ServiceSpec::new(7, Policy::Flow, endpoints.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect())
+    ServiceSpec::new(
+        7,
+        Policy::Flow,
+        endpoints.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect(),
+    )
 }
 
 #[test]

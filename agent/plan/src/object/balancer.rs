@@ -22,7 +22,15 @@ impl Place {
     pub fn namespace(&self) -> String {
         match self {
             Self::Ingress => "ingress".to_owned(),
-            Self::Network(id) => format!("lb-{}", id.short()),
+            Self::Network(id) => format!("lb-{id}"),
+        }
+    }
+
+    /// The balancer of a namespace of that name.
+    pub fn of_namespace(name: &str) -> Option<Self> {
+        match name.strip_prefix("lb-") {
+            Some(id) => id.parse().ok().map(Self::Network),
+            None => (name == "ingress").then_some(Self::Ingress),
         }
     }
 }
@@ -172,6 +180,16 @@ pub struct VirtualDestination {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn namespaces_tell_whose_they_are() {
+        for place in [Place::Ingress, Place::Network(NetworkId::from_entropy(7))] {
+            assert_eq!(Place::of_namespace(&place.namespace()), Some(place));
+        }
+        assert_eq!(Place::of_namespace("lb-x"), None);
+        let task = shoal_types::TaskId::from_entropy(7);
+        assert_eq!(Place::of_namespace(task.as_str()), None);
+    }
 
     #[test]
     fn marks_can_be_read_and_do_not_clash() {

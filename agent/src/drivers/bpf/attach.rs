@@ -207,6 +207,8 @@ fn priority(program: Program) -> u16 {
         Program::MeshIngress => FILTER_PRIORITY,
         Program::OverlayRx => FILTER_PRIORITY + 1,
         Program::TaskTx => FILTER_PRIORITY + 2,
+        Program::BalancerTx => FILTER_PRIORITY + 3,
+        Program::GateTx => FILTER_PRIORITY + 4,
     }
 }
 

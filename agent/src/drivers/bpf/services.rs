@@ -59,8 +59,7 @@ impl BpfDriver {
             0 => 0,
             _ => self.free_slots.take(len, now).ok_or(BpfError::SlotsFull { wanted: len })?,
         };
-        let value =
-            ServiceVal { seed: spec.seed, digest, base, len, policy: spec.policy.number(), pad: 0 };
+        let value = ServiceVal { seed: spec.seed, digest, base, len, policy: spec.policy.number(), pad: 0 };
         if let Err(error) = self.write_table(base, &table, id, value) {
             self.free_slots.retire(base, len, now);
             return Err(error);

@@ -256,20 +256,42 @@ impl Destination {
     }
 }
 
-/// A service with its destinations: what is desired, and what is observed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A service with its destinations: what is desired, and what is observed. Two are the same in whatever order their
+/// destinations came.
+#[derive(Clone, Debug)]
 pub struct VirtualService {
     /// The service.
     pub service: Service,
     /// Its destinations.
     pub destinations: BTreeMap<DestinationKey, Destination>,
+    /// The order to make them in. A Maglev table depends on it: the kernel fills it walking the list of destinations
+    /// (`ip_vs_mh_populate`, Linux 4.18), and two nodes should have the same one.
+    sequence: Vec<DestinationKey>,
 }
+
+impl PartialEq for VirtualService {
+    fn eq(&self, other: &Self) -> bool {
+        self.service == other.service && self.destinations == other.destinations
+    }
+}
+
+impl Eq for VirtualService {}
 
 impl VirtualService {
     /// A service with these destinations.
     pub fn new(service: Service, destinations: impl IntoIterator<Item = Destination>) -> Self {
-        let destinations = destinations.into_iter().map(|each| (each.address, each)).collect();
-        Self { service, destinations }
+        let (mut by_address, mut sequence) = (BTreeMap::new(), Vec::new());
+        for destination in destinations {
+            if by_address.insert(destination.address, destination).is_none() {
+                sequence.push(destination.address);
+            }
+        }
+        Self { service, destinations: by_address, sequence }
+    }
+
+    /// Its destinations in the order to make them in.
+    pub fn in_sequence(&self) -> impl Iterator<Item = &Destination> {
+        self.sequence.iter().filter_map(|address| self.destinations.get(address))
     }
 }
 

@@ -1,14 +1,17 @@
 //! What is inside a task's namespace, as netlink shows it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::AddressFamily;
+use shoal_plan::IfName;
 use shoal_types::{DualAddr, MacAddr};
 
+use super::addresses_of;
 use super::forwarding::{address_of, mac_of};
 use super::leg::TASK_TABLE;
 use crate::drivers::link::{LinkError, LinkTable, Nl, Writes};
@@ -44,6 +47,19 @@ impl Inside {
         Ok(Self { links: nl.links().await?, addresses: nl.addresses().await?, routes, rules, neighbors })
     }
 
+    /// The loopback.
+    pub(super) fn loopback(&self) -> Result<(IfName, u32), LinkError> {
+        let name = IfName::new("lo");
+        self.links.index(&name).map(|index| (name, index))
+    }
+
+    /// The addresses of the loopback that are not the kernel's own.
+    pub(super) fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        let Ok((_, loopback)) = self.loopback() else { return BTreeSet::new() };
+        let addresses = addresses_of(&self.addresses, loopback).into_iter().map(|(ip, _)| ip);
+        addresses.filter(|ip| !ip.is_loopback()).collect()
+    }
+
     /// The gateways of the default routes in a table that leave by a link.
     pub(super) fn gateways(&self, table: u32, index: u32) -> Option<DualAddr> {
         let mut found = (None, None);
@@ -57,6 +73,24 @@ impl Inside {
             }
         }
         Some(DualAddr { v4: found.0?, v6: found.1? })
+    }
+
+    /// Whether a table makes every address of a family the namespace's own.
+    pub(super) fn takes_all(&self, family: AddressFamily, table: u32, loopback: u32) -> bool {
+        self.routes.iter().any(|route| {
+            route.header.address_family == family
+                && route.header.kind == RouteType::Local
+                && is_default(route, table, loopback)
+        })
+    }
+
+    /// Whether what comes in by a link is looked up in a table.
+    pub(super) fn has_input_rule(&self, family: AddressFamily, link: &str, table: u32) -> bool {
+        self.rules.iter().any(|rule| {
+            rule.header.family == family
+                && rule.attributes.contains(&RuleAttribute::Iifname(link.to_owned()))
+                && rule.attributes.contains(&RuleAttribute::Table(table))
+        })
     }
 
     /// Whether what comes from an address is looked up in the task table.
@@ -77,6 +111,11 @@ impl Inside {
             .find(|message| address_of(message) == Some(ip))
             .and_then(mac_of)
     }
+}
+
+/// An address as it stands on a loopback.
+pub(super) fn host_address(ip: IpAddr) -> (IpAddr, u8) {
+    (ip, if ip.is_ipv4() { 32 } else { 128 })
 }
 
 fn is_default(route: &RouteMessage, table: u32, index: u32) -> bool {

@@ -5,12 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use netlink_packet_route::neighbour::NeighbourMessage;
-use shoal_plan::object::{Object, Sandbox};
+use shoal_plan::object::{Object, Place, Sandbox};
 use shoal_types::TaskId;
 
-use super::Overlay;
-use super::inside::Inside;
-use crate::drivers::link::{LinkError, LinkTable};
+use super::inside::{Inside, host_address};
+use super::{Overlay, set_addresses};
+use crate::drivers::link::{LinkError, LinkTable, Nl};
 use crate::netns::Netns;
 
 /// Kernel parameters of a task's namespace, in place before its first interface.
@@ -50,34 +50,56 @@ pub(crate) fn set_sysctl(path: &str, value: &str) -> io::Result<()> {
     fs::write(sysctl_path(path), value)
 }
 
+/// Sets the kernel parameters of the calling thread's namespace that differ. Returns how many.
+pub(super) fn ensure_sysctls(wanted: &[(&str, &str)]) -> Result<u64, LinkError> {
+    let mut written = 0;
+    for (path, value) in wanted {
+        let failed = |action| move |source| LinkError::File { action, path: sysctl_path(path), source };
+        match sysctl_is(path, value) {
+            Ok(true) => {}
+            // A kernel without IPv6 has none of its parameters.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Ok(false) => {
+                set_sysctl(path, value).map_err(failed("write"))?;
+                written += 1;
+            }
+            Err(error) => return Err(failed("read")(error)),
+        }
+    }
+    Ok(written)
+}
+
+/// Whether the kernel parameters of the calling thread's namespace are so, as far as there are such.
+pub(super) fn sysctls_are(wanted: &[(&str, &str)]) -> bool {
+    wanted.iter().all(|(path, value)| match sysctl_is(path, value) {
+        Ok(same) => same,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    })
+}
+
+/// Puts the virtual IPs of a task on its loopback, and takes others away.
+async fn set_vips(nl: &Nl, sandbox: &Sandbox) -> Result<(), LinkError> {
+    let inside = Inside::read(nl).await?;
+    let found: Vec<_> = inside.own_addresses().into_iter().map(host_address).collect();
+    let wanted: Vec<_> = sandbox.vips.iter().copied().map(host_address).collect();
+    let (name, loopback) = inside.loopback()?;
+    set_addresses(nl, loopback, &name, &found, &wanted).await
+}
+
 impl Overlay {
-    /// Makes a task's namespace, or sets its parameters right.
-    pub fn ensure_sandbox(&self, sandbox: &Sandbox) -> Result<(), LinkError> {
+    /// Makes a task's namespace, or sets its parameters and loopback right.
+    pub async fn ensure_sandbox(&self, sandbox: &Sandbox) -> Result<(), LinkError> {
         let name = sandbox.task.as_str();
         if self.namespaces.open(name).is_err() {
             self.nl.writes().count();
         }
         let netns = self.namespaces.ensure(name)?;
-        let written = netns.run(|| -> Result<u64, LinkError> {
-            let mut written = 0;
-            for (path, value) in SYSCTLS {
-                let failed =
-                    |action| move |source| LinkError::File { action, path: sysctl_path(path), source };
-                match sysctl_is(path, value) {
-                    Ok(true) => {}
-                    // A kernel without IPv6 has none of its parameters.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Ok(false) => {
-                        set_sysctl(path, value).map_err(failed("write"))?;
-                        written += 1;
-                    }
-                    Err(error) => return Err(failed("read")(error)),
-                }
-            }
-            Ok(written)
-        })??;
-        self.nl.writes().add(written);
-        Ok(())
+        self.nl.writes().add(netns.run(|| ensure_sysctls(SYSCTLS))??);
+        let connection = netns.netlink()?;
+        let nl = Nl::new(connection.handle(), self.nl.writes());
+        let outcome = set_vips(&nl, sandbox).await;
+        connection.close().await;
+        outcome
     }
 
     /// Removes a task's namespace. It goes for good when the last process and socket in it do.
@@ -96,17 +118,16 @@ impl Overlay {
     ) -> Result<(), LinkError> {
         let mut insides = std::collections::BTreeMap::new();
         for name in self.namespaces.list()? {
+            if Place::of_namespace(&name).is_some() {
+                continue;
+            }
             let Ok(task) = name.parse::<TaskId>() else { continue };
             // One that vanishes between the two is not there.
             let Ok(netns) = self.namespaces.open(&name) else { continue };
-            let intact = netns.run(|| {
-                SYSCTLS.iter().all(|(path, value)| match sysctl_is(path, value) {
-                    Ok(same) => same,
-                    Err(error) => error.kind() == io::ErrorKind::NotFound,
-                })
-            })?;
-            found.push(Object::Sandbox(Sandbox { task: task.clone(), intact }));
-            insides.insert(task, Inside::observe(&netns, self.nl.writes()).await?);
+            let intact = netns.run(|| sysctls_are(SYSCTLS))?;
+            let inside = Inside::observe(&netns, self.nl.writes()).await?;
+            found.push(Object::Sandbox(Sandbox { task: task.clone(), vips: inside.own_addresses(), intact }));
+            insides.insert(task, inside);
         }
         for link in links.iter() {
             let leg = super::leg::observe(link, links, forwarding, &insides);
