@@ -34,6 +34,8 @@ pub(super) struct Filled {
     /// Tests of the driver that passed.
     pub(super) driver_tests: u32,
     driver: Option<Driver>,
+    /// The test whose failure the next line tells.
+    explained: Option<String>,
 }
 
 /// A driver's tests while they run.
@@ -73,12 +75,23 @@ fn parse_line(line: &str) -> Option<(&str, Result)> {
 
 impl Filled {
     pub(super) fn new(column: Column) -> Self {
-        Self { column, seconds: 0.0, results: BTreeMap::new(), driver_tests: 0, driver: None }
+        Self {
+            column,
+            seconds: 0.0,
+            results: BTreeMap::new(),
+            driver_tests: 0,
+            driver: None,
+            explained: None,
+        }
     }
 
     /// Takes in a line that a test program printed.
     pub(super) fn read(&mut self, line: &str) {
-        if let Some(name) = line.strip_prefix("==== driver ") {
+        if let Some(name) = self.explained.take() {
+            self.explain(&name, line);
+        } else if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" ----")) {
+            self.explained = Some(name.to_owned());
+        } else if let Some(name) = line.strip_prefix("==== driver ") {
             self.driver = Some(Driver { name: name.to_owned(), ..Driver::default() });
         } else if let Some(status) = line.strip_prefix("==== driver's end ") {
             self.end_driver(status);
@@ -91,6 +104,12 @@ impl Filled {
                 Some(driver) if result.cell == Cell::Ok => driver.passed += 1,
                 Some(driver) => driver.failed.push(name.to_owned()),
             }
+        }
+    }
+
+    fn explain(&mut self, name: &str, why: &str) {
+        if let Some(Result { cell: Cell::Failed(reason), .. }) = self.results.get_mut(name) {
+            why.clone_into(reason);
         }
     }
 

@@ -83,7 +83,10 @@ pub(super) fn debian(base: &Path, version: Version, tools: &Path) -> anyhow::Res
         None
     } else {
         let file = boot.join("shoal-initramfs");
-        fs::write(&file, initramfs(&modules.join(&release), tools)?)?;
+        // Another guest may be reading the one there is.
+        let unfinished = boot.join("shoal-initramfs.part");
+        fs::write(&unfinished, initramfs(&modules.join(&release), tools)?)?;
+        fs::rename(&unfinished, &file)?;
         Some(file)
     };
     Ok(Kernel { image: boot.join(format!("vmlinuz-{release}")), modules, initramfs, preload: None })

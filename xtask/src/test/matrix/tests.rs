@@ -54,6 +54,9 @@ fn a_hole_that_should_not_be_fails_the_tier() {
     assert_eq!(silent.problems(), ["mesh::y on uml-6.1/ipvs: no result"]);
     let failed = matrix(vec![filled(UML_IPVS, "test mesh::x ... ok\ntest mesh::y ... FAILED (1s)")], &rows);
     assert_eq!(failed.problems(), ["mesh::y on uml-6.1/ipvs: FAILED"]);
+    let told = "test mesh::x ... ok\ntest mesh::y ... FAILED (1s)\n\n---- mesh::y ----\nn1 sulks\nlog";
+    let told = matrix(vec![filled(UML_IPVS, told)], &rows);
+    assert_eq!(told.problems(), ["mesh::y on uml-6.1/ipvs: FAILED n1 sulks"]);
 }
 
 #[test]
