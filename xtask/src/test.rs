@@ -1,21 +1,33 @@
 //! `cargo xtask test`: every tier of tests, cheapest first.
 
+mod column;
+mod guests;
+mod hole;
+mod matrix;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::build_ebpf;
-use crate::tools::{FIXTURE, SCENARIOS, cargo, ensure_tools, root};
+use crate::tools::{FIXTURE, SCENARIOS, cargo, ensure_tools, root, target_dir};
+use column::{Column, Form};
+use guests::GuestPrograms;
+use matrix::{Cell, Filled, Matrix};
 
 #[derive(Default, clap::Args)]
 pub(crate) struct Args {
     /// Run one tier only
     #[arg(long, value_enum)]
     tier: Option<Tier>,
+    /// In the vm tier, run all groups under emulation and on its older kernel, too (hours)
+    #[arg(long)]
+    long: bool,
     /// Run only tests whose name contains this
     filter: Option<String>,
 }
@@ -30,6 +42,8 @@ enum Tier {
     Bpf,
     /// Hosts as namespaces, real daemons, real traffic
     Netns,
+    /// The scenarios for both engines on other kernels, in guests
+    Vm,
 }
 
 /// Packages of the pure tier.
@@ -42,6 +56,7 @@ impl Tier {
             Self::Fake => "fake",
             Self::Bpf => "bpf",
             Self::Netns => "netns",
+            Self::Vm => "vm",
         }
     }
 
@@ -63,6 +78,8 @@ impl Tier {
             Self::Fake => packages(&["shoal-agent", "shoal-control", "shoal-cli", "xtask"]),
             Self::Bpf => vec!["-p", "shoal-agent", "--test", "bpf"],
             Self::Netns => vec!["-p", "shoal-netns", "--test", "scenarios"],
+            // All that its guests run is built for them.
+            Self::Vm => Vec::new(),
         }
     }
 }
@@ -93,23 +110,33 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         // All at once: packages built in one go share every dependency.
         None => (Tier::value_variants().to_vec(), vec!["--workspace"]),
     };
-    let programs = build_tests(&selection)?;
+    let programs =
+        if selection.is_empty() { Vec::new() } else { build_tests(&["test", "--no-run"], &selection)? };
     let mut counts = Counts::default();
+    let mut host = None;
     for tier in tiers {
-        if tier == Tier::Netns {
-            build_programs()?;
+        match tier {
+            Tier::Netns => build_programs()?,
+            Tier::Vm => {
+                counts.run_guests(args, host.take())?;
+                continue;
+            }
+            _ => {}
         }
         for program in programs.iter().filter(|program| Tier::of(program) == tier) {
-            counts.run(tier, program, args.filter.as_deref())?;
+            let filled = counts.run(tier, program, args.filter.as_deref())?;
+            if tier == Tier::Netns {
+                host = Some(filled);
+            }
         }
     }
     counts.report()
 }
 
-/// Builds test programs without running them.
-fn build_tests(selection: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
+/// Runs cargo, which builds test programs without running them; which.
+fn build_tests(task: &[&str], selection: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
     let mut command = Command::new("cargo");
-    command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]).args(selection);
+    command.args(task).args(["--message-format", "json-render-diagnostics"]).args(selection);
     let mut child = command.current_dir(root()?).stdout(Stdio::piped()).spawn().context("can't run cargo")?;
     let stdout = child.stdout.take().context("cargo's stdout")?;
     let mut programs = Vec::new();
@@ -118,6 +145,19 @@ fn build_tests(selection: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
     }
     ensure!(child.wait()?.success(), "the tests don't compile");
     Ok(programs)
+}
+
+/// Builds what guests run, by the profile that is meant for them. All in one go: programs and tests share dependencies
+/// only then.
+fn build_for_guests() -> anyhow::Result<GuestPrograms> {
+    let selection = packages(&["shoal-agent", "shoal-control", "shoal-cli", "shoal-netns"]);
+    let what = ["--profile", "guest", "--bins", "--test", "scenarios", "--test", "bpf", "--test", "ipvs"];
+    let programs = build_tests(&["build"], &[&what[..], &selection].concat())?;
+    let find = |target: &str| {
+        let found = programs.iter().find(|program| program.target == target);
+        found.map(|program| program.executable.clone()).with_context(|| format!("no test program {target}"))
+    };
+    Ok(GuestPrograms { scenarios: find("scenarios")?, bpf: find("bpf")?, ipvs: find("ipvs")? })
 }
 
 /// The test program that one of cargo's messages announces, if it does.
@@ -152,12 +192,17 @@ fn packages<'a>(names: &[&'a str]) -> Vec<&'a str> {
 impl Counts {
     /// Runs a test program, passing its output on and adding up what it counted.
     #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
-    fn run(&mut self, tier: Tier, program: &TestProgram, filter: Option<&str>) -> anyhow::Result<()> {
+    fn run(&mut self, tier: Tier, program: &TestProgram, filter: Option<&str>) -> anyhow::Result<Filled> {
+        let mut filled = Filled::new(Column::HOST);
+        let start = Instant::now();
         let name = format!("{}: {} {}", tier.name(), program.package, program.target);
         println!("\n==== {name}");
         let mut command = Command::new(&program.executable);
         command.arg("--quiet").args(filter).current_dir(&program.directory);
         command.env("CARGO_MANIFEST_DIR", &program.directory);
+        if tier == Tier::Netns {
+            command.env(guests::ENGINE_SETTING, Column::HOST.engine.name());
+        }
         let mut child =
             command.stdout(Stdio::piped()).spawn().with_context(|| format!("can't run {name}"))?;
         let stdout = child.stdout.take().context("a test's stdout")?;
@@ -168,12 +213,38 @@ impl Counts {
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
             self.add(&line);
+            filled.read(&line);
         }
+        filled.seconds = start.elapsed().as_secs_f64();
         let status = child.wait()?;
         if !status.success() && self.failed == failed_before {
             self.broken.push(format!("{name}: {status}"));
         }
+        Ok(filled)
+    }
+
+    /// The vm tier. A host's column that the netns tier filled is counted already.
+    #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
+    fn run_guests(&mut self, args: &Args, host: Option<Filled>) -> anyhow::Result<()> {
+        println!("\n==== vm: building for guests");
+        let programs = build_for_guests()?;
+        let form = if args.long { Form::Long } else { Form::Default };
+        let target = target_dir()?;
+        let counted = host.as_ref().map(|host| host.column);
+        let tier =
+            guests::Tier { programs: &programs, form, filter: args.filter.as_deref(), target: &target };
+        let matrix = tier.run(host)?;
+        println!("\n{}\n{}", matrix.markdown(), matrix.summary());
+        self.add_matrix(&matrix, counted);
         Ok(())
+    }
+
+    fn add_matrix(&mut self, matrix: &Matrix, counted: Option<Column>) {
+        for filled in matrix.columns.iter().filter(|filled| Some(filled.column) != counted) {
+            self.passed += filled.count(|cell| *cell == Cell::Ok) + filled.driver_tests;
+            self.ignored += filled.count(|cell| matches!(cell, Cell::NotRun(_)));
+        }
+        self.broken.extend(matrix.problems());
     }
 
     /// `test result: ok. 3 passed; 0 failed; 1 ignored; …`

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
@@ -160,7 +161,9 @@ fn run_guest(args: &Args) -> anyhow::Result<Outcome> {
         None => guest.start(&boot::user_mode(&kernel, machine, &stage.root, cpu), &stage.run, None)?,
         Some(emulator) => {
             // Socket addresses are short, paths need not be: both ends use the directory they run in.
-            let socket = Path::new("root.sock");
+            // The server keeps a lock of this name on the machine.
+            let socket = PathBuf::from(format!("root{}.sock", std::process::id()));
+            let socket = socket.as_path();
             let libraries = emulator.libraries.as_deref();
             guest.start(&boot::root_server(&emulator.server, &stage.root, socket), &stage.run, libraries)?;
             guest.wait_for_file(&stage.run.join(socket), SERVER_START)?;
@@ -204,17 +207,19 @@ fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).context("flock")
 }
 
-/// A CPU that no other guest has, if there is one. User-mode Linux is several processes that hand over to each other:
-/// spread over CPUs, every system call in it costs ten times as much.
+/// A CPU of those this process may use that no other guest has, if there is one. User-mode Linux is several processes
+/// that hand over to each other: spread over CPUs, every system call in it costs ten times as much.
 fn take_cpu(base: &Path) -> anyhow::Result<(usize, Option<Flock<File>>)> {
-    let cpus = std::thread::available_parallelism()?.get();
-    for cpu in 0..cpus {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let cpus: Vec<_> = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or_default()).collect();
+    for &cpu in &cpus {
         let file = File::create(base.join(format!("cpu{cpu}")))?;
         if let Ok(held) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             return Ok((cpu, Some(held)));
         }
     }
-    Ok((usize::try_from(std::process::id())? % cpus, None))
+    let any = usize::try_from(std::process::id())? % cpus.len().max(1);
+    Ok((cpus.get(any).copied().unwrap_or_default(), None))
 }
 
 /// QEMU and the server of a guest's root: the host's, or unpacked.

@@ -7,6 +7,7 @@
 //!
 //! Needs root and `ip`.
 
+mod capabilities;
 mod command;
 mod host;
 mod lan;
@@ -18,6 +19,7 @@ mod traffic;
 mod view;
 mod wait;
 
+pub use capabilities::{Need, wanted_engine};
 pub use command::{Process, Run, kill_hard};
 pub use host::{Host, enter, prefix};
 pub use lan::{DEVICE, Lan, Place};
@@ -26,4 +28,4 @@ pub use residue::{Residue, sweep_stale};
 pub use swarm::Swarm;
 pub use traffic::{Answers, Traffic, ask};
 pub use view::{Attachment, Names, Task, dig};
-pub use wait::wait_for;
+pub use wait::{slowness, wait_for};

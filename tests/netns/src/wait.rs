@@ -4,13 +4,23 @@ use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(25);
 
-/// Polls until `probe` succeeds. When it never does, the error says what was waited for and how things stood last.
+/// How much longer things may take here than on a host: guests name their kind (`cargo xtask vm`).
+pub fn slowness() -> u32 {
+    match std::env::var("SHOAL_GUEST").as_deref() {
+        Ok("qemu") => 4,
+        Ok(_) => 2,
+        Err(_) => 1,
+    }
+}
+
+/// Polls until `probe` succeeds, for a deadline that is stretched on slow machines. When it never does, the error says what was waited for and how things stood last.
 pub fn wait_for<T>(
     what: &str,
     deadline: Duration,
     mut probe: impl FnMut() -> Result<T, String>,
 ) -> anyhow::Result<T> {
     let start = Instant::now();
+    let deadline = deadline * slowness();
     loop {
         let last = match probe() {
             Ok(value) => return Ok(value),

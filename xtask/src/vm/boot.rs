@@ -30,6 +30,11 @@ pub(super) fn user_mode(kernel: &Kernel, machine: Machine, root: &Path, cpu: usi
     line.extend(
         ["env", "-i", "HOME=/media/shm", "TMPDIR=/media/shm", "PATH=/usr/sbin:/usr/bin"].map(OsString::from),
     );
+    if let Some(library) = &kernel.preload {
+        let mut preload = OsString::from("LD_PRELOAD=");
+        preload.push(library);
+        line.push(preload);
+    }
     line.push(kernel.image.as_os_str().to_owned());
     line.push(format!("mem={}M", machine.memory_mib).into());
     line.extend(
@@ -175,6 +180,7 @@ mod tests {
             image: "/k/linux".into(),
             modules: PathBuf::from("/k/modules"),
             initramfs: initramfs.map(PathBuf::from),
+            preload: Some("/k/regset.so".into()),
         }
     }
 
@@ -188,7 +194,7 @@ mod tests {
         assert!(line.starts_with("setpriv --pdeathsig KILL unshare "), "{line}");
         assert!(line.contains(" --mount-proc=/r/proc "), "{line}");
         assert!(line.contains(" taskset --cpu-list 1 chroot /r env -i "), "{line}");
-        assert!(line.contains(" /k/linux mem=512M rootfstype=hostfs "), "{line}");
+        assert!(line.contains(" LD_PRELOAD=/k/regset.so /k/linux mem=512M rootfstype=hostfs "), "{line}");
     }
 
     #[test]

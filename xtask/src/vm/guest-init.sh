@@ -86,6 +86,9 @@ echo "shoal-$SHOAL_GUEST" > /proc/sys/kernel/hostname
 ip link set lo up
 # Nobody asks the kernel for these in a way that would make it load them.
 modprobe -a -q ip_vs veth bridge vxlan dummy sch_ingress cls_bpf nf_tables
+# Loaded by the kernel itself, for a service that asks for them, these two deadlock with a namespace that ends meanwhile:
+# they register with all namespaces while ip_vs, which waits for them, holds the lock that ending one takes.
+modprobe -a -q ip_vs_lblc ip_vs_lblcr
 # Follows the guest's memory otherwise, and a test of short connections fills that at once.
 [ ! -e /proc/sys/net/netfilter/nf_conntrack_max ] || echo 1048576 > /proc/sys/net/netfilter/nf_conntrack_max
 

@@ -35,12 +35,15 @@ pub(super) struct Kernel {
     pub(super) modules: PathBuf,
     /// Present if the kernel can't mount its root without modules.
     pub(super) initramfs: Option<PathBuf>,
+    /// A library that user-mode Linux is started with.
+    pub(super) preload: Option<PathBuf>,
 }
 
 /// Programs that every guest gets beside the host's: loading modules, switching off, looking at IPVS.
 pub(super) const TOOLS: Bundle<'_> =
     Bundle { name: "tools", packages: &["kmod", "busybox-static", "ipvsadm"], newest: false };
 const UML: Bundle<'_> = Bundle { name: "uml", packages: &["user-mode-linux"], newest: false };
+const REGISTERS: &str = include_str!("regset.c");
 /// What mounts the root of a guest in QEMU.
 const ROOT_MODULES: [&str; 2] = ["virtio_pci", "virtiofs"];
 
@@ -51,7 +54,22 @@ pub(super) fn user_mode(base: &Path, tools: &Path) -> anyhow::Result<Kernel> {
         fs::rename(place.join("usr/lib/uml/modules"), &modules).context("modules of user-mode-linux")?;
     }
     index_modules(&place, &release(&modules)?, tools)?;
-    Ok(Kernel { image: place.join("usr/bin/linux.uml"), modules, initramfs: None })
+    let preload = Some(registers_library(&place)?);
+    Ok(Kernel { image: place.join("usr/bin/linux.uml"), modules, initramfs: None, preload })
+}
+
+/// What lets user-mode Linux run on a CPU with more registers than it knows.
+fn registers_library(place: &Path) -> anyhow::Result<PathBuf> {
+    let source = place.join("regset.c");
+    fs::write(&source, REGISTERS)?;
+    let library = place.join("regset.so");
+    let unfinished = place.join("regset.part");
+    Run::line("cc -O2 -shared -fPIC -o")
+        .args([&unfinished, &source])
+        .stdout()
+        .context("user-mode Linux needs a C compiler (package gcc, libc6-dev)")?;
+    fs::rename(&unfinished, &library)?;
+    Ok(library)
 }
 
 pub(super) fn debian(base: &Path, version: Version, tools: &Path) -> anyhow::Result<Kernel> {
@@ -65,10 +83,13 @@ pub(super) fn debian(base: &Path, version: Version, tools: &Path) -> anyhow::Res
         None
     } else {
         let file = boot.join("shoal-initramfs");
-        fs::write(&file, initramfs(&modules.join(&release), tools)?)?;
+        // Another guest may be reading the one there is.
+        let unfinished = boot.join("shoal-initramfs.part");
+        fs::write(&unfinished, initramfs(&modules.join(&release), tools)?)?;
+        fs::rename(&unfinished, &file)?;
         Some(file)
     };
-    Ok(Kernel { image: boot.join(format!("vmlinuz-{release}")), modules, initramfs })
+    Ok(Kernel { image: boot.join(format!("vmlinuz-{release}")), modules, initramfs, preload: None })
 }
 
 /// The only release below a directory of modules.

@@ -64,6 +64,22 @@ fn get(place: &Path, bundle: &Bundle<'_>) -> anyhow::Result<()> {
         unpack(&file?.path(), place)?;
     }
     fs::remove_dir_all(&downloads)?;
+    for directory in ["bin", "sbin"] {
+        keep_links_inside(&place.join("usr").join(directory))?;
+    }
+    Ok(())
+}
+
+/// A program that is a link to `/bin/kmod` means the unpacked one: the host may have none.
+fn keep_links_inside(directory: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let Ok(target) = fs::read_link(&path) else { continue };
+        if let Ok(below_root) = target.strip_prefix("/") {
+            fs::remove_file(&path)?;
+            std::os::unix::fs::symlink(Path::new("../..").join(below_root), &path)?;
+        }
+    }
     Ok(())
 }
 
@@ -133,6 +149,19 @@ mod tests {
         let text = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n  Recommends: x\n";
         assert_eq!(dependency(text), Some("linux-image-6.1.0-56-cloud-amd64"));
         assert_eq!(dependency("linux-image-cloud-amd64\n"), None);
+    }
+
+    #[test]
+    fn links_stay_inside_what_was_unpacked() {
+        let place = std::env::temp_dir().join(format!("shoal-vm-links-{}", std::process::id()));
+        let directory = place.join("usr/sbin");
+        fs::create_dir_all(&directory).unwrap();
+        std::os::unix::fs::symlink("/bin/kmod", directory.join("modprobe")).unwrap();
+        std::os::unix::fs::symlink("modprobe", directory.join("other")).unwrap();
+        keep_links_inside(&directory).unwrap();
+        assert_eq!(fs::read_link(directory.join("modprobe")).unwrap(), Path::new("../../bin/kmod"));
+        assert_eq!(fs::read_link(directory.join("other")).unwrap(), Path::new("modprobe"));
+        fs::remove_dir_all(&place).unwrap();
     }
 
     #[test]

@@ -6,11 +6,13 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use shoal_netns::{Attachment, Node, Swarm, Task, enter, wait_for};
 
-use crate::harness::{PATIENCE, PUBLISHED_WHOAMI, Scenario, WHOAMI, ask_node, create, node_of, running, web};
+use crate::harness::{
+    PATIENCE, PUBLISHED_WHOAMI, Scenario, WHOAMI, ask_node, create, node_of, running, scenario, web,
+};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    ("tunnel_frames_from_outside_are_dropped_and_counted", rogue_frames),
-    ("a_task_can_t_send_from_an_address_that_isn_t_its_own", spoofing),
+    scenario("tunnel_frames_from_outside_are_dropped_and_counted", rogue_frames),
+    scenario("a_task_can_t_send_from_an_address_that_isn_t_its_own", spoofing),
 ];
 
 const VXLAN_PORT: u16 = 7378;

@@ -7,13 +7,13 @@ use shoal_netns::{Swarm, Traffic, wait_for};
 
 use crate::harness::{
     PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, answered_by, ask_node, ensure_same,
-    host_names, running, web,
+    host_names, running, scenario, web,
 };
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    ("an_idle_restart_adopts_with_zero_kernel_writes", restart),
-    ("killing_every_daemon_breaks_no_connection", kill_all),
-    ("a_dead_node_s_tasks_are_replaced_elsewhere", dead_node),
+    scenario("an_idle_restart_adopts_with_zero_kernel_writes", restart),
+    scenario("killing_every_daemon_breaks_no_connection", kill_all),
+    scenario("a_dead_node_s_tasks_are_replaced_elsewhere", dead_node),
 ];
 
 const WRITES: &str = "shoal_agent_kernel_writes_total";

@@ -8,13 +8,13 @@ use shoal_netns::{Swarm, Traffic, kill_hard};
 
 use crate::harness::{
     ECHO, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, ensure_same, host_names, running,
-    web,
+    scenario, web,
 };
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    ("scaling_takes_effect_and_leaves_unrelated_flows_alone", scaling),
-    ("removing_a_service_leaves_unrelated_flows_alone", removal),
-    ("a_killed_task_is_replaced_in_its_slot", replacement),
+    scenario("scaling_takes_effect_and_leaves_unrelated_flows_alone", scaling),
+    scenario("removing_a_service_leaves_unrelated_flows_alone", removal),
+    scenario("a_killed_task_is_replaced_in_its_slot", replacement),
 ];
 
 const OTHER_ECHO: u16 = 8192;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use shoal_netns::{Answers, Node, Programs, Swarm, Task, ask, sweep_stale, wait_for};
+use shoal_netns::{Answers, Need, Node, Programs, Swarm, Task, ask, sweep_stale, wait_for, wanted_engine};
 
 /// Ports of the servers in a task of [`web`].
 pub(crate) const WHOAMI: u16 = 7000;
@@ -20,7 +20,36 @@ pub(crate) const PUBLISHED_ECHO: u16 = 8082;
 /// For what takes a node some work, on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 
-pub(crate) type Scenario = (&'static str, fn(&mut Swarm) -> anyhow::Result<()>);
+/// The first and the last row of each group.
+const START: &str = "(start)";
+const LEAVES_NOTHING: &str = "(leaves nothing)";
+/// Nodes that don't tell their engine are taken for what was asked for.
+const ENGINE_MAY_BE_UNTOLD: bool = true;
+
+type Body = fn(&mut Swarm) -> anyhow::Result<()>;
+
+/// Something that must be so, told from outside.
+pub(crate) struct Scenario {
+    name: &'static str,
+    body: Body,
+    needs: &'static [Need],
+}
+
+/// A scenario that runs everywhere.
+pub(crate) const fn scenario(name: &'static str, body: Body) -> Scenario {
+    Scenario { name, body, needs: &[] }
+}
+
+impl Scenario {
+    /// It runs only where all of these are there, and else says what isn't.
+    pub(crate) const fn needs(self, needs: &'static [Need]) -> Self {
+        Self { needs, ..self }
+    }
+
+    fn lacking(&self) -> Option<&'static str> {
+        self.needs.iter().find_map(|need| need.lacking())
+    }
+}
 
 /// Scenarios that share a swarm.
 pub(crate) struct Group {
@@ -37,39 +66,83 @@ pub(crate) fn formed(programs: &Programs) -> anyhow::Result<Swarm> {
 #[derive(Default)]
 struct Report {
     passed: u32,
+    ignored: u32,
     filtered: usize,
     failures: Vec<(String, String)>,
 }
 
-/// Runs all groups, or what matches the filter on the command line.
-pub(crate) fn run(groups: &[Group]) -> ExitCode {
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    if std::env::args().any(|argument| argument == "--list") {
-        for group in groups {
-            for (name, _) in group.scenarios {
-                println!("{}::{name}: test", group.name);
+/// What the command line chose, with libtest's words: `[FILTER] [--skip TEXT]... [--list]`.
+#[derive(Default)]
+struct Choice {
+    filter: Option<String>,
+    skipped: Vec<String>,
+    list: bool,
+}
+
+impl Choice {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Self {
+        let mut choice = Self::default();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--list" => choice.list = true,
+                "--skip" => choice.skipped.extend(arguments.next()),
+                flag if flag.starts_with('-') => {}
+                _ => choice.filter = Some(argument),
             }
         }
+        choice
+    }
+
+    fn takes(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| name.contains(filter))
+            && !self.skipped.iter().any(|text| name.contains(text))
+    }
+
+    fn of(&self, group: &Group) -> Vec<&'static Scenario> {
+        group.scenarios.iter().filter(|scenario| self.takes(&group.row(scenario.name))).collect()
+    }
+}
+
+/// Runs all groups, or what the command line chose.
+pub(crate) fn run(groups: &[Group]) -> ExitCode {
+    let choice = Choice::parse(std::env::args().skip(1));
+    if choice.list {
+        list(groups, &choice);
         return ExitCode::SUCCESS;
     }
     let start = Instant::now();
     let mut report = Report::default();
     sweep_stale();
     for group in groups {
-        report.run_group(group, filter.as_deref());
+        report.run_group(group, &choice);
     }
     for (name, failure) in &report.failures {
         println!("\n---- {name} ----\n{failure}");
     }
     let word = if report.failures.is_empty() { "ok" } else { "FAILED" };
     println!(
-        "\ntest result: {word}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.1}s",
+        "\ntest result: {word}. {} passed; {} failed; {} ignored; 0 measured; {} filtered out; finished in {:.1}s",
         report.passed,
         report.failures.len(),
+        report.ignored,
         report.filtered,
         start.elapsed().as_secs_f64()
     );
     ExitCode::from(u8::from(!report.failures.is_empty()))
+}
+
+/// All rows that a run reports on, in its order.
+fn list(groups: &[Group], choice: &Choice) {
+    for group in groups {
+        let chosen = choice.of(group);
+        if chosen.is_empty() {
+            continue;
+        }
+        let names = chosen.iter().map(|scenario| scenario.name);
+        for name in [START].into_iter().chain(names).chain([LEAVES_NOTHING]) {
+            println!("{}: test", group.row(name));
+        }
+    }
 }
 
 /// The programs beside this one: `target/debug`, as this is `target/debug/deps/scenarios-…`.
@@ -79,36 +152,79 @@ fn programs() -> anyhow::Result<Programs> {
     Programs::in_directory(directory)
 }
 
+impl Group {
+    fn row(&self, name: &str) -> String {
+        format!("{}::{name}", self.name)
+    }
+
+    fn started(&self) -> anyhow::Result<Swarm> {
+        let swarm = (self.start)(&programs()?)?;
+        ensure_engine(&swarm)?;
+        Ok(swarm)
+    }
+}
+
+/// Fails unless every member balances by the engine that the environment asks for.
+fn ensure_engine(swarm: &Swarm) -> anyhow::Result<()> {
+    let Some(wanted) = wanted_engine() else { return Ok(()) };
+    for node in swarm.nodes.iter().filter(|node| is_member(node)) {
+        match engine_in_force(swarm.manager(), node.name())? {
+            Some(engine) => ensure_same(&format!("engine of {}", node.name()), &engine, &wanted)?,
+            None if ENGINE_MAY_BE_UNTOLD => {}
+            None => bail!("{} doesn't tell its engine; wanted {wanted}", node.name()),
+        }
+    }
+    Ok(())
+}
+
+/// The engine that a node reports to run.
+fn engine_in_force(manager: &Node, name: &str) -> anyhow::Result<Option<String>> {
+    let items = manager.items(&["node", "inspect", name])?;
+    let description = &items.first().context("no such node")?["description"];
+    let told = ["lbEngine", "lb_engine"].iter().find_map(|field| description[*field].as_str());
+    Ok(told.map(str::to_owned))
+}
+
 impl Report {
-    fn run_group(&mut self, group: &Group, filter: Option<&str>) {
-        let full_name = |name: &str| format!("{}::{name}", group.name);
-        let chosen: Vec<_> = group
-            .scenarios
-            .iter()
-            .filter(|(name, _)| filter.is_none_or(|filter| full_name(name).contains(filter)))
-            .collect();
+    fn run_group(&mut self, group: &Group, choice: &Choice) {
+        let chosen = choice.of(group);
         self.filtered += group.scenarios.len() - chosen.len();
-        if chosen.is_empty() {
+        let (able, unable): (Vec<_>, Vec<_>) =
+            chosen.into_iter().partition(|scenario| scenario.lacking().is_none());
+        for scenario in &unable {
+            self.ignore(&group.row(scenario.name), scenario.lacking().unwrap_or_default());
+        }
+        if able.is_empty() {
+            if let Some(reason) = unable.first().and_then(|scenario| scenario.lacking()) {
+                self.ignore(&group.row(START), reason);
+                self.ignore(&group.row(LEAVES_NOTHING), reason);
+            }
             return;
         }
         let mut swarm = None;
-        self.record(&full_name("(start)"), || {
-            swarm = Some((group.start)(&programs()?)?);
+        self.record(&group.row(START), || {
+            swarm = Some(group.started()?);
             Ok(())
         });
         let Some(mut swarm) = swarm else {
-            for (name, _) in chosen {
-                self.record(&full_name(name), || bail!("its swarm didn't start"));
+            let names = able.iter().map(|scenario| scenario.name).chain([LEAVES_NOTHING]);
+            for name in names {
+                self.record(&group.row(name), || bail!("its swarm didn't start"));
             }
             return;
         };
-        for (name, scenario) in chosen {
-            self.record(&full_name(name), || {
-                let outcome = check(&mut swarm, *scenario);
+        for scenario in able {
+            self.record(&group.row(scenario.name), || {
+                let outcome = check(&mut swarm, scenario.body);
                 outcome.map_err(|error| anyhow::anyhow!("{error:#}\n{}", logs(&swarm)))
             });
         }
-        self.record(&full_name("(leaves nothing)"), || swarm.dissolve());
+        self.record(&group.row(LEAVES_NOTHING), || swarm.dissolve());
+    }
+
+    fn ignore(&mut self, name: &str, reason: &str) {
+        println!("test {name} ... ignored, {reason}");
+        self.ignored += 1;
     }
 
     fn record(&mut self, name: &str, test: impl FnOnce() -> anyhow::Result<()>) {
@@ -130,7 +246,7 @@ impl Report {
 }
 
 /// Runs a scenario, takes away its services and networks, and compares what the nodes hold with before.
-fn check(swarm: &mut Swarm, scenario: fn(&mut Swarm) -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn check(swarm: &mut Swarm, scenario: Body) -> anyhow::Result<()> {
     let before = holdings(swarm)?;
     let outcome = scenario(swarm);
     let cleared = clear(swarm).and_then(|()| {

@@ -3,13 +3,13 @@
 use anyhow::{Context, ensure};
 use shoal_netns::{Node, Programs, Swarm, wait_for};
 
-use crate::harness::{PATIENCE, Scenario};
+use crate::harness::{PATIENCE, Scenario, scenario};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    ("tokens_that_are_wrong_or_foreign_are_refused", wrong_tokens),
-    ("an_expired_token_is_refused", expired),
-    ("a_used_up_token_is_refused", used_up),
-    ("nodes_join_leave_and_join_again", rejoin),
+    scenario("tokens_that_are_wrong_or_foreign_are_refused", wrong_tokens),
+    scenario("an_expired_token_is_refused", expired),
+    scenario("a_used_up_token_is_refused", used_up),
+    scenario("nodes_join_leave_and_join_again", rejoin),
 ];
 
 /// A manager, and two hosts that are not members yet.

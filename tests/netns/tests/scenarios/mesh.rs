@@ -5,23 +5,23 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use shoal_netns::{Node, Swarm, wait_for};
+use shoal_netns::{Need, Node, Swarm, wait_for};
 
 use crate::harness::{
     PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, ask_node, create, ensure_same, host_names, running,
-    web,
+    scenario, web,
 };
 
 /// Ports that no connection of the host takes as its local one.
 const RESERVED: &str = "ipv4/ip_local_reserved_ports";
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    ("every_node_answers_and_the_task_sees_the_client", every_node_answers),
-    ("nodes_without_a_replica_answer_too", one_replica),
-    ("no_conntrack_and_no_rule_on_the_path", no_conntrack),
-    ("payloads_beyond_the_mtu_pass", large_payloads),
-    ("an_unpublished_port_is_closed_and_others_stay", unpublish),
-    ("a_service_on_every_node", global),
+    scenario("every_node_answers_and_the_task_sees_the_client", every_node_answers),
+    scenario("nodes_without_a_replica_answer_too", one_replica),
+    scenario("no_conntrack_and_no_rule_on_the_path", no_conntrack).needs(&[Need::EbpfEngine]),
+    scenario("payloads_beyond_the_mtu_pass", large_payloads),
+    scenario("an_unpublished_port_is_closed_and_others_stay", unpublish),
+    scenario("a_service_on_every_node", global),
 ];
 
 /// Every address of every node, from the client.

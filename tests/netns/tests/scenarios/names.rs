@@ -6,14 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, ensure};
 use shoal_netns::{Run, Swarm, Task, dig, wait_for};
 
-use crate::harness::{PATIENCE, Scenario, WHOAMI, create, ensure_same, host_names, running, web};
+use crate::harness::{PATIENCE, Scenario, WHOAMI, create, ensure_same, host_names, running, scenario, web};
 use crate::upstream::{ANSWER, Upstream};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    ("the_name_is_the_vip_and_the_vip_answers", vip),
-    ("tasks_and_addresses_have_names", task_names),
-    ("networks_don_t_know_each_other_s_names", isolation),
-    ("other_names_are_forwarded_from_the_host", forwarding),
+    scenario("the_name_is_the_vip_and_the_vip_answers", vip),
+    scenario("tasks_and_addresses_have_names", task_names),
+    scenario("networks_don_t_know_each_other_s_names", isolation),
+    scenario("other_names_are_forwarded_from_the_host", forwarding),
 ];
 
 fn set<T: Ord, const N: usize>(items: [T; N]) -> BTreeSet<T> {

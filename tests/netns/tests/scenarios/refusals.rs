@@ -3,14 +3,14 @@
 use anyhow::ensure;
 use shoal_netns::Swarm;
 
-use crate::harness::{PUBLISHED_WHOAMI, Scenario, WHOAMI, create, running, web};
+use crate::harness::{PUBLISHED_WHOAMI, Scenario, WHOAMI, create, running, scenario, web};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    ("a_taken_port_is_refused", taken_port),
-    ("subnets_can_t_overlap", overlap),
-    ("unknown_and_malformed_names_are_refused", names),
-    ("an_exhausted_subnet_says_so", exhausted),
-    ("dry_run_changes_nothing", dry_run),
+    scenario("a_taken_port_is_refused", taken_port),
+    scenario("subnets_can_t_overlap", overlap),
+    scenario("unknown_and_malformed_names_are_refused", names),
+    scenario("an_exhausted_subnet_says_so", exhausted),
+    scenario("dry_run_changes_nothing", dry_run),
 ];
 
 /// Services and networks, by name.

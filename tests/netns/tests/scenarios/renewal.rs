@@ -7,10 +7,11 @@ use anyhow::{Context, ensure};
 use shoal_netns::{Node, Programs, Swarm, Traffic, wait_for};
 
 use crate::harness::{
-    PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, ask_node, ensure_same, running, web,
+    PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, ask_node, ensure_same, running, scenario, web,
 };
 
-pub(crate) const SCENARIOS: &[Scenario] = &[("certificates_are_renewed_under_open_sessions", renewed)];
+pub(crate) const SCENARIOS: &[Scenario] =
+    &[scenario("certificates_are_renewed_under_open_sessions", renewed)];
 
 const LIFE: Duration = Duration::from_mins(1);
 /// Certificates count whole seconds, and what was seen was seen a little later.
