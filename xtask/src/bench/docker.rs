@@ -121,7 +121,9 @@ impl Side {
     fn build(&self, other: Seat) -> anyhow::Result<()> {
         self.make_overlay(other)?;
         self.make_gwbridge()?;
-        self.node.sysctl("ipv4/ip_forward", "1")?;
+        for host in [&self.node, &self.sandbox] {
+            host.sysctl("ipv4/ip_forward", "1")?;
+        }
         program(&self.node, &rules::of_node())?;
         program(&self.sandbox, &rules::of_sandbox(self.seat.balancer))?;
         let Service { task, published, .. } = self.seat.service;
