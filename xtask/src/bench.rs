@@ -1,26 +1,35 @@
 //! `cargo xtask bench`: figures of shoal beside those of what it replaces, from one run.
 
 mod chain;
+mod docker;
+mod guest;
+mod ipvs;
 mod measure;
 mod mesh;
 mod nodes;
 mod path;
+mod programs;
 mod report;
+mod stage;
 
 use std::path::PathBuf;
 
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
+use serde_json::Value;
+
+use crate::vm::Kind;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Which benches to run; all without a name
     names: Vec<Name>,
-    /// Write the figures to a file as JSON
+    /// Write the figures to a file as JSON; an array if more than one bench is run
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Rounds; every path is measured once in each, so that drift of the machine meets all alike
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
+    /// Rounds; every path is measured once in each, so that drift of the machine meets all alike (5, in a guest 3)
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
     /// Let the scheduler place the processes, instead of pinning the whole path to one CPU
     #[arg(long)]
     free: bool,
@@ -30,20 +39,72 @@ pub(crate) struct Args {
     /// Measure only these paths
     #[arg(long = "path", value_enum, value_name = "PATH")]
     paths: Vec<path::Path>,
+    /// Run on another kernel, in a guest of `cargo xtask vm`; nothing is built there
+    #[arg(long, value_enum, value_name = "KIND")]
+    vm: Option<Kind>,
+    /// The kernel under QEMU, as for `cargo xtask vm`
+    #[arg(long, requires = "vm", value_name = "VERSION")]
+    kernel: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
     /// A published port: client, node A, task on node B (and on node A)
     Mesh,
+    /// The speed at which the IPVS driver programs the kernel
+    Ipvs,
+}
+
+impl Name {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mesh => "mesh",
+            Self::Ipvs => "ipvs",
+        }
+    }
+}
+
+/// What a bench came to.
+struct Outcome {
+    document: Value,
+    /// What went wrong although there are figures.
+    failure: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let names = if args.names.is_empty() { Name::value_variants() } else { &args.names };
-    for name in names {
-        match name {
-            Name::Mesh => mesh::run(args)?,
-        }
+    let mut documents = Vec::new();
+    let mut failures = Vec::new();
+    for &name in names {
+        let outcome = match (args.vm, name) {
+            (Some(kind), _) => guest::run(args, kind, name),
+            (None, Name::Mesh) => mesh::run(args),
+            (None, Name::Ipvs) => ipvs::run(),
+        };
+        let outcome = outcome.with_context(|| format!("bench {}", name.name()))?;
+        documents.push(outcome.document);
+        failures.extend(outcome.failure.map(|failure| format!("bench {}: {failure}", name.name())));
     }
+    if let Some(file) = &args.json {
+        let document = if documents.len() == 1 { documents.remove(0) } else { Value::Array(documents) };
+        std::fs::write(file, serde_json::to_string_pretty(&document)?)
+            .with_context(|| format!("can't write {}", file.display()))?;
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
+}
+
+/// Why there is no IPVS in this kernel, if there is none.
+fn lacks_ipvs() -> Option<String> {
+    let has_ipvs = || std::path::Path::new("/proc/net/ip_vs").exists();
+    if !has_ipvs() {
+        // A kernel that has it as a module may not have loaded it; one without modules may have no such program.
+        drop(shoal_netns::Run::line("modprobe ip_vs").output());
+    }
+    (!has_ipvs()).then(|| "this kernel has no IPVS (try --vm uml or --vm qemu)".to_owned())
+}
+
+/// The release of the kernel that is measured.
+fn kernel_release() -> anyhow::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned())
 }

@@ -34,8 +34,13 @@ pub(crate) const SCENARIOS: [Tool; 4] = [
     tool("python3", "python3"),
 ];
 /// What the mesh is measured against, and with.
-pub(crate) const BENCH: [Tool; 3] =
-    [tool("nft", "nftables"), tool("haproxy", "haproxy"), tool("iperf3", "iperf3")];
+pub(crate) const BENCH: [Tool; 5] = [
+    tool("nft", "nftables"),
+    tool("haproxy", "haproxy"),
+    tool("iperf3", "iperf3"),
+    tool("iptables", "iptables"),
+    tool("ipvsadm", "ipvsadm"),
+];
 
 /// Installs the packages of those programs that are missing.
 pub(crate) fn ensure_tools<'a>(tools: impl IntoIterator<Item = &'a Tool>) -> anyhow::Result<()> {
@@ -82,10 +87,4 @@ pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
     // xtask itself lies in <target>/<profile>/.
     let own = std::env::current_exe()?;
     Ok(own.ancestors().nth(2).context("xtask isn't in a target directory")?.to_owned())
-}
-
-/// Builds an optimised `shoal-load`; its path.
-pub(crate) fn build_load_generator() -> anyhow::Result<PathBuf> {
-    cargo(&["build", "--quiet", "--release", "--package", "shoal-netns", "--bin", "shoal-load"])?;
-    Ok(target_dir()?.join("release/shoal-load"))
 }

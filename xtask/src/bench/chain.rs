@@ -158,6 +158,16 @@ impl Chain {
         Ok(())
     }
 
+    /// What nftables' path would miss: a kernel may have nftables for some families only.
+    pub(crate) fn lacks_nftables(&self) -> anyhow::Result<Option<String>> {
+        let made = self.a.run_line("nft add table ip probe").output()?;
+        if !made.status.success() {
+            return Ok(Some("this kernel has no nftables for IPv4".to_owned()));
+        }
+        self.a.run_line("nft delete table ip probe").stdout()?;
+        Ok(None)
+    }
+
     /// What the server meant says of itself, at the end of a path.
     pub(crate) fn server_mark(&self, case: Case, bare: bool) -> String {
         let index = match (bare, case) {
@@ -240,7 +250,8 @@ fn congest_by_loss(host: &Host) -> anyhow::Result<()> {
 
 /// Receive packet steering would move work of the path to other CPUs.
 fn ensure_no_packet_steering(host: &Host) -> anyhow::Result<()> {
-    let mask = host.read_sysctl("core/rps_default_mask")?;
+    // Kernels before 6.3, and those for one CPU, have no default: nothing is steered unless asked for by device.
+    let mask = host.read_sysctl("core/rps_default_mask").unwrap_or_default();
     ensure!(mask.trim_matches(['0', ',', '\n']).is_empty(), "receive packet steering is on: {mask}");
     Ok(())
 }

@@ -1,60 +1,73 @@
 //! `bench mesh`: a published port, by every path, in interleaved rounds.
 
 use clap::ValueEnum;
-use shoal_netns::{Residue, prefix, sweep_stale};
+use shoal_netns::{Programs, Residue, prefix, sweep_stale};
 
-use super::Args;
-use super::chain::Chain;
 use super::measure::{Loader, measure};
-use super::nodes::Nodes;
-use super::path::{Case, Path, Stage};
-use super::report::Figures;
-use crate::build_ebpf;
-use crate::test::build_programs;
-use crate::tools::{BENCH, FIXTURE, build_load_generator, ensure_tools};
+use super::path::{Case, Path};
+use super::report::{Conditions, Figures};
+use super::stage::{NotRun, Stage};
+use super::{Args, Outcome, kernel_release, programs};
+use crate::tools::{BENCH, FIXTURE, ensure_tools};
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool reports to its terminal")]
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+/// Rounds without a flag.
+const ROUNDS: u32 = 5;
+
+#[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
+pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     ensure_tools(FIXTURE.iter().chain(&BENCH))?;
-    let program = build_load_generator()?;
+    let programs = Programs::in_directory(&programs::build()?)?;
     sweep_stale();
     let before = Residue::observe(&prefix());
     let paths = if args.paths.is_empty() { Path::value_variants() } else { &args.paths };
     let cpu = if args.free { None } else { Some(last_cpu()?) };
-    let load = Loader { program, cpu };
-    let with_shoal = paths.contains(&Path::Ebpf);
-    if with_shoal {
-        build_ebpf::run(&build_ebpf::Args::default())?;
-        build_programs()?;
-    }
-    let mut figures = Figures::default();
-    {
+    let load = Loader { program: programs.load.clone(), cpu };
+    let rounds = args.rounds.unwrap_or(ROUNDS);
+    let (figures, not_run) = {
         let _autogroups = NoAutogroups::begin()?;
-        let nodes = if with_shoal { Some(Nodes::start(&load)?) } else { None };
-        let stage = Stage { chain: Chain::new(&load.program, cpu)?, nodes };
-        for round in 1..=args.rounds {
-            for case in Case::ALL {
-                for &path in paths {
-                    eprintln!("round {round} of {}: {} {}", args.rounds, case.name(), path.name());
-                    let open = path.open(&stage, case)?;
-                    for (metric, value) in measure(&load, &open, args.secs)? {
-                        figures.add(case, path, metric, value);
-                    }
+        let (stage, not_run) = Stage::set(paths, &load, &programs)?;
+        let paths: Vec<_> =
+            paths.iter().copied().filter(|&path| not_run.iter().all(|not| not.path != path)).collect();
+        let figures = measure_rounds(&stage, &paths, &load, rounds, args.secs)?;
+        stage.strike()?;
+        (figures, not_run)
+    };
+    drop(programs);
+    Residue::ensure_none_since(&before, &prefix())?;
+    let conditions =
+        Conditions { kernel: kernel_release()?, guest: programs::guest(), pinned: !args.free, rounds };
+    print!("{}", figures.report(&conditions, &not_run));
+    Ok(Outcome { document: figures.document(conditions, &not_run)?, failure: failure(&not_run) })
+}
+
+/// Each path once in each round.
+#[expect(clippy::print_stderr, reason = "a command line tool reports to its terminal")]
+fn measure_rounds(
+    stage: &Stage,
+    paths: &[Path],
+    load: &Loader,
+    rounds: u32,
+    secs: f64,
+) -> anyhow::Result<Figures> {
+    let mut figures = Figures::default();
+    for round in 1..=rounds {
+        for case in Case::ALL {
+            for &path in paths {
+                eprintln!("round {round} of {rounds}: {} {}", case.name(), path.name());
+                let open = path.open(stage, case)?;
+                for (metric, value) in measure(load, &open, secs)? {
+                    figures.add(case, path, metric, value);
                 }
             }
         }
-        if let Some(nodes) = stage.nodes {
-            nodes.dissolve()?;
-        }
     }
-    Residue::ensure_none_since(&before, &prefix())?;
-    if let Some(file) = &args.json {
-        std::fs::write(file, figures.json(!args.free, args.rounds)?)?;
-    }
-    let place = if args.free { "free-running" } else { "the whole path pinned to one CPU" };
-    println!("mesh: {place}, medians of {} rounds, in brackets the ratio to routed\n", args.rounds);
-    print!("{}", figures.table(paths, Path::Routed));
-    Ok(())
+    Ok(figures)
+}
+
+/// Paths that should have had figures.
+fn failure(not_run: &[NotRun]) -> Option<String> {
+    let failed: Vec<_> = not_run.iter().filter(|path| !path.is_expected).map(|not| not.path.name()).collect();
+    (!failed.is_empty()).then(|| format!("no figures for {}", failed.join(", ")))
 }
 
 /// Turns the scheduler's automatic groups off until it is dropped. A task of shoal has a session of its own and would

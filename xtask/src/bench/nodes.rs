@@ -1,37 +1,82 @@
 //! The chain with shoal on nodes A and B: the servers are tasks, their ports published.
 
 use std::net::Ipv6Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use shoal_netns::{Host, Node, Place, Programs, Task, enter, wait_for};
+use shoal_netns::{Host, Node, Place, Programs, Task, enter, prefix, wait_for};
 
 use super::chain::{A_BACK, A_FRONT, B_BACK, Hosts, Ports, TASK_PORTS, server_arguments};
 use super::measure::Loader;
 use super::path::{Case, Kept, Open};
-use crate::tools::target_dir;
 
 /// The task on B is published by the servers' own ports, that on A by these.
 const LOCAL_PORTS: Ports = Ports { whoami: 7200, conn: 7201, echo: 7202, iperf: 5401 };
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What balances published ports.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Ebpf,
+    Ipvs,
+}
+
+/// The setting of `shoald` that chooses it.
+const ENGINE_SETTING: &str = "SHOAL_NETWORK_LB_ENGINE";
+
+impl Engine {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Ipvs => "ipvs",
+        }
+    }
+}
 
 /// A swarm of the two nodes.
 pub(crate) struct Nodes {
     a: Node,
     b: Node,
     client: Host,
+    engine: Engine,
+    _launcher: Launcher,
+}
+
+/// `shoald` with its engine in the environment, as a program of its own.
+struct Launcher(PathBuf);
+
+impl Launcher {
+    fn new(shoald: &Path, engine: Engine) -> anyhow::Result<Self> {
+        let engine = engine.name();
+        let this = Self(std::env::temp_dir().join(format!("{}shoald-{engine}", prefix())));
+        let script = format!("#!/bin/sh\n{ENGINE_SETTING}={engine} exec {} \"$@\"\n", shoald.display());
+        std::fs::write(&this.0, script)?;
+        std::fs::set_permissions(&this.0, std::fs::Permissions::from_mode(0o755))?;
+        Ok(this)
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        // A run that fails before it was written has nothing to remove.
+        drop(std::fs::remove_file(&self.0));
+    }
 }
 
 impl Nodes {
-    pub(crate) fn start(load: &Loader) -> anyhow::Result<Self> {
-        let programs = Programs::in_directory(&target_dir()?.join("debug"))?;
+    pub(crate) fn start(load: &Loader, programs: &Programs, engine: Engine) -> anyhow::Result<Self> {
+        let launcher = Launcher::new(&programs.shoald, engine)?;
+        let mut programs = programs.clone();
+        programs.shoald.clone_from(&launcher.0);
         let Hosts { client, a, b } = Hosts::cabled()?;
         let nowhere = Ipv6Addr::UNSPECIFIED;
         // The daemons are not on the path, so they are kept off its CPU, which is never the first.
         let elsewhere = load.cpu.filter(|&cpu| cpu > 0).map(|_| 0);
         let a = Node::start_on(a, Place::at(A_BACK.parse()?, nowhere), &programs, elsewhere)?;
         let b = Node::start_on(b, Place::at(B_BACK.parse()?, nowhere), &programs, elsewhere)?;
-        let this = Self { a, b, client };
+        let this = Self { a, b, client, engine, _launcher: launcher };
         this.a.shoal(&["swarm", "init", "--advertise-addr", A_BACK])?;
         let printed = this.a.shoal(&["-q", "swarm", "token", "create"])?;
         let token =
@@ -40,7 +85,38 @@ impl Nodes {
         this.a.shoal(&["network", "create", "bench"])?;
         this.serve(load, "remote", "b", TASK_PORTS)?;
         this.serve(load, "local", "a", LOCAL_PORTS)?;
+        for node in [&this.a, &this.b] {
+            this.ensure_engine(node)?;
+        }
         Ok(this)
+    }
+
+    /// The engine in force must be the one asked for: the kernel's own table of virtual services tells.
+    fn ensure_engine(&self, node: &Node) -> anyhow::Result<()> {
+        let netns = node.run_dir().join("netns/ingress");
+        let services = || -> anyhow::Result<usize> {
+            if !netns.exists() {
+                return Ok(0);
+            }
+            enter(&netns, || {
+                // Without IPVS there is no such file.
+                let table = std::fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default();
+                let is_service = |line: &&str| ["TCP ", "FWM "].iter().any(|kind| line.starts_with(kind));
+                Ok(table.lines().filter(is_service).count())
+            })
+        };
+        let name = node.name();
+        match self.engine {
+            Engine::Ebpf => ensure!(services()? == 0, "node {name} balances by IPVS, not by eBPF"),
+            Engine::Ipvs => {
+                wait_for(&format!("an IPVS service on node {name}"), PATIENCE, || match services() {
+                    Ok(0) => Err(format!("none in {}: the engine is not ipvs", netns.display())),
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(format!("{error:#}")),
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// The servers as a service on one node.

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use shoal_netns::{Host, Process};
 
 use super::chain::{A_FRONT, Chain, HOST_PORTS, Ports, TASK_PORTS, wait_until_served};
-use super::nodes::Nodes;
+use super::stage::Stage;
 
 /// Where the task is, seen from the node the client talks to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,7 +28,7 @@ impl Case {
 }
 
 /// One way to serve a port.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Path {
     /// No overlay and no load balancer: a process on the node itself, one cable away
     Bare,
@@ -36,6 +36,10 @@ pub(crate) enum Path {
     Routed,
     /// shoal's routing mesh, engine ebpf: the port published on node A
     Ebpf,
+    /// shoal's routing mesh, engine ipvs
+    Ipvs,
+    /// The kernel configuration that Docker's swarm mode makes
+    Docker,
     /// nftables on node A: destination NAT to the task, masquerade
     Nft,
     /// haproxy on node A as TCP proxy
@@ -48,6 +52,8 @@ impl Path {
             Self::Bare => "bare",
             Self::Routed => "routed",
             Self::Ebpf => "ebpf",
+            Self::Ipvs => "ipvs",
+            Self::Docker => "docker",
             Self::Nft => "nft",
             Self::Haproxy => "haproxy",
         }
@@ -73,20 +79,14 @@ impl Path {
             Self::Routed => kernel(task.address, Kept::Nothing),
             Self::Nft => kernel(A_FRONT, Kept::Nat(nat(chain, task.address)?)),
             Self::Haproxy => kernel(A_FRONT, Kept::Proxy(proxy(chain, task.address)?)),
-            Self::Ebpf => stage.nodes.as_ref().context("no nodes of shoal were started")?.open(case),
+            Self::Ebpf => stage.ebpf.as_ref().context("no nodes with engine ebpf")?.open(case),
+            Self::Ipvs => stage.ipvs.as_ref().context("no nodes with engine ipvs")?.open(case),
+            Self::Docker => stage.docker.as_ref().context("no nodes of Docker's kind")?.open(case)?,
         };
         wait_until_served(open.client, open.address, open.ports, &open.mark)
             .with_context(|| format!("path {}", self.name()))?;
         Ok(open)
     }
-}
-
-/// What paths are set up on.
-pub(crate) struct Stage {
-    /// The kernel's own means.
-    pub(crate) chain: Chain,
-    /// The same chain of hosts as nodes of shoal; in namespaces of their own, so that neither pays for the other.
-    pub(crate) nodes: Option<Nodes>,
 }
 
 /// A path that is set up.

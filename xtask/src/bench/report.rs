@@ -1,12 +1,19 @@
 //! Medians with their spread, as JSON and as a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::measure::Metric;
 use super::path::{Case, Path};
+use super::stage::NotRun;
+
+/// The overlay without a load balancer: what is left to win or lose.
+const REFERENCE: Path = Path::Routed;
+/// What shoal is there instead of.
+const REPLACED: Path = Path::Docker;
 
 type Key = (Case, Metric, Path);
 
@@ -14,12 +21,24 @@ type Key = (Case, Metric, Path);
 #[derive(Default)]
 pub(crate) struct Figures(BTreeMap<Key, Vec<f64>>);
 
+/// Under which the figures were made.
+#[derive(Serialize)]
+pub(crate) struct Conditions {
+    pub(crate) kernel: String,
+    /// The kind of the guest, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guest: Option<String>,
+    pub(crate) pinned: bool,
+    pub(crate) rounds: u32,
+}
+
 #[derive(Serialize)]
 struct Document {
     bench: &'static str,
-    pinned: bool,
-    rounds: u32,
+    #[serde(flatten)]
+    conditions: Conditions,
     results: Vec<Row>,
+    not_run: Vec<Missing>,
 }
 
 #[derive(Serialize)]
@@ -32,6 +51,12 @@ struct Row {
     max: f64,
 }
 
+#[derive(Serialize)]
+struct Missing {
+    path: &'static str,
+    reason: String,
+}
+
 impl Figures {
     pub(crate) fn add(&mut self, case: Case, path: Path, metric: Metric, value: f64) {
         self.0.entry((case, metric, path)).or_default().push(value);
@@ -41,7 +66,8 @@ impl Figures {
         Some(median(self.0.get(&key)?))
     }
 
-    pub(crate) fn json(&self, pinned: bool, rounds: u32) -> anyhow::Result<String> {
+    /// Everything, for programs.
+    pub(crate) fn document(&self, conditions: Conditions, not_run: &[NotRun]) -> anyhow::Result<Value> {
         let row = |(&(case, metric, path), values): (&Key, &Vec<f64>)| Row {
             case: case.name(),
             path: path.name(),
@@ -50,36 +76,76 @@ impl Figures {
             min: round(values.iter().copied().fold(f64::INFINITY, f64::min)),
             max: round(values.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
         };
-        let results = self.0.iter().map(row).collect();
-        Ok(serde_json::to_string_pretty(&Document { bench: "mesh", pinned, rounds, results })?)
+        let missing = |not: &NotRun| Missing { path: not.path.name(), reason: not.reason.clone() };
+        let (results, not_run) = (self.0.iter().map(row).collect(), not_run.iter().map(missing).collect());
+        Ok(serde_json::to_value(Document { bench: "mesh", conditions, results, not_run })?)
     }
 
-    /// A Markdown table per case: a row per metric, a column per path, in brackets the ratio to `reference`.
-    pub(crate) fn table(&self, paths: &[Path], reference: Path) -> String {
+    /// The tables with what has to be known to read them, for people.
+    pub(crate) fn report(&self, conditions: &Conditions, not_run: &[NotRun]) -> String {
+        let Conditions { kernel, guest, pinned, rounds } = conditions;
+        let machine = guest.as_ref().map_or_else(String::new, |guest| format!(" ({guest})"));
+        let place = if *pinned { "the whole path pinned to one CPU" } else { "free-running" };
+        let mut text = format!(
+            "mesh on {kernel}{machine}: {place}, medians of {rounds} rounds; in brackets the ratio to {}\n\n{}",
+            REFERENCE.name(),
+            self.tables()
+        );
+        for NotRun { path, reason, .. } in not_run {
+            // Writing to a string can't fail.
+            let _ok = writeln!(text, "not run: {}: {reason}", path.name());
+        }
+        text
+    }
+
+    /// A Markdown table per case: a row per metric, a column per path, in brackets the ratio to the reference. What
+    /// shoal replaces has a row of its own below, with every path's ratio to it.
+    fn tables(&self) -> String {
         let mut text = String::new();
         for case in Case::ALL {
+            let paths = self.paths(case);
+            if paths.is_empty() {
+                continue;
+            }
             let heads: Vec<_> = paths.iter().map(|path| path.name()).collect();
             let rule = "---:|".repeat(paths.len());
-            // Writing to a string can't fail.
             let _ok = writeln!(text, "| task {} | {} |\n|---|{rule}", case.name(), heads.join(" | "));
             for metric in Metric::ALL {
-                let cells: Vec<_> =
-                    paths.iter().map(|&path| self.cell((case, metric, path), reference)).collect();
-                let _ok = writeln!(text, "| {} | {} |", metric.title(), cells.join(" | "));
+                let mut row = |title: &str, cell: &dyn Fn(Path) -> String| {
+                    let cells: Vec<_> = paths.iter().map(|&path| cell(path)).collect();
+                    let _ok = writeln!(text, "| {title} | {} |", cells.join(" | "));
+                };
+                row(metric.title(), &|path| self.cell((case, metric, path)));
+                if paths.contains(&REPLACED) {
+                    let title = format!("… ratio to {}", REPLACED.name());
+                    row(&title, &|path| {
+                        self.ratio((case, metric, path), REPLACED)
+                            .map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
+                    });
+                }
             }
             text.push('\n');
         }
         text
     }
 
-    fn cell(&self, key: Key, reference: Path) -> String {
-        let (case, metric, path) = key;
+    /// The paths with figures, in the order of their columns.
+    fn paths(&self, case: Case) -> Vec<Path> {
+        let measured: BTreeSet<_> = self.0.keys().filter(|key| key.0 == case).map(|key| key.2).collect();
+        measured.into_iter().collect()
+    }
+
+    fn cell(&self, key: Key) -> String {
         let Some(value) = self.median(key) else { return "-".into() };
-        let value_text = thousands(&format!("{value:.*}", metric.digits()));
-        match self.median((case, metric, reference)) {
-            Some(base) if path != reference => format!("{value_text} ({:.2})", value / base),
-            _ => value_text,
+        let text = thousands(&format!("{value:.*}", key.1.digits()));
+        match self.ratio(key, REFERENCE) {
+            Some(ratio) if key.2 != REFERENCE => format!("{text} ({ratio:.2})"),
+            _ => text,
         }
+    }
+
+    fn ratio(&self, (case, metric, path): Key, base: Path) -> Option<f64> {
+        Some(self.median((case, metric, path))? / self.median((case, metric, base))?)
     }
 }
 
@@ -129,19 +195,40 @@ mod tests {
         assert_eq!(thousands("1234.5"), "1,234.5");
     }
 
+    fn conditions() -> Conditions {
+        Conditions { kernel: "6.12".into(), guest: None, pinned: true, rounds: 3 }
+    }
+
     #[test]
     fn json_has_the_agreed_shape() {
         let mut figures = Figures::default();
         for value in [1.0, 3.0, 2.0] {
             figures.add(Case::Remote, Path::Routed, Metric::Conn8Rate, value);
         }
-        let document: serde_json::Value = serde_json::from_str(&figures.json(true, 3).unwrap()).unwrap();
+        let not_run = [NotRun { path: Path::Ipvs, reason: "why".into(), is_expected: true }];
         let row = serde_json::json!({
             "case": "remote", "path": "routed", "metric": "conn8_rate", "median": 2.0, "min": 1.0, "max": 3.0
         });
         assert_eq!(
-            document,
-            serde_json::json!({"bench": "mesh", "pinned": true, "rounds": 3, "results": [row]})
+            figures.document(conditions(), &not_run).unwrap(),
+            serde_json::json!({
+                "bench": "mesh", "kernel": "6.12", "pinned": true, "rounds": 3, "results": [row],
+                "not_run": [{ "path": "ipvs", "reason": "why" }]
+            })
         );
+    }
+
+    #[test]
+    fn both_ratios_are_shown_and_what_was_not_run_is_named() {
+        let mut figures = Figures::default();
+        for (path, value) in [(Path::Docker, 10.0), (Path::Routed, 20.0), (Path::Ebpf, 22.0)] {
+            figures.add(Case::Remote, path, Metric::Tcp1Gbps, value);
+        }
+        let not_run = [NotRun { path: Path::Nft, reason: "why".into(), is_expected: true }];
+        let text = figures.report(&conditions(), &not_run);
+        assert!(text.contains("| task remote | routed | ebpf | docker |\n"), "{text}");
+        assert!(text.contains("| TCP 1 stream, Gbit/s | 20.0 | 22.0 (1.10) | 10.0 (0.50) |\n"), "{text}");
+        assert!(text.contains("| … ratio to docker | 2.00 | 2.20 | 1.00 |\n"), "{text}");
+        assert!(text.ends_with("not run: nft: why\n"), "{text}");
     }
 }

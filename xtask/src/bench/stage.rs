@@ -1,0 +1,77 @@
+//! What paths are set up on: each kind of path in namespaces of its own, so that none pays for another.
+
+use shoal_netns::Programs;
+
+use super::chain::Chain;
+use super::docker::Docker;
+use super::lacks_ipvs;
+use super::measure::Loader;
+use super::nodes::{Engine, Nodes};
+use super::path::{Case, Path};
+
+pub(crate) struct Stage {
+    /// The kernel's own means.
+    pub(crate) chain: Chain,
+    /// The same hosts as nodes of shoal.
+    pub(crate) ebpf: Option<Nodes>,
+    pub(crate) ipvs: Option<Nodes>,
+    /// The same hosts as Docker would set them up.
+    pub(crate) docker: Option<Docker>,
+}
+
+/// A path without figures.
+pub(crate) struct NotRun {
+    pub(crate) path: Path,
+    pub(crate) reason: String,
+    /// Whether the kernel lacks something, which is no failure.
+    pub(crate) is_expected: bool,
+}
+
+impl Stage {
+    /// Sets up what these paths need. Those that can't be had, with the reason, leave the others running.
+    pub(crate) fn set(
+        paths: &[Path],
+        load: &Loader,
+        programs: &Programs,
+    ) -> anyhow::Result<(Self, Vec<NotRun>)> {
+        let chain = Chain::new(&load.program, load.cpu)?;
+        let mut stage = Self { chain, ebpf: None, ipvs: None, docker: None };
+        let mut not_run = Vec::new();
+        for &path in paths {
+            if let Some(reason) = stage.lacks(path)? {
+                not_run.push(NotRun { path, reason, is_expected: true });
+            } else if let Err(error) = stage.prepare(path, load, programs) {
+                not_run.push(NotRun { path, reason: format!("{error:#}"), is_expected: false });
+            }
+        }
+        Ok((stage, not_run))
+    }
+
+    /// What the kernel lacks for a path.
+    fn lacks(&self, path: Path) -> anyhow::Result<Option<String>> {
+        Ok(match path {
+            Path::Ipvs | Path::Docker => lacks_ipvs(),
+            Path::Nft => self.chain.lacks_nftables()?,
+            Path::Bare | Path::Routed | Path::Ebpf | Path::Haproxy => None,
+        })
+    }
+
+    /// Sets up what a path needs, and asks each server once.
+    fn prepare(&mut self, path: Path, load: &Loader, programs: &Programs) -> anyhow::Result<()> {
+        match path {
+            Path::Ebpf => self.ebpf = Some(Nodes::start(load, programs, Engine::Ebpf)?),
+            Path::Ipvs => self.ipvs = Some(Nodes::start(load, programs, Engine::Ipvs)?),
+            Path::Docker => self.docker = Some(Docker::start(load)?),
+            Path::Bare | Path::Routed | Path::Nft | Path::Haproxy => {}
+        }
+        for case in Case::ALL {
+            path.open(self, case)?;
+        }
+        Ok(())
+    }
+
+    /// Takes down what doesn't end with its handle.
+    pub(crate) fn strike(self) -> anyhow::Result<()> {
+        [self.ebpf, self.ipvs].into_iter().flatten().try_for_each(Nodes::dissolve)
+    }
+}
