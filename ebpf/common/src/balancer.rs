@@ -10,7 +10,7 @@ use crate::overlay::steer;
 use crate::packet::{self, Packet};
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::values::{BALANCED, BalancerIf, FlowVal};
+use crate::values::{BALANCED, BalancerIf};
 use crate::verdict::{Out, Verdict, Work};
 
 /// Decides on a frame that a balancer sends into its network by the leg `ifindex`.
@@ -62,13 +62,8 @@ pub(crate) fn hand_over<T: Tables>(
     ethernet: &packet::Ethernet,
     target: Target,
 ) -> Verdict {
-    work.flow = FlowVal {
-        endpoint: BALANCED,
-        service: target.service,
-        target_port: 0,
-        source_port: work.header.sport,
-        mark: target.mark,
-    };
+    work.set_flow(BALANCED, target.service, 0);
+    work.flow.mark = target.mark;
     let is_known = match tables.flow(&work.key) {
         Some(known) => *known == work.flow,
         None => false,

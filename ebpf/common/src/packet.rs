@@ -224,22 +224,21 @@ fn ipv4<P: Packet>(packet: &P, header: &mut Header) -> Result<(), ParseError> {
 
 #[inline(always)]
 fn ipv6<P: Packet>(packet: &P, header: &mut Header) -> Result<(), ParseError> {
-    let h = packet.load::<40>(ETH_LEN).ok_or(ParseError::Malformed)?;
+    let h = packet.load::<8>(ETH_LEN).ok_or(ParseError::Malformed)?;
     if h[0] >> 4 != 6 {
         return Err(ParseError::Malformed);
     }
-    *header = Header {
-        src: Addr::v6(sixteen(&h, 8)),
-        dst: Addr::v6(sixteen(&h, 24)),
-        sport: 0,
-        dport: 0,
-        l4: ETH_LEN + 40,
-        end: ETH_LEN + 40 + u32::from(be16(h[4], h[5])),
-        v4: false,
-        proto: h[6],
-        tcp_flags: 0,
-        fragment: Fragment::Whole,
-    };
+    // One after the other: each byte in flight is a register, or a word of stack.
+    header.src = Addr::v6(packet.load::<16>(ETH_LEN + 8).ok_or(ParseError::Malformed)?);
+    header.dst = Addr::v6(packet.load::<16>(ETH_LEN + 24).ok_or(ParseError::Malformed)?);
+    header.sport = 0;
+    header.dport = 0;
+    header.l4 = ETH_LEN + 40;
+    header.end = ETH_LEN + 40 + u32::from(be16(h[4], h[5]));
+    header.v4 = false;
+    header.proto = h[6];
+    header.tcp_flags = 0;
+    header.fragment = Fragment::Whole;
     for _ in 0..MAX_EXTENSIONS {
         if !is_extension(header.proto) || matches!(header.fragment, Fragment::Later) {
             return Ok(());

@@ -9,10 +9,8 @@ use crate::mesh::out;
 use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Ethernet, Packet};
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::values::{
-    EndpointVal, REPLY_HAIRPIN, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, ReplyVal, TaskIf, VipVal,
-};
-use crate::verdict::{Forward, Out, Question, Verdict, Work};
+use crate::values::{EndpointVal, REPLY_HAIRPIN, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, TaskIf, VipVal};
+use crate::verdict::{Out, Question, Verdict, Work};
 
 /// Decides on a frame the task behind the veth `ifindex` sends.
 #[inline(always)]
@@ -210,14 +208,12 @@ fn record<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, choice: &Cho
     if is_hairpin {
         work.answers.dst = work.header.dst;
     }
-    work.reply = ReplyVal {
-        addr: work.header.dst,
-        port: work.header.dport,
-        client_port: work.header.sport,
-        ifindex: sender.ifindex,
-        mac: vip.mac,
-        kind: if is_hairpin { REPLY_HAIRPIN } else { REPLY_VIP },
-    };
+    work.reply.addr = work.header.dst;
+    work.reply.port = work.header.dport;
+    work.reply.client_port = work.header.sport;
+    work.reply.ifindex = sender.ifindex;
+    work.reply.mac = vip.mac;
+    work.reply.kind = if is_hairpin { REPLY_HAIRPIN } else { REPLY_VIP };
     choose::write(tables, work);
 }
 
@@ -225,14 +221,13 @@ fn record<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, choice: &Cho
 fn forward(task: &TaskIf, vip: &VipVal, endpoint: &EndpointVal, work: &mut Work) -> Verdict {
     let header = &work.header;
     let is_hairpin = same_mac(&endpoint.mac, &task.mac);
-    work.forward = Forward {
-        src: if is_hairpin { header.dst } else { header.src },
-        dst: *endpoint.addr(header.v4),
-        sport: header.sport,
-        dport: header.dport,
-        src_mac: if is_hairpin { vip.mac } else { task.mac },
-        dst_mac: endpoint.mac,
-        out: out(endpoint),
-    };
+    let forward = &mut work.forward;
+    forward.src = if is_hairpin { header.dst } else { header.src };
+    forward.dst = *endpoint.addr(header.v4);
+    forward.sport = header.sport;
+    forward.dport = header.dport;
+    forward.src_mac = if is_hairpin { vip.mac } else { task.mac };
+    forward.dst_mac = endpoint.mac;
+    forward.out = out(endpoint);
     Verdict::Forward
 }

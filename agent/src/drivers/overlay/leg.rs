@@ -109,6 +109,7 @@ impl Overlay {
                 (leg.v4.addr().into(), leg.v4.prefix_len()),
                 (leg.v6.addr().into(), leg.v6.prefix_len()),
             ],
+            link_local: false,
         };
         let (inside, index) = self.ensure_veth(&veth, netns, inner_nl).await?;
         match leg.kind {

@@ -37,6 +37,8 @@ pub(super) struct Veth<'a> {
     pub(super) mtu: u32,
     /// Addresses inside.
     pub(super) addresses: Vec<(IpAddr, u8)>,
+    /// Whether the kernel gives it a link-local address of its own inside.
+    pub(super) link_local: bool,
 }
 
 /// What the host's side of a veth is on a bridge.
@@ -179,8 +181,13 @@ async fn ensure_inner(nl: &Nl, veth: &Veth<'_>, inner: &Link, inside: &Inside) -
         attributes.push(LinkAttribute::Mtu(veth.mtu));
     }
     let what = format!("{} behind {}", veth.inner, veth.host);
-    if !attributes.is_empty() || !inner.quiet {
-        let message = RouteNetlinkMessage::SetLink(link_message(inner.index, attributes, false));
+    if !attributes.is_empty() || (!inner.quiet && !veth.link_local) {
+        let message = if veth.link_local {
+            plain_message(inner.index, attributes)
+        } else {
+            link_message(inner.index, attributes, false)
+        };
+        let message = RouteNetlinkMessage::SetLink(message);
         nl.change(&format!("configure {what}"), message).await?;
     }
     if !inner.up {
@@ -189,4 +196,12 @@ async fn ensure_inner(nl: &Nl, veth: &Veth<'_>, inner: &Link, inside: &Inside) -
     }
     let found = addresses_of(&inside.addresses, inner.index);
     set_addresses(nl, inner.index, &veth.inner, &found, &veth.addresses).await
+}
+
+/// A change of a link that leaves alone whether it makes a link-local address.
+fn plain_message(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = attributes;
+    message
 }
