@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::build_ebpf;
-use crate::tools::{FIXTURE, SCENARIOS, cargo, ensure_tools, root, target_dir};
+use crate::tools::{FIXTURE, SCENARIOS, cargo, cargo_command, ensure_tools, target_dir};
 use column::{Column, Form};
 use guests::GuestPrograms;
 use matrix::{Cell, Filled, Matrix};
@@ -135,9 +135,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Runs cargo, which builds test programs without running them; which.
 fn build_tests(task: &[&str], selection: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
-    let mut command = Command::new("cargo");
+    let mut command = cargo_command()?;
     command.args(task).args(["--message-format", "json-render-diagnostics"]).args(selection);
-    let mut child = command.current_dir(root()?).stdout(Stdio::piped()).spawn().context("can't run cargo")?;
+    let mut child = command.stdout(Stdio::piped()).spawn().context("can't run cargo")?;
     let stdout = child.stdout.take().context("cargo's stdout")?;
     let mut programs = Vec::new();
     for line in BufReader::new(stdout).lines() {

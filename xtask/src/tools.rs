@@ -74,10 +74,25 @@ pub(crate) fn root() -> anyhow::Result<&'static Path> {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the xtask package has no parent directory")
 }
 
+/// Cargo in the checkout, as from a shell: what cargo tells the xtask about the xtask's own package would be taken for
+/// a change by build scripts that look at it, and have their packages built anew.
+pub(crate) fn cargo_command() -> anyhow::Result<Command> {
+    let mut command = Command::new("cargo");
+    command.current_dir(root()?);
+    for (name, _) in std::env::vars_os() {
+        let own = name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"));
+        if own {
+            command.env_remove(name);
+        }
+    }
+    Ok(command)
+}
+
 /// Runs cargo in the checkout, its output going to the terminal.
 pub(crate) fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
-    let status =
-        Command::new("cargo").args(arguments).current_dir(root()?).status().context("can't run cargo")?;
+    let status = cargo_command()?.args(arguments).status().context("can't run cargo")?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::command::{Process, Run};
 use crate::host::Host;
 use crate::node::Programs;
+use crate::wait::slowness;
 
 /// Who answered a series of questions, and whom they saw.
 #[derive(Debug, Deserialize)]
@@ -69,26 +70,32 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Numbered lines over so many connections to an echo server.
+    /// Numbered lines over so many connections to an echo server; fewer each second on slow machines.
     pub fn streams(
         host: &Host,
         programs: &Programs,
         target: SocketAddr,
         streams: u32,
     ) -> anyhow::Result<Self> {
+        let interval = (20 * slowness()).to_string();
         let mode =
-            ["stream", "--streams", &streams.to_string(), "--interval-ms", "20", "--timeout-ms", "8000"];
+            ["stream", "--streams", &streams.to_string(), "--interval-ms", &interval, "--timeout-ms", "8000"];
         Self::start(host, programs, target, &mode)
     }
 
-    /// New connections at a steady rate, one byte each way.
+    /// New connections at a steady rate, lower on slow machines, one byte each way.
     pub fn connections(
         host: &Host,
         programs: &Programs,
         target: SocketAddr,
         per_second: u32,
     ) -> anyhow::Result<Self> {
-        Self::start(host, programs, target, &["connect", "--rate", &per_second.to_string()])
+        Self::start(
+            host,
+            programs,
+            target,
+            &["connect", "--rate", &(per_second / slowness()).max(1).to_string()],
+        )
     }
 
     fn start(host: &Host, programs: &Programs, target: SocketAddr, mode: &[&str]) -> anyhow::Result<Self> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Where scenarios run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kernel {
     /// The machine's own.
     Host,
@@ -13,7 +13,7 @@ pub(super) enum Kernel {
 }
 
 /// What balances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Engine {
     Ebpf,
     Ipvs,
@@ -26,7 +26,7 @@ pub(super) enum Form {
     Long,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Column {
     pub(super) kernel: Kernel,
     pub(super) engine: Engine,

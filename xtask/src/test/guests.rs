@@ -39,19 +39,14 @@ pub(super) struct Tier<'a> {
 impl Tier<'_> {
     /// Runs every column that is not there yet.
     pub(super) fn run(&self, host: Option<Filled>) -> anyhow::Result<Matrix> {
-        let scenarios = self.list_rows()?;
-        let host = match host {
-            Some(host) => host,
-            None => self.on_host(&scenarios)?,
-        };
-        let queue: VecDeque<_> = Column::of_guests(self.form).into_iter().enumerate().collect();
-        let mut filled = self.side_by_side(queue, &scenarios)?;
-        filled.sort_by_key(|(order, _)| *order);
-        // The cheap kernels first, as a person reads them.
-        let mut columns: Vec<_> = filled.into_iter().map(|(_, filled)| filled).collect();
-        columns.sort_by_key(|filled| filled.column.kernel.is_emulated());
-        columns.insert(0, host);
-        let mut rows = scenarios;
+        let mut rows = self.list_rows()?;
+        let mut queue: VecDeque<_> = Column::of_guests(self.form).into();
+        if host.is_none() {
+            queue.push_back(Column::HOST);
+        }
+        let mut columns = self.side_by_side(queue, &rows)?;
+        columns.extend(host);
+        columns.sort_by_key(|filled| filled.column);
         if self.filter.is_none() {
             rows.extend(["bpf", "ipvs"].map(driver_row));
         }
@@ -68,32 +63,17 @@ impl Tier<'_> {
         Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
     }
 
-    fn on_host(&self, rows: &[String]) -> anyhow::Result<Filled> {
-        let mut command = Command::new(&self.programs.scenarios);
-        command.args(self.filter);
-        self.fill(Column::HOST, command, rows)
-    }
-
-    /// Guests on a CPU each, as many at once as there are CPUs.
-    fn side_by_side(
-        &self,
-        queue: VecDeque<(usize, Column)>,
-        rows: &[String],
-    ) -> anyhow::Result<Vec<(usize, Filled)>> {
+    /// Columns on a CPU each, as many at once as there are CPUs.
+    fn side_by_side(&self, queue: VecDeque<Column>, rows: &[String]) -> anyhow::Result<Vec<Filled>> {
         let lanes = std::thread::available_parallelism()?.get().min(queue.len());
         let queue = Mutex::new(queue);
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         std::thread::scope(|scope| {
             let lanes: Vec<_> = (0..lanes)
                 .map(|cpu| {
-                    let lane = move || -> anyhow::Result<Vec<_>> {
-                        let mut filled = Vec::new();
-                        while let Some((order, column)) = next() {
-                            filled.push((order, self.in_guest(column, cpu, rows)?));
-                        }
-                        Ok(filled)
-                    };
-                    scope.spawn(lane)
+                    scope.spawn(move || -> anyhow::Result<Vec<_>> {
+                        std::iter::from_fn(next).map(|column| self.fill(column, cpu, rows)).collect()
+                    })
                 })
                 .collect();
             let mut all = Vec::new();
@@ -104,15 +84,16 @@ impl Tier<'_> {
         })
     }
 
-    fn in_guest(&self, column: Column, cpu: usize, rows: &[String]) -> anyhow::Result<Filled> {
-        let arguments = column.kernel.vm_arguments().context("a column of guests has a guest")?;
-        let limit = column.kernel.time_limit(self.form).as_secs().to_string();
-        // It ends with this process even if that is killed.
+    /// What fills a column, on one CPU. It ends with this process even if that is killed.
+    fn command(&self, column: Column, cpu: usize) -> anyhow::Result<Command> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "taskset", "--cpu-list", &cpu.to_string()]);
-        command.arg(std::env::current_exe()?).arg("vm").args(arguments);
-        command.args(["--timeout", &limit, "--", "sh", "-c", &self.script(column)]);
-        self.fill(column, command, rows)
+        if let Some(arguments) = column.kernel.vm_arguments() {
+            let limit = column.kernel.time_limit(self.form).as_secs().to_string();
+            command.arg(std::env::current_exe()?).arg("vm").args(arguments).args(["--timeout", &limit, "--"]);
+        }
+        command.args(["sh", "-c", &self.script(column)]).env(ENGINE_SETTING, column.engine.name());
+        Ok(command)
     }
 
     /// What a guest runs: the driver's tests, then the scenarios.
@@ -140,10 +121,10 @@ impl Tier<'_> {
     }
 
     /// Runs a column, telling what it says as it comes.
-    fn fill(&self, column: Column, mut command: Command, rows: &[String]) -> anyhow::Result<Filled> {
+    fn fill(&self, column: Column, cpu: usize, rows: &[String]) -> anyhow::Result<Filled> {
         let name = column.name();
         let start = Instant::now();
-        command.env(ENGINE_SETTING, column.engine.name());
+        let mut command = self.command(column, cpu)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         tell(&name, "begins");
         let mut child = command.spawn().with_context(|| format!("can't run {name}"))?;

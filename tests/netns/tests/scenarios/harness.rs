@@ -164,25 +164,26 @@ impl Group {
     }
 }
 
-/// Fails unless every member balances by the engine that the environment asks for.
+/// Waits until every member balances by the engine that the environment asks for.
 fn ensure_engine(swarm: &Swarm) -> anyhow::Result<()> {
     let Some(wanted) = wanted_engine() else { return Ok(()) };
     for node in swarm.nodes.iter().filter(|node| is_member(node)) {
-        match engine_in_force(swarm.manager(), node.name())? {
-            Some(engine) => ensure_same(&format!("engine of {}", node.name()), &engine, &wanted)?,
-            None if ENGINE_MAY_BE_UNTOLD => {}
-            None => bail!("{} doesn't tell its engine; wanted {wanted}", node.name()),
-        }
+        wait_for(&format!("{} to balance by {wanted}", node.name()), PATIENCE, || {
+            match engine_in_force(swarm.manager(), node.name()).map_err(|error| format!("{error:#}"))? {
+                Some(engine) if engine == wanted => Ok(()),
+                None if ENGINE_MAY_BE_UNTOLD => Ok(()),
+                told => Err(format!("{told:?}")),
+            }
+        })?;
     }
     Ok(())
 }
 
 /// The engine that a node reports to run.
 fn engine_in_force(manager: &Node, name: &str) -> anyhow::Result<Option<String>> {
-    let items = manager.items(&["node", "inspect", name])?;
-    let description = &items.first().context("no such node")?["description"];
-    let told = ["lbEngine", "lb_engine"].iter().find_map(|field| description[*field].as_str());
-    Ok(told.map(str::to_owned))
+    let nodes = manager.items(&["node", "ls"])?;
+    let node = nodes.iter().find(|node| node["name"] == name).with_context(|| format!("no node '{name}'"))?;
+    Ok(node["lbEngine"].as_str().map(str::to_owned))
 }
 
 impl Report {
