@@ -130,6 +130,14 @@ async fn an_engine_reaches_the_nodes_and_how_they_balance_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_can_be_founded_with_an_engine() {
+    let fixture = Fixture::start_with(&["--lb-engine", "ipvs"]).await;
+    let found = fixture.control().await.get_cluster(pb::Empty {}).await.expect("cluster").into_inner();
+    assert_eq!((found.name.as_str(), found.lb_engine.as_str()), ("otter", "ipvs"));
+    fixture.running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_session_replaces_the_first_and_removal_cuts_it() {
     let fixture = Fixture::start().await;
     let credentials = fixture.join("w1", "10.0.0.2").await;
