@@ -93,10 +93,14 @@ pub(crate) fn csr(key: &KeyPair) -> Vec<u8> {
 
 impl Fixture {
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    pub(crate) async fn start_with(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let addr = free_port();
         let line = std::iter::once("shoal-control".to_owned()).chain(command_line(dir.path(), addr));
-        let args = Args::try_parse_from(line).expect("parses");
+        let args = Args::try_parse_from(line.chain(more.iter().copied().map(str::to_owned))).expect("parses");
         let running = run::start(&args, CancellationToken::new()).await.expect("starts");
         Self { running, addr, dir }
     }

@@ -78,7 +78,8 @@ async fn an_engine_reaches_the_nodes_and_how_they_balance_comes_back() {
     let mut agent = FakeAgent::open(&fixture, &credentials, "10.0.0.2").await.expect("session");
     agent.until("a snapshot", |a| a.cluster().is_some()).await;
     let mut control = fixture.control().await;
-    let least = pb::ServiceSpec { lb: "leastconn".into(), ..service("web", &[], 1) };
+    let port = pb::PortSpec { protocol: pb::Protocol::Tcp.into(), published: 8080, target: 80 };
+    let least = pb::ServiceSpec { lb: "leastconn".into(), ports: vec![port], ..service("web", &[], 1) };
     let create = pb::CreateServiceRequest { spec: Some(least), ..pb::CreateServiceRequest::default() };
     let refused = control.create_service(create.clone()).await.expect_err("auto is ebpf");
     assert_eq!(code(&refused), Some(ErrorCode::PolicyUnsupported), "{refused}");
@@ -125,6 +126,14 @@ async fn an_engine_reaches_the_nodes_and_how_they_balance_comes_back() {
     while !matches!(agent.step().await.expect("open"), Some(Down::HeartbeatAck(_))) {}
     let said = node(&fixture, &credentials.node).await.and_then(|n| n.description).expect("there");
     assert_eq!((said.lb_engine.as_str(), said.ipvs), ("ipvs", true));
+    fixture.running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_can_be_founded_with_an_engine() {
+    let fixture = Fixture::start_with(&["--lb-engine", "ipvs"]).await;
+    let found = fixture.control().await.get_cluster(pb::Empty {}).await.expect("cluster").into_inner();
+    assert_eq!((found.name.as_str(), found.lb_engine.as_str()), ("otter", "ipvs"));
     fixture.running.shutdown().await;
 }
 

@@ -233,8 +233,7 @@ fn a_node_on_another_engine_is_named() {
     assert!(refused.help().contains("[network]"), "{}", refused.help());
     sim.set_node("n1", NodeState::Ready);
     let refused = create(&mut sim, &least("web")).expect_err("nor does n1");
-    let named = refused.context().pop().expect("nodes");
-    assert!(named.ends_with(" and 1 more"), "{named}");
+    assert_eq!(refused.context(), ["engine of the swarm: ipvs", "on engine ebpf: n1, n2, n3 and 1 more"]);
     for n in 1..=4 {
         sim.balances(&format!("n{n}"), LbEngine::Ipvs, true, false);
     }
