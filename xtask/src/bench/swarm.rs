@@ -165,7 +165,10 @@ impl Engine {
 /// The servers with the libraries they need, as a file system to import.
 fn make_image(place: &Path, load: &Path) -> anyhow::Result<PathBuf> {
     let root = place.join("image");
-    std::fs::create_dir_all(root.join("bin"))?;
+    // iperf3 keeps its buffers in files of /tmp.
+    for directory in ["bin", "tmp"] {
+        std::fs::create_dir_all(root.join(directory))?;
+    }
     let own = [(load, "shoal-load")];
     let found = PROGRAMS.iter().map(|(program, name)| (Path::new(program), *name));
     for (program, name) in own.into_iter().chain(found) {
