@@ -17,7 +17,7 @@ use crate::vm;
 /// The task on B is published by the servers' own ports, that on A by these.
 const LOCAL_PORTS: Ports = Ports { whoami: 7200, conn: 7201, echo: 7202, iperf: 5401 };
 /// An emulated daemon takes its time, and is asked seldom: every question costs it a second.
-const PATIENCE: Duration = Duration::from_mins(5);
+const PATIENCE: Duration = Duration::from_mins(8);
 const IMAGE: &str = "bench";
 /// What a task runs.
 const PROGRAMS: [(&str, &str); 3] =
