@@ -98,7 +98,7 @@ impl Swarm {
             let states = self.a.docker(&format).map_err(|error| format!("{error:#}"))?;
             if states.lines().any(|state| state.starts_with("Running")) { Ok(()) } else { Err(states) }
         })
-        .with_context(|| self.a.daemon.log())
+        .with_context(|| last_lines(&self.a.daemon))
     }
 
     pub(crate) fn open(&self, case: Case) -> Open<'_> {
@@ -153,13 +153,20 @@ impl Engine {
         wait_for(&format!("Docker on {}", self.host.label()), PATIENCE, || {
             self.docker(&["version"]).map(drop).map_err(|error| format!("{error:#}"))
         })
-        .with_context(|| self.daemon.log())
+        .with_context(|| last_lines(&self.daemon))
     }
 
     fn docker(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let socket = format!("unix://{}", self.host.scratch().join("docker.sock").display());
         Run::new(&self.docker).args(["-H", &socket]).args(arguments).stdout()
     }
+}
+
+/// The end of what a daemon said.
+fn last_lines(daemon: &Process) -> String {
+    let log = daemon.log();
+    let lines: Vec<_> = log.lines().collect();
+    format!("Docker's daemon said at last:\n{}", lines[lines.len().saturating_sub(5)..].join("\n"))
 }
 
 /// The servers with the libraries they need, as a file system to import.
