@@ -11,6 +11,7 @@ mod path;
 mod programs;
 mod report;
 mod stage;
+mod swarm;
 
 use std::path::PathBuf;
 

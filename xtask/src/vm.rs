@@ -222,6 +222,17 @@ fn take_cpu(base: &Path) -> anyhow::Result<(usize, Option<Flock<File>>)> {
     Ok((cpus.get(any).copied().unwrap_or_default(), None))
 }
 
+/// Docker's daemon with what it runs, for guests: unpacked on first use.
+const DOCKER: Bundle<'_> =
+    Bundle { name: "docker", packages: &["docker.io", "containerd", "runc"], newest: false };
+
+/// The directory of Docker's programs.
+pub(crate) fn docker_programs() -> anyhow::Result<PathBuf> {
+    let base = target_dir()?.join("vm");
+    fs::create_dir_all(&base)?;
+    ensure_unpacked(&base, &DOCKER)
+}
+
 /// QEMU and the server of a guest's root: the host's, or unpacked.
 struct Emulator {
     program: PathBuf,

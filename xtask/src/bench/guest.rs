@@ -1,15 +1,15 @@
 //! A bench on another kernel: this program again, in a guest.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context;
 use clap::ValueEnum;
 
-use super::programs;
-use super::{Args, Name, Outcome};
+use super::path::Path;
+use super::{Args, Name, Outcome, programs};
 use crate::tools::{BENCH, FIXTURE, ensure_tools, target_dir};
-use crate::vm::Kind;
+use crate::vm::{self, Kind};
 
 /// Rounds of a guest: half an hour is too long to wait for a figure.
 const ROUNDS: u32 = 3;
@@ -34,6 +34,10 @@ impl Drop for Out {
 pub(crate) fn run(args: &Args, kind: Kind, name: Name) -> anyhow::Result<Outcome> {
     ensure_tools(FIXTURE.iter().chain(&BENCH))?;
     programs::build()?;
+    let has_swarm = args.paths.is_empty() || args.paths.contains(&Path::Swarm);
+    if name == Name::Mesh && kind == Kind::Qemu && has_swarm {
+        vm::docker_programs()?;
+    }
     let out = Out(target_dir()?.join(format!("bench-{}", std::process::id())));
     std::fs::create_dir_all(&out.0)?;
     let own = std::env::current_exe()?;
@@ -77,7 +81,7 @@ fn bench_arguments(args: &Args, name: Name) -> Vec<String> {
     words
 }
 
-fn read(file: &Path) -> anyhow::Result<serde_json::Value> {
+fn read(file: &std::path::Path) -> anyhow::Result<serde_json::Value> {
     Ok(serde_json::from_str(&std::fs::read_to_string(file)?)?)
 }
 
@@ -86,7 +90,6 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::bench::path;
 
     #[derive(Parser)]
     struct Line {
@@ -109,7 +112,7 @@ mod tests {
         let inner = parse(&bench_arguments(&args, Name::Mesh));
         assert_eq!((inner.rounds, inner.free, inner.vm), (Some(ROUNDS), true, None));
         assert!((inner.secs - 0.5).abs() < 1e-9);
-        assert_eq!(inner.paths, [path::Path::Routed, path::Path::Docker]);
+        assert_eq!(inner.paths, [Path::Routed, Path::Docker]);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub(crate) enum Path {
     Ipvs,
     /// The kernel configuration that Docker's swarm mode makes
     Docker,
+    /// Docker's swarm mode itself, in a guest under QEMU
+    Swarm,
     /// nftables on node A: destination NAT to the task, masquerade
     Nft,
     /// haproxy on node A as TCP proxy
@@ -54,6 +56,7 @@ impl Path {
             Self::Ebpf => "ebpf",
             Self::Ipvs => "ipvs",
             Self::Docker => "docker",
+            Self::Swarm => "swarm",
             Self::Nft => "nft",
             Self::Haproxy => "haproxy",
         }
@@ -82,6 +85,7 @@ impl Path {
             Self::Ebpf => stage.ebpf.as_ref().context("no nodes with engine ebpf")?.open(case),
             Self::Ipvs => stage.ipvs.as_ref().context("no nodes with engine ipvs")?.open(case),
             Self::Docker => stage.docker.as_ref().context("no nodes of Docker's kind")?.open(case)?,
+            Self::Swarm => stage.swarm.as_ref().context("no swarm of Docker's")?.open(case),
         };
         wait_until_served(open.client, open.address, open.ports, &open.mark)
             .with_context(|| format!("path {}", self.name()))?;

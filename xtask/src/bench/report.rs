@@ -137,7 +137,10 @@ impl Figures {
 
     fn cell(&self, key: Key) -> String {
         let Some(value) = self.median(key) else { return "-".into() };
-        let text = thousands(&format!("{value:.*}", key.1.digits()));
+        // A small number needs a digit more: the emulated half gigabit.
+        let digits = key.1.digits();
+        let digits = if digits > 0 && value < 1.0 { digits + 1 } else { digits };
+        let text = thousands(&format!("{value:.digits$}"));
         match self.ratio(key, REFERENCE) {
             Some(ratio) if key.2 != REFERENCE => format!("{text} ({ratio:.2})"),
             _ => text,

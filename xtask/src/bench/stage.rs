@@ -8,6 +8,8 @@ use super::lacks_ipvs;
 use super::measure::Loader;
 use super::nodes::{Engine, Nodes};
 use super::path::{Case, Path};
+use super::programs;
+use super::swarm::Swarm;
 
 pub(crate) struct Stage {
     /// The kernel's own means.
@@ -17,6 +19,8 @@ pub(crate) struct Stage {
     pub(crate) ipvs: Option<Nodes>,
     /// The same hosts as Docker would set them up.
     pub(crate) docker: Option<Docker>,
+    /// The same hosts with Docker on them.
+    pub(crate) swarm: Option<Swarm>,
 }
 
 /// A path without figures.
@@ -35,7 +39,7 @@ impl Stage {
         programs: &Programs,
     ) -> anyhow::Result<(Self, Vec<NotRun>)> {
         let chain = Chain::new(&load.program, load.cpu)?;
-        let mut stage = Self { chain, ebpf: None, ipvs: None, docker: None };
+        let mut stage = Self { chain, ebpf: None, ipvs: None, docker: None, swarm: None };
         let mut not_run = Vec::new();
         for &path in paths {
             if let Some(reason) = stage.lacks(path)? {
@@ -50,7 +54,11 @@ impl Stage {
     /// What the kernel lacks for a path.
     fn lacks(&self, path: Path) -> anyhow::Result<Option<String>> {
         Ok(match path {
-            Path::Ipvs | Path::Docker => lacks_ipvs(),
+            // Its daemons take paths of the system that have one place each, and a kernel with nftables.
+            Path::Swarm if programs::guest().as_deref() != Some("qemu") => {
+                Some("Docker's daemon is run in guests only: --vm qemu".to_owned())
+            }
+            Path::Ipvs | Path::Docker | Path::Swarm => lacks_ipvs(),
             Path::Nft => self.chain.lacks_nftables()?,
             Path::Bare | Path::Routed | Path::Ebpf | Path::Haproxy => None,
         })
@@ -62,6 +70,7 @@ impl Stage {
             Path::Ebpf => self.ebpf = Some(Nodes::start(load, programs, Engine::Ebpf)?),
             Path::Ipvs => self.ipvs = Some(Nodes::start(load, programs, Engine::Ipvs)?),
             Path::Docker => self.docker = Some(Docker::start(load)?),
+            Path::Swarm => self.swarm = Some(Swarm::start(load)?),
             Path::Bare | Path::Routed | Path::Nft | Path::Haproxy => {}
         }
         for case in Case::ALL {
@@ -72,6 +81,7 @@ impl Stage {
 
     /// Takes down what doesn't end with its handle.
     pub(crate) fn strike(self) -> anyhow::Result<()> {
+        self.swarm.map_or(Ok(()), Swarm::dissolve)?;
         [self.ebpf, self.ipvs].into_iter().flatten().try_for_each(Nodes::dissolve)
     }
 }
