@@ -69,7 +69,8 @@ enum Order {
 struct Change {
     services: u16,
     scheduler: String,
-    change: &'static str,
+    #[serde(rename = "change")]
+    what: &'static str,
     /// The median.
     us: f64,
     /// Of each one.
@@ -163,16 +164,13 @@ impl Table {
         }
         measured
             .into_iter()
-            .map(|(change, mut each)| {
+            .map(|(what, mut each)| {
                 each.sort();
                 let writes = each.first().map_or(0, |first| first.1);
-                ensure!(
-                    each.iter().all(|one| one.1 == writes),
-                    "'{change}' takes now more, now fewer writes"
-                );
+                ensure!(each.iter().all(|one| one.1 == writes), "'{what}' takes now more, now fewer writes");
                 let median = each.get(each.len() / 2).map_or(Duration::ZERO, |middle| middle.0);
                 let scheduler = scheduler.name().to_owned();
-                Ok(Change { services, scheduler, change, us: (ms(median) * 1e3).round(), writes })
+                Ok(Change { services, scheduler, what, us: (ms(median) * 1e3).round(), writes })
             })
             .collect()
     }
