@@ -267,7 +267,8 @@ impl Obstacles {
     }
 
     fn note(&mut self, op: &Op, owners: &BTreeMap<IfName, TaskId>) {
-        if op.phase() < Phase::StartTasks {
+        // The way out of tasks is none of the mesh's.
+        if op.phase() < Phase::StartTasks && !matches!(op.object(), Object::Firewall(_)) {
             self.broken = true;
         }
         if matches!(op, Op::Ensure { .. }) {
