@@ -6,7 +6,7 @@
 //! would travel the bridge.
 
 use crate::keys::LocalKey;
-use crate::overlay::steer;
+use crate::overlay::{self, steer};
 use crate::packet::{self, Packet};
 use crate::reason::Reason;
 use crate::tables::Tables;
@@ -32,6 +32,9 @@ pub fn to_network<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, wo
         let Some(config) = tables.config() else { return Verdict::Pass };
         work.answers = work.header.reverse_key(0);
         steer(tables, work, config.router_mac);
+    }
+    if !leg.steers() && work.header.has_flow() {
+        overlay::direct(tables, work, local);
     }
     work.forward_unchanged(&ethernet, Out::Peer(local.veth));
     Verdict::Forward

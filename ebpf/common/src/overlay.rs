@@ -1,10 +1,10 @@
 //! `overlay_rx`: what arrives through a tunnel.
 
-use crate::keys::{LocalKey, Mac, RouterKey, same_mac};
-use crate::packet::{self, Ethernet, Packet};
+use crate::keys::{LocalKey, Mac, RouterKey, VipKey, same_mac};
+use crate::packet::{self, Ethernet, Packet, UDP};
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::values::{LocalVal, NodeConfig, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, ReplyVal};
+use crate::values::{LocalVal, NodeConfig, REPLY_DIRECT, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, ReplyVal};
 use crate::verdict::{Out, Verdict, Work};
 
 /// Decides on a frame that arrived at the VXLAN device `ifindex`.
@@ -83,6 +83,46 @@ fn from_task<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local:
             work.forward_restored(ethernet, reply, Out::Peer(local.veth));
             Verdict::Forward
         }
+        _ if direct(tables, work, local) => {
+            work.forward_unchanged(ethernet, Out::Peer(local.veth));
+            Verdict::Forward
+        }
         _ => Verdict::Pass,
     }
+}
+
+/// Whether a packet comes to a task by direct routing: to a virtual IP, which the task has on its loopback.
+///
+/// A UDP server that listens on every address and answers with `sendto` gets the source of its route: what the client
+/// asked is remembered, and put back when it answers. (TCP answers from the address it was asked at.)
+#[inline(always)]
+pub(crate) fn direct<T: Tables>(tables: &T, work: &mut Work, local: &LocalVal) -> bool {
+    let own = if work.header.v4 { &local.ip4 } else { &local.ip6 };
+    let (addr, network) = (work.header.dst, local.network);
+    if addr == *own || tables.vip(&VipKey { addr, network }).is_none() {
+        return false;
+    }
+    if work.header.proto == UDP {
+        work.answers = work.header.reverse_key(network);
+        work.answers.src = *own;
+        remember(tables, work);
+    }
+    true
+}
+
+#[inline(always)]
+fn remember<T: Tables>(tables: &T, work: &mut Work) {
+    if let Some(known) = tables.reply(&work.answers)
+        && known.kind == REPLY_DIRECT
+        && known.addr == work.header.dst
+    {
+        return;
+    }
+    work.reply.addr = work.header.dst;
+    work.reply.port = work.header.dport;
+    work.reply.client_port = work.header.sport;
+    work.reply.ifindex = 0;
+    work.reply.mac = [0; 6];
+    work.reply.kind = REPLY_DIRECT;
+    tables.set_reply(&work.answers, &work.reply);
 }

@@ -4,12 +4,14 @@ use crate::addr::Addr;
 use crate::balancer::{self, Target};
 use crate::choose::{self, Choice, Known};
 use crate::guard::{self, Speech};
-use crate::keys::{Mac, VipKey, same_mac};
+use crate::keys::{LocalKey, Mac, VipKey, same_mac};
 use crate::mesh::out;
 use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Ethernet, Packet};
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::values::{EndpointVal, REPLY_HAIRPIN, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, TaskIf, VipVal};
+use crate::values::{
+    EndpointVal, REPLY_DIRECT, REPLY_HAIRPIN, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, TaskIf, VipVal,
+};
 use crate::verdict::{Out, Question, Verdict, Work};
 
 /// Decides on a frame the task behind the veth `ifindex` sends.
@@ -155,6 +157,7 @@ fn vip_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &m
     let Some(reply) = tables.reply(&work.key) else { return false };
     match reply.kind {
         REPLY_VIP => work.forward_restored(ethernet, reply, Out::Peer(reply.ifindex)),
+        REPLY_DIRECT => work.forward_restored(ethernet, reply, bridged(tables, task, ethernet.dst)),
         REPLY_HAIRPIN => {
             // To a task that is its own client the frame looks as if the virtual IP had sent it.
             work.forward_restored(ethernet, reply, Out::Peer(reply.ifindex));
@@ -165,6 +168,15 @@ fn vip_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &m
         _ => return false,
     }
     true
+}
+
+/// Where the bridge would send a frame.
+#[inline(always)]
+fn bridged<T: Tables>(tables: &T, task: &TaskIf, dst: Mac) -> Out {
+    match tables.local(&LocalKey::new(task.vxlan, dst)) {
+        Some(local) => Out::Peer(local.veth),
+        None => Out::Device(task.vxlan),
+    }
 }
 
 /// A packet to a virtual IP goes to an endpoint of its service.

@@ -243,3 +243,5 @@ pub const REPLY_STEER: u16 = 2;
 pub const REPLY_VIP: u16 = 3;
 /// As [`REPLY_VIP`], and the task is its own client: its address is the destination.
 pub const REPLY_HAIRPIN: u16 = 4;
+/// The flow came to a virtual IP by direct routing: answer from it.
+pub const REPLY_DIRECT: u16 = 5;

@@ -183,3 +183,22 @@ pub(crate) fn a_task_answers_from_its_virtual_ip_only_where_it_may(w: &mut dyn W
     // It does not speak for it to its neighbors.
     dropped(w, Program::TaskTx, &arp(TASK, 2, TASK, V4.vip, V4.other), Reason::SpoofedArp);
 }
+
+pub(crate) fn datagrams_to_a_virtual_ip_are_answered_from_it(w: &mut dyn World) {
+    balanced(w);
+    w.set_balancer_if(IFINDEX, BalancerIf { vxlan: IFINDEX, steer: 0 });
+    for (family, proto) in MATRIX {
+        for (program, port) in [(Program::OverlayRx, 40_000), (Program::BalancerTx, 40_001)] {
+            let asked = Segment::new(proto, (family.other, port), (family.vip, 80)).macs(OTHER_TASK, TASK);
+            assert_eq!(forwarded(w, program, &asked, Out::Peer(IFINDEX)), asked, "by direct routing");
+            // By the address of its route, as a server does that listens on all.
+            let answer = Segment::new(proto, (family.task, 80), (family.other, port)).macs(TASK, OTHER_TASK);
+            if proto == UDP {
+                let got = forwarded(w, Program::TaskTx, &answer, Out::Device(REMOTE_DEVICE));
+                assert_eq!(got, Segment { src: ip(family.vip), ..answer });
+            } else {
+                passed(w, Program::TaskTx, &answer.bytes());
+            }
+        }
+    }
+}

@@ -33,6 +33,7 @@ macro_rules! every_case {
             a_balancer_reaches_tasks_here_and_elsewhere, a_balancer_that_forwards_unchanged_steers_nothing,
             only_what_was_translated_leaves_by_the_gate, virtual_ip_goes_to_the_networks_balancer,
             a_task_answers_from_its_virtual_ip_only_where_it_may,
+            datagrams_to_a_virtual_ip_are_answered_from_it,
         );
     };
     (@ $make:expr, $module:ident: $($name:ident),* $(,)?) => {
