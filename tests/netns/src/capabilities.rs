@@ -6,7 +6,7 @@ use crate::command::Run;
 use crate::host::Host;
 
 /// Chooses the engine of every `shoald` that a fixture starts, which all inherit it.
-const ENGINE_SETTING: &str = "SHOAL_NETWORK_LB_ENGINE";
+pub(crate) const ENGINE_SETTING: &str = "SHOAL_NETWORK_LB_ENGINE";
 
 /// The load balancing engine that the environment asks for; none leaves the choice to `shoald`.
 pub fn wanted_engine() -> Option<String> {
@@ -16,10 +16,8 @@ pub fn wanted_engine() -> Option<String> {
 /// Something that not every run has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// IPVS in the kernel.
-    Ipvs,
-    /// Load balancing by eBPF: what is promised for that engine alone.
-    EbpfEngine,
+    /// A run by engine ipvs: what is told of that engine alone needs telling once.
+    IpvsEngine,
     /// A kernel that takes nftables of the family `inet`: tasks' way out of the overlay.
     Nftables,
 }
@@ -28,10 +26,8 @@ impl Need {
     /// Why a run can't have it, if it can't.
     pub fn lacking(self) -> Option<&'static str> {
         match self {
-            Self::Ipvs if !has_ipvs() => Some("the kernel has no IPVS"),
-            Self::EbpfEngine if wanted_engine().as_deref() == Some("ipvs") => {
-                Some("promised by engine ebpf only")
-            }
+            Self::IpvsEngine if !has_ipvs() => Some("the kernel has no IPVS"),
+            Self::IpvsEngine if wanted_engine().as_deref() != Some("ipvs") => Some("about engine ipvs"),
             Self::Nftables if !has_nftables() => Some("the kernel has no nftables"),
             _ => None,
         }
@@ -47,16 +43,4 @@ fn has_ipvs() -> bool {
 fn has_nftables() -> bool {
     let Ok(host) = Host::new("probe") else { return false };
     host.run_line("nft add table inet probe").stdout().is_ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn engine_ebpf_is_there_unless_the_other_is_asked_for() {
-        // The environment of a test run names no engine.
-        assert_eq!(wanted_engine(), None);
-        assert_eq!(Need::EbpfEngine.lacking(), None);
-    }
 }

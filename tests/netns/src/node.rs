@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
+use crate::capabilities::ENGINE_SETTING;
 use crate::command::{Process, Run, kill_hard};
 use crate::host::{Host, prefix};
 use crate::lan::Place;
@@ -32,6 +33,8 @@ pub struct Programs {
     pub shoal: PathBuf,
     /// `shoal-load`.
     pub load: PathBuf,
+    /// The engine setting that nodes are given instead of the environment's.
+    engine: Option<&'static str>,
     _copy: Option<Arc<Copy>>,
 }
 
@@ -70,8 +73,14 @@ impl Programs {
             shoald: place.join("shoald"),
             shoal: place.join("shoal"),
             load: place.join("shoal-load"),
+            engine: None,
             _copy: copy.map(Arc::new),
         })
+    }
+
+    /// The same for nodes that have this engine setting, whatever the environment says.
+    pub fn with_engine(&self, engine: &'static str) -> Self {
+        Self { engine: Some(engine), ..self.clone() }
     }
 }
 
@@ -173,6 +182,9 @@ impl Node {
             .args(self.identity_flags())
             .args(["--log", "info"])
             .cpu(self.cpu);
+        if let Some(engine) = self.programs.engine {
+            run = run.env(ENGINE_SETTING, engine);
+        }
         let settings = self.settings_file();
         if settings.exists() {
             run = run.args([Path::new("--config"), &settings]);

@@ -77,10 +77,20 @@ impl Traffic {
         target: SocketAddr,
         streams: u32,
     ) -> anyhow::Result<Self> {
+        Self::streams_in(&host.netns_path(), programs, target, streams)
+    }
+
+    /// As [`Self::streams`], from a namespace.
+    pub fn streams_in(
+        netns: &std::path::Path,
+        programs: &Programs,
+        target: SocketAddr,
+        streams: u32,
+    ) -> anyhow::Result<Self> {
         let interval = (20 * slowness()).to_string();
         let mode =
             ["stream", "--streams", &streams.to_string(), "--interval-ms", &interval, "--timeout-ms", "8000"];
-        Self::start(host, programs, target, &mode)
+        Self::from_run(Run::new(&programs.load).netns(netns), target, &mode)
     }
 
     /// New connections at a steady rate, lower on slow machines, one byte each way.
@@ -99,8 +109,11 @@ impl Traffic {
     }
 
     fn start(host: &Host, programs: &Programs, target: SocketAddr, mode: &[&str]) -> anyhow::Result<Self> {
-        let run: Run =
-            host.run(&programs.load).args(mode).args(["--target", &target.to_string(), "--until-eof"]);
+        Self::from_run(host.run(&programs.load), target, mode)
+    }
+
+    fn from_run(run: Run, target: SocketAddr, mode: &[&str]) -> anyhow::Result<Self> {
+        let run = run.args(mode).args(["--target", &target.to_string(), "--until-eof"]);
         Ok(Self { process: run.stdin_piped().spawn_captured()? })
     }
 

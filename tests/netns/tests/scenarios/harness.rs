@@ -23,8 +23,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 /// The first and the last row of each group.
 const START: &str = "(start)";
 const LEAVES_NOTHING: &str = "(leaves nothing)";
-/// Nodes that don't tell their engine are taken for what was asked for.
-const ENGINE_MAY_BE_UNTOLD: bool = true;
 
 type Body = fn(&mut Swarm) -> anyhow::Result<()>;
 
@@ -166,12 +164,18 @@ impl Group {
 
 /// Waits until every member balances by the engine that the environment asks for.
 fn ensure_engine(swarm: &Swarm) -> anyhow::Result<()> {
-    let Some(wanted) = wanted_engine() else { return Ok(()) };
+    match wanted_engine() {
+        Some(wanted) => wait_engine(swarm, &wanted),
+        None => Ok(()),
+    }
+}
+
+/// Waits until every member balances by an engine.
+pub(crate) fn wait_engine(swarm: &Swarm, wanted: &str) -> anyhow::Result<()> {
     for node in swarm.nodes.iter().filter(|node| is_member(node)) {
         wait_for(&format!("{} to balance by {wanted}", node.name()), PATIENCE, || {
             match engine_in_force(swarm.manager(), node.name()).map_err(|error| format!("{error:#}"))? {
                 Some(engine) if engine == wanted => Ok(()),
-                None if ENGINE_MAY_BE_UNTOLD => Ok(()),
                 told => Err(format!("{told:?}")),
             }
         })?;

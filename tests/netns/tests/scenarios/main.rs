@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test harness reports to its terminal")]
 
 mod admission;
+mod engines;
 mod faults;
 mod flows;
 mod harness;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Group { name: "refusals", start: harness::formed, scenarios: refusals::SCENARIOS },
         Group { name: "admission", start: harness::formed, scenarios: admission::SCENARIOS },
         Group { name: "faults", start: harness::formed, scenarios: faults::SCENARIOS },
+        Group { name: "engines", start: engines::start, scenarios: engines::SCENARIOS },
         Group { name: "renewal", start: renewal::start, scenarios: renewal::SCENARIOS },
     ])
 }

@@ -18,7 +18,7 @@ const RESERVED: &str = "ipv4/ip_local_reserved_ports";
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("every_node_answers_and_the_task_sees_the_client", every_node_answers),
     scenario("nodes_without_a_replica_answer_too", one_replica),
-    scenario("no_conntrack_and_no_rule_on_the_path", no_conntrack).needs(&[Need::EbpfEngine]),
+    scenario("no_conntrack_and_no_rule_on_the_path", no_conntrack).needs(&[Need::Nftables]),
     scenario("payloads_beyond_the_mtu_pass", large_payloads),
     scenario("an_unpublished_port_is_closed_and_others_stay", unpublish),
     scenario("a_service_on_every_node", global),
