@@ -21,7 +21,9 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return to_router(tables, work, &ethernet, config);
     }
     let Some(local) = tables.local(&LocalKey::new(ifindex, ethernet.dst)) else { return Verdict::Pass };
-    if tables.is_router(&RouterKey::new(ethernet.src)) {
+    // A router's address is also that of its node's balancers, whose packets may go to a virtual IP.
+    let own = if work.header.v4 { &local.ip4 } else { &local.ip6 };
+    if work.header.dst == *own && tables.is_router(&RouterKey::new(ethernet.src)) {
         return from_router(tables, work, &ethernet, local);
     }
     from_task(tables, work, &ethernet, local)
@@ -51,10 +53,6 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
 /// A packet of a flow that entered by another node: remember which, for the answers.
 #[inline(always)]
 fn from_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local: &LocalVal) -> Verdict {
-    let expected = if work.header.v4 { &local.ip4 } else { &local.ip6 };
-    if work.header.dst != *expected {
-        return Verdict::Pass;
-    }
     work.answers = work.header.reverse_key(0);
     steer(tables, work, ethernet.src);
     work.forward_unchanged(ethernet, Out::Peer(local.veth));

@@ -8,8 +8,8 @@ use shoal_ebpf_common::verdict::Out;
 
 use super::packet::{ACK, SYN, Segment, TCP, UDP, arp};
 use super::world::{
-    Action, IFINDEX, MATRIX, NETWORK, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE, TASK, TUNNEL_PORT,
-    V4, V6, VIP, World, addr, dropped, forwarded, ingress_leg, ip, key, node, passed,
+    Action, IFINDEX, MATRIX, NETWORK, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE, TASK,
+    TUNNEL_PORT, V4, V6, VIP, World, addr, dropped, forwarded, ingress_leg, ip, key, node, passed,
 };
 
 const MARK: u32 = 608_080;
@@ -188,8 +188,10 @@ pub(crate) fn datagrams_to_a_virtual_ip_are_answered_from_it(w: &mut dyn World) 
     balanced(w);
     w.set_balancer_if(IFINDEX, BalancerIf { vxlan: IFINDEX, steer: 0 });
     for (family, proto) in MATRIX {
-        for (program, port) in [(Program::OverlayRx, 40_000), (Program::BalancerTx, 40_001)] {
-            let asked = Segment::new(proto, (family.other, port), (family.vip, 80)).macs(OTHER_TASK, TASK);
+        // From the balancer of another node, which has its router's address, and from this node's.
+        let ways = [(Program::OverlayRx, 40_000, OTHER_ROUTER), (Program::BalancerTx, 40_001, ROUTER)];
+        for (program, port, from) in ways {
+            let asked = Segment::new(proto, (family.other, port), (family.vip, 80)).macs(from, TASK);
             assert_eq!(forwarded(w, program, &asked, Out::Peer(IFINDEX)), asked, "by direct routing");
             // By the address of its route, as a server does that listens on all.
             let answer = Segment::new(proto, (family.task, 80), (family.other, port)).macs(TASK, OTHER_TASK);
