@@ -314,6 +314,9 @@ pub struct Leg {
     pub bridge: IfName,
     /// What it is for.
     pub kind: LegKind,
+    /// Whether it has a link-local address: from any other that is not at the interface, as a virtual IP on the
+    /// loopback, the kernel asks for no neighbor (`ndisc_send_ns`).
+    pub link_local: bool,
     /// Whether all settings the driver implies are in place.
     pub intact: bool,
 }

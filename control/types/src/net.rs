@@ -65,6 +65,15 @@ impl MacAddr {
     }
 }
 
+impl MacAddr {
+    /// The link-local address of an interface with this MAC (RFC 4291 appendix A).
+    pub const fn link_local(self) -> Ipv6Addr {
+        let m = self.0;
+        let octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]];
+        Ipv6Addr::from_octets(octets)
+    }
+}
+
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let m = self.0;
@@ -200,6 +209,7 @@ mod tests {
         let mac = MacAddr::of_endpoint(EndpointId(0x0102_0304));
         assert_eq!(mac.to_string(), "02:73:01:02:03:04");
         assert_eq!(mac.0[0] & 0b11, 0b10);
+        assert_eq!(mac.link_local().to_string(), "fe80::73:1ff:fe02:304");
     }
 
     #[test]

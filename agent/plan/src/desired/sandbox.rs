@@ -60,6 +60,7 @@ fn legs(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
             } else {
                 LegKind::Overlay
             },
+            link_local: view.direct_vip(&task.service, &at.network).is_some(),
             intact: true,
         }));
         number += 1;
@@ -77,6 +78,7 @@ fn legs(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
             mtu: view.facts.underlay_mtu,
             bridge: IfName::egress_bridge(),
             kind: LegKind::Egress { gateway: gateway(egress) },
+            link_local: false,
             intact: true,
         }));
     }

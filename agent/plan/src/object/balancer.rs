@@ -186,7 +186,7 @@ mod tests {
         for place in [Place::Ingress, Place::Network(NetworkId::from_entropy(7))] {
             assert_eq!(Place::of_namespace(&place.namespace()), Some(place));
         }
-        assert_eq!(Place::of_namespace("lb-x"), None);
+        assert_eq!(Place::of_namespace("lb-"), None);
         let task = shoal_types::TaskId::from_entropy(7);
         assert_eq!(Place::of_namespace(task.as_str()), None);
     }

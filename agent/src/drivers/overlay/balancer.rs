@@ -63,9 +63,7 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/ipv6/conf/default/dad_transmits", "0"),
-    // The kernel asks for a neighbor of a packet that it forwards from a link-local address, or not at all
-    // (`ndisc_send_ns`): the leg has one, of its MAC.
-    ("net/ipv6/conf/default/addr_gen_mode", "0"),
+    ("net/ipv6/conf/default/addr_gen_mode", "1"),
 ];
 
 impl Overlay {
@@ -112,6 +110,7 @@ impl Overlay {
                 (leg.v4.addr().into(), leg.v4.prefix_len()),
                 (leg.v6.addr().into(), leg.v6.prefix_len()),
             ],
+            // For a packet that it forwards the kernel asks for a neighbor from there, or not at all.
             link_local: true,
         };
         let (inside, _) = self.ensure_veth(&veth, netns, inner_nl).await?;
@@ -225,7 +224,7 @@ fn observed(place: Place, links: &LinkTable, forwarding: &[NeighbourMessage], in
     };
     let leg_is_settled = |(host, inner): &(&Link, &Link), leg: &BalancerLeg| {
         are_up(host, inner)
-            && !inner.quiet
+            && inside.link_local(inner.index).is_some()
             && is_settled_port(host, false, leg.mac, forwarding)
             && addresses_of(&inside.addresses, inner.index).len() == 2
     };
@@ -241,10 +240,9 @@ fn observed(place: Place, links: &LinkTable, forwarding: &[NeighbourMessage], in
         Place::Ingress => {
             let gate = host_of(GATE);
             let settled = gate.is_some_and(|(host, inner)| {
-                are_up(host, inner)
-                    && inner.quiet
-                    && inside.gateways(MAIN_TABLE, inner.index) == Some(NEXT_HOP)
-                    && { NEXT_HOP.iter().all(|ip| inside.neighbor(inner.index, ip) == Some(NEXT_HOP_MAC)) }
+                are_up(host, inner) && inside.gateways(MAIN_TABLE, inner.index) == Some(NEXT_HOP) && {
+                    NEXT_HOP.iter().all(|ip| inside.neighbor(inner.index, ip) == Some(NEXT_HOP_MAC))
+                }
             });
             (Some(observed_gate(gate.map(|(host, _)| host), inside)), settled)
         }
@@ -262,7 +260,7 @@ fn is_ours(link: &Link, place: &Place) -> bool {
 }
 
 fn are_up(host: &Link, inner: &Link) -> bool {
-    host.up && host.quiet && inner.up && inner.mtu == host.mtu
+    host.up && host.quiet && inner.up && inner.quiet && inner.mtu == host.mtu
 }
 
 fn takes_all(inside: &Inside) -> bool {

@@ -1,9 +1,9 @@
 //! What is inside a task's namespace, as netlink shows it.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
@@ -45,6 +45,15 @@ impl Inside {
             neighbors.extend(nl.neighbors(family).await?);
         }
         Ok(Self { links: nl.links().await?, addresses: nl.addresses().await?, routes, rules, neighbors })
+    }
+
+    /// The link-local address of a link.
+    pub(super) fn link_local(&self, index: u32) -> Option<Ipv6Addr> {
+        let of_link = self.addresses.iter().filter(|message| message.header.index == index);
+        of_link.flat_map(|message| &message.attributes).find_map(|attribute| match attribute {
+            AddressAttribute::Address(IpAddr::V6(ip)) if ip.is_unicast_link_local() => Some(*ip),
+            _ => None,
+        })
     }
 
     /// The loopback.

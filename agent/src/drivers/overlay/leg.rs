@@ -53,6 +53,7 @@ pub(super) fn observe(
         mtu: link.mtu,
         bridge: link.controller.map_or_else(|| IfName::new(""), |index| links.name(index)),
         kind: LegKind::Overlay,
+        link_local: false,
         intact: false,
     };
     let inside = insides.get(&leg.task)?;
@@ -61,6 +62,7 @@ pub(super) fn observe(
     leg.mac = <[u8; 6]>::try_from(inner.mac.as_slice()).map_or(leg.mac, MacAddr);
     let addresses = addresses_of(&inside.addresses, inner.index);
     (leg.v4, leg.v6) = first_of_each(&addresses).unwrap_or((leg.v4, leg.v6));
+    leg.link_local = inside.link_local(inner.index).is_some();
     leg.kind = observed_kind(inside, inner.index, egress, leg.v4, leg.v6);
     leg.intact = link.up
         && link.quiet
@@ -109,7 +111,7 @@ impl Overlay {
                 (leg.v4.addr().into(), leg.v4.prefix_len()),
                 (leg.v6.addr().into(), leg.v6.prefix_len()),
             ],
-            link_local: false,
+            link_local: leg.link_local,
         };
         let (inside, index) = self.ensure_veth(&veth, netns, inner_nl).await?;
         match leg.kind {

@@ -16,9 +16,12 @@ use shoal_types::MacAddr;
 
 use super::forwarding::mac_of;
 use super::inside::Inside;
-use super::{Overlay, addresses_of, set_addresses};
+use super::{Overlay, address_message, addresses_of, set_addresses};
 use crate::drivers::link::{Link, LinkError, Nl, link_message};
 use crate::netns::Netns;
+
+/// Length of the prefix that all of a link share.
+const LINK_LOCAL_PREFIX: u8 = 64;
 
 /// A veth as it is wanted.
 #[derive(Debug)]
@@ -37,7 +40,7 @@ pub(super) struct Veth<'a> {
     pub(super) mtu: u32,
     /// Addresses inside.
     pub(super) addresses: Vec<(IpAddr, u8)>,
-    /// Whether the kernel gives it a link-local address of its own inside.
+    /// Whether it has the link-local address of its MAC inside.
     pub(super) link_local: bool,
 }
 
@@ -181,13 +184,8 @@ async fn ensure_inner(nl: &Nl, veth: &Veth<'_>, inner: &Link, inside: &Inside) -
         attributes.push(LinkAttribute::Mtu(veth.mtu));
     }
     let what = format!("{} behind {}", veth.inner, veth.host);
-    if !attributes.is_empty() || (!inner.quiet && !veth.link_local) {
-        let message = if veth.link_local {
-            plain_message(inner.index, attributes)
-        } else {
-            link_message(inner.index, attributes, false)
-        };
-        let message = RouteNetlinkMessage::SetLink(message);
+    if !attributes.is_empty() || !inner.quiet {
+        let message = RouteNetlinkMessage::SetLink(link_message(inner.index, attributes, false));
         nl.change(&format!("configure {what}"), message).await?;
     }
     if !inner.up {
@@ -195,13 +193,19 @@ async fn ensure_inner(nl: &Nl, veth: &Veth<'_>, inner: &Link, inside: &Inside) -
         nl.change(&format!("set {what} up"), message).await?;
     }
     let found = addresses_of(&inside.addresses, inner.index);
-    set_addresses(nl, inner.index, &veth.inner, &found, &veth.addresses).await
-}
-
-/// A change of a link that leaves alone whether it makes a link-local address.
-fn plain_message(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.attributes = attributes;
-    message
+    set_addresses(nl, inner.index, &veth.inner, &found, &veth.addresses).await?;
+    let Some(mac) = veth.mac else { return Ok(()) };
+    match (veth.link_local, inside.link_local(inner.index)) {
+        (true, None) => {
+            let message = address_message(inner.index, mac.link_local().into(), LINK_LOCAL_PREFIX);
+            let message = RouteNetlinkMessage::NewAddress(message);
+            nl.replace(&format!("add the link-local address to {what}"), message).await
+        }
+        (false, Some(ip)) => {
+            let message = address_message(inner.index, ip.into(), LINK_LOCAL_PREFIX);
+            let message = RouteNetlinkMessage::DelAddress(message);
+            nl.remove(&format!("remove the link-local address from {what}"), message).await
+        }
+        _ => Ok(()),
+    }
 }
