@@ -34,9 +34,9 @@ impl Backoffs {
         self.failed.insert(key, Failure { pause, until: Instant::now() + pause, error });
     }
 
-    /// An object is as it should be.
-    pub(super) fn succeeded(&mut self, key: &Key) {
-        self.failed.remove(key);
+    /// An object is as it should be. Returns whether it had failed before.
+    pub(super) fn succeeded(&mut self, key: &Key) -> bool {
+        self.failed.remove(key).is_some()
     }
 
     /// What is wanted has changed: everything is tried anew.

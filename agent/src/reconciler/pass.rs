@@ -74,7 +74,8 @@ impl<F: Facility> Reconciler<F> {
         let outcome = match self.facility.facts(&assignment, &self.node).await {
             Ok(facts) => {
                 let outcome = self.rounds(why, &assignment, &facts).await;
-                let settled = outcome.errors.is_empty() && outcome.deferred == 0;
+                // What fails is told apart: what was made before and is found changed is somebody else's doing.
+                let settled = outcome.deferred == 0;
                 self.settled = settled.then(|| (assignment.generation, facts));
                 outcome
             }
@@ -218,10 +219,10 @@ impl<F: Facility> Reconciler<F> {
         };
         match result {
             Ok(()) => {
-                self.backoffs.succeeded(&key);
+                let had_failed = self.backoffs.succeeded(&key);
                 outcome.done += 1;
                 tracing::debug!(?key, "applied");
-                if is_drift {
+                if is_drift && !had_failed {
                     tracing::warn!(?key, "somebody else changed it; repaired");
                     self.stats.drift_repaired(op.object().kind());
                 }

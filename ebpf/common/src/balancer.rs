@@ -101,7 +101,7 @@ pub(crate) struct Target {
 impl BalancerIf {
     /// Whether answers to what is sent here must be steered back.
     #[inline(always)]
-    const fn steers(&self) -> bool {
+    const fn steers(self) -> bool {
         self.steer != 0
     }
 }

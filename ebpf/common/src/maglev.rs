@@ -55,7 +55,7 @@ impl Policy {
 pub fn digest(policy: Policy, members: &[Member], seed: u64) -> u64 {
     let mut state = hash::mix(seed, members.len() as u64);
     if policy != Policy::Flow {
-        state = hash::mix(state, policy.number() as u64);
+        state = hash::mix(state, u64::from(policy.number()));
     }
     for member in members {
         state = hash::mix(hash::mix(state, member.endpoint), u64::from(member.weight));

@@ -8,8 +8,8 @@ use anyhow::{Context, ensure};
 use shoal_netns::{Need, Node, Programs, Run, Swarm, Task, Traffic, wait_for};
 
 use crate::harness::{
-    CONN, ECHO, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, WHOAMI, ask_node,
-    create, ensure_same, running, scenario, wait_engine, web,
+    ECHO, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, WHOAMI, ask_node, create,
+    ensure_same, running, scenario, wait_engine, web,
 };
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -107,7 +107,7 @@ fn visible(swarm: &mut Swarm) -> anyhow::Result<()> {
 }
 
 fn policies(swarm: &mut Swarm) -> anyhow::Result<()> {
-    let ports = format!("{PUBLISHED_CONN}:{CONN}");
+    let ports = format!("{PUBLISHED_WHOAMI}:{WHOAMI}");
     create(swarm, "web", "front", &["--replicas", "2", "-p", &ports, "--lb", "leastconn"])?;
     running(swarm, "web", 2)?;
     // A policy that only one engine has keeps the swarm on it.
@@ -119,12 +119,11 @@ fn policies(swarm: &mut Swarm) -> anyhow::Result<()> {
         for node in &swarm.nodes {
             wait_for(&format!("scheduler{scheduler} for {policy}"), PATIENCE, || {
                 let table = ipvsadm(ingress(node), "-Ln").map_err(|error| format!("{error:#}"))?;
-                let line = service_of(&table, "608081").first().cloned().unwrap_or_default();
+                let line = service_of(&table, "608080").first().cloned().unwrap_or_default();
                 if line.contains(scheduler) { Ok(()) } else { Err(table) }
             })?;
-            let target = SocketAddr::new(node.place.v6.into(), PUBLISHED_CONN);
-            let traffic = Traffic::connections(&swarm.client, &swarm.programs, target, 50)?;
-            traffic.finish().with_context(|| format!("by {policy}"))?;
+            let answers = ask_node(swarm, node.place.v6.into(), PUBLISHED_WHOAMI, false, 10)?;
+            answers.complete().with_context(|| format!("by {policy}"))?;
         }
     }
     Ok(())
@@ -228,7 +227,14 @@ fn change(swarm: &mut Swarm) -> anyhow::Result<()> {
 
 fn going(swarm: &mut Swarm) -> anyhow::Result<()> {
     web(swarm, 3)?;
+    let echo = SocketAddr::new(swarm.nodes[1].place.v6.into(), PUBLISHED_ECHO);
+    let stream = Traffic::streams(&swarm.client, &swarm.programs, echo, 1)?;
     set_engine(swarm, "ebpf")?;
+    answers(swarm)?;
+    // Two looks of a node at everything.
+    std::thread::sleep(Duration::from_secs(11));
+    ensure!(ingress(&swarm.nodes[1]).exists(), "a balancer went before its last connection");
+    stream.finish()?;
     wait_for("the balancers to go with their last connection", ENDED, || {
         let left: Vec<_> = swarm.nodes.iter().filter(|node| ingress(node).exists()).map(Node::name).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("there on {left:?}")) }
