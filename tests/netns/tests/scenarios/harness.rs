@@ -23,8 +23,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 /// The first and the last row of each group.
 const START: &str = "(start)";
 const LEAVES_NOTHING: &str = "(leaves nothing)";
-/// Nodes that don't tell their engine are taken for what was asked for.
-const ENGINE_MAY_BE_UNTOLD: bool = true;
 
 type Body = fn(&mut Swarm) -> anyhow::Result<()>;
 
@@ -171,7 +169,6 @@ fn ensure_engine(swarm: &Swarm) -> anyhow::Result<()> {
         wait_for(&format!("{} to balance by {wanted}", node.name()), PATIENCE, || {
             match engine_in_force(swarm.manager(), node.name()).map_err(|error| format!("{error:#}"))? {
                 Some(engine) if engine == wanted => Ok(()),
-                None if ENGINE_MAY_BE_UNTOLD => Ok(()),
                 told => Err(format!("{told:?}")),
             }
         })?;
