@@ -110,12 +110,19 @@ fn spoofing(swarm: &mut Swarm) -> anyhow::Result<()> {
                 continue;
             }
             let there = SocketAddr::new(there, WHOAMI);
-            ensure!(answers_from(&liar, own, there)?, "{there} doesn't answer the task's own address");
+            // The node may be putting its addresses right after the round before.
+            wait_for(&format!("{there} to answer the task's own address"), PATIENCE, || {
+                answers_from(&liar, own, there)
+                    .map_err(|error| format!("{error:#}"))?
+                    .then_some(())
+                    .ok_or_else(|| "no answer".to_owned())
+            })?;
             let before = node.metric(DROPS)?;
             liar.run_line(&format!("ip addr add {stolen}/{bits} dev {device} nodad"))?
                 .stdout()
                 .or_else(|_| liar.run_line(&format!("ip addr add {stolen}/{bits} dev {device}"))?.stdout())?;
-            let answered = answers_from(&liar, stolen, there)?;
+            // An error is no answer: the node took the address away again.
+            let answered = answers_from(&liar, stolen, there).unwrap_or(false);
             // Unless the node noticed first and put the task's addresses right.
             drop(liar.run_line(&format!("ip addr del {stolen}/{bits} dev {device}"))?.stdout());
             ensure!(!answered, "{there} answers an address that was stolen");

@@ -83,7 +83,11 @@ fn kill_all(swarm: &mut Swarm) -> anyhow::Result<()> {
         one.finish()?;
     }
     ensure_same("the tasks after all", &running(swarm, "web", 3)?, &tasks)?;
-    ensure_same("the services after all", &swarm.manager().items(&["service", "ls"])?, &services)
+    // They count as converged again once every node has reported to the manager that came back.
+    wait_for("the services to be as before", PATIENCE, || {
+        let now = swarm.manager().items(&["service", "ls"]).map_err(|error| format!("{error:#}"))?;
+        if now == services { Ok(()) } else { Err(format!("{now:?} instead of {services:?}")) }
+    })
 }
 
 fn dead_node(swarm: &mut Swarm) -> anyhow::Result<()> {
