@@ -98,6 +98,8 @@ pub struct HostFacility {
     dns: DnsDriver,
     balancers: Balancers,
     engine: EngineChoice,
+    /// Whether the kernel takes the nftables table, once it was asked.
+    takes_table: Option<bool>,
     book: EgressBook,
     reserved: ReservedPorts,
     former: FormerValues,
@@ -148,6 +150,7 @@ impl HostFacility {
             dns,
             balancers: Balancers::new(writes.clone()),
             engine: EngineChoice::new(lb_engine),
+            takes_table: None,
             book,
             reserved,
             former,
@@ -226,13 +229,14 @@ impl Facility for HostFacility {
             uplinks: facts::uplinks(&self.links, &addresses),
             egress,
             engine: self.choose_engine(assignment)?,
+            firewall: self.has_firewall().await,
         })
     }
 
     async fn observe(&mut self, desired: &Objects, thorough: bool) -> Result<Objects, FacilityError> {
         self.refresh_links().await?;
         let mut found = self.overlay.observe(&self.links).await?;
-        if thorough {
+        if thorough && self.takes_table != Some(false) {
             self.firewall = self.egress.observe().await?;
         }
         let mut more: Vec<Object> = sysctls().collect();
@@ -347,6 +351,20 @@ impl Facility for HostFacility {
 }
 
 impl HostFacility {
+    async fn has_firewall(&mut self) -> bool {
+        if let Some(takes) = self.takes_table {
+            return takes;
+        }
+        let takes = Egress::is_supported().await;
+        if !takes {
+            tracing::warn!(
+                "this kernel has no nftables of family inet: nothing masquerades what tasks send outside"
+            );
+        }
+        self.takes_table = Some(takes);
+        takes
+    }
+
     fn choose_engine(&mut self, assignment: &Assignment) -> Result<Engine, FacilityError> {
         let cluster = assignment.cluster().map(|cluster| cluster.lb_engine).unwrap_or_default();
         let (balancers, bpf, overlay) = (&self.balancers, &self.bpf, &self.overlay);

@@ -228,6 +228,7 @@ fn wanted(own: u8, tasks: bool) -> Objects {
         uplinks: vec![],
         egress,
         engine: shoal_plan::Engine::Ebpf,
+        firewall: true,
     };
     let mut all = desired::derive(&assignment, &facts).expect("says who the node is");
     all.retain(|key, _| {

@@ -44,6 +44,8 @@ pub struct Facts {
     pub egress: EgressFacts,
     /// What balances here.
     pub engine: Engine,
+    /// Whether the kernel takes the nftables table.
+    pub firewall: bool,
 }
 
 /// What balances on a node.
@@ -202,12 +204,14 @@ fn host(view: &View<'_>, out: &mut Vec<Object>) {
         view.assignment.services().flat_map(|service| &service.ports).map(|port| port.published).collect();
     out.push(Object::Sysctl(Sysctl { path: RESERVED_PORTS.into(), value: ports::format(&published) }));
     let egress = &view.facts.egress;
-    out.push(Object::Firewall(Firewall {
-        v4: egress.v4,
-        v6: egress.v6,
-        data_port: view.cluster.data_port,
-        intact: true,
-    }));
+    if view.facts.firewall {
+        out.push(Object::Firewall(Firewall {
+            v4: egress.v4,
+            v6: egress.v6,
+            data_port: view.cluster.data_port,
+            intact: true,
+        }));
+    }
     let gateway = sandbox::gateway(egress);
     out.push(Object::Bridge(Bridge {
         name: IfName::egress_bridge(),

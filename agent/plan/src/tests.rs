@@ -111,6 +111,18 @@ fn task_spec() -> TaskSpec {
     }
 }
 
+/// A service with a virtual IP in network 1 and a published port.
+fn service(n: u8) -> AssignedService {
+    AssignedService {
+        id: service_id(n),
+        index: ServiceIndex(u32::from(n) + 1),
+        name: name(&format!("svc{n}")),
+        vips: vec![AssignedVip { at: attachment(u32::from(n) + 10, 1), aliases: vec![] }],
+        ports: vec![PublishedPort { protocol: Protocol::Tcp, published: 8000 + u16::from(n), target: 80 }],
+        lb: shoal_types::LbPolicy::Auto,
+    }
+}
+
 /// The assignment of node 0 in a world with these tasks. Network 0 is ingress, network 2 internal.
 fn assignment(runs: &[Run]) -> Assignment {
     let mut objects = vec![Assigned::Cluster(ClusterView {
@@ -141,18 +153,7 @@ fn assignment(runs: &[Run]) -> Assignment {
             internal: n == 2,
             ingress: n == 0,
         }));
-        objects.push(Assigned::Service(AssignedService {
-            id: service_id(n),
-            index: ServiceIndex(u32::from(n) + 1),
-            name: name(&format!("svc{n}")),
-            vips: vec![AssignedVip { at: attachment(u32::from(n) + 10, 1), aliases: vec![] }],
-            ports: vec![PublishedPort {
-                protocol: Protocol::Tcp,
-                published: 8000 + u16::from(n),
-                target: 80,
-            }],
-            lb: shoal_types::LbPolicy::Auto,
-        }));
+        objects.push(Assigned::Service(service(n)));
     }
     for (number, run) in runs.iter().enumerate() {
         let number = u32::try_from(number).expect("few tasks");
@@ -208,6 +209,7 @@ fn facts(assignment: &Assignment) -> Facts {
         }],
         egress,
         engine: Engine::Ebpf,
+        firewall: true,
     }
 }
 

@@ -54,6 +54,14 @@ impl Egress {
         nft(&["--version"], None, "tell its version").await.map(drop)
     }
 
+    /// Whether the kernel has tables of this family at all. Anything else that is wrong shows when one is written.
+    pub async fn is_supported() -> bool {
+        let Ok(output) = run(&["-c", "-f", "-"], Some("add table inet shoal\n")).await else { return true };
+        let refused = io::Error::from_raw_os_error(libc::EOPNOTSUPP).to_string();
+        let words = refused.split(" (os error").next().unwrap_or_default();
+        output.status.success() || !String::from_utf8_lossy(&output.stderr).contains(words)
+    }
+
     /// The table in the kernel, if there is one.
     pub async fn observe(&self) -> Result<Option<Firewall>, EgressError> {
         let Some(listing) = list().await? else { return Ok(None) };
@@ -121,6 +129,7 @@ async fn nft(arguments: &[&str], input: Option<&str>, action: &'static str) -> R
 async fn run(arguments: &[&str], input: Option<&str>) -> Result<Output, EgressError> {
     let mut child = Command::new("nft")
         .args(arguments)
+        .env("LC_ALL", "C")
         .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

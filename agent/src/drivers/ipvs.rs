@@ -80,10 +80,11 @@ impl<T: IpvsTable> IpvsDriver<T> {
     /// Makes a service and its destinations so, given what was observed of it. Destinations that came are there before
     /// those that went are removed. Only what had to be touched has an outcome.
     pub fn ensure(&mut self, desired: &VirtualService, observed: Option<&VirtualService>) -> Vec<Outcome> {
-        if observed.is_none() && desired.destinations.len() > 1 {
-            if let Some(first) = first_form(&desired.service) {
-                return self.ensure_by_way_of(first, desired);
-            }
+        if observed.is_none()
+            && desired.destinations.len() > 1
+            && let Some(first) = first_form(&desired.service)
+        {
+            return self.ensure_by_way_of(first, desired);
         }
         self.ensure_directly(desired, observed)
     }

@@ -129,6 +129,17 @@ pub(super) fn observe(
         let key = service_key(id);
         found.push(Object::LbService(service(key, value.seed, value.digest, desired)));
     }
+    ways_in(bpf, links, found)?;
+    found.extend(
+        bpf.attached()?
+            .into_iter()
+            .map(|attachment| Object::Hook(links.name(attachment.ifindex), plan_program(attachment.program))),
+    );
+    Ok(())
+}
+
+/// Virtual IPs, published ports and the legs of balancers.
+fn ways_in(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Result<(), BpfError> {
     found.extend(bpf.vips.dump()?.iter().filter_map(|(key, value)| {
         Some(Object::Vip(Vip {
             network: Vni::new(key.network)?,
@@ -155,11 +166,6 @@ pub(super) fn observe(
             steers: value.steer != 0,
         })
     }));
-    found.extend(
-        bpf.attached()?
-            .into_iter()
-            .map(|attachment| Object::Hook(links.name(attachment.ifindex), plan_program(attachment.program))),
-    );
     Ok(())
 }
 

@@ -35,7 +35,8 @@ async fn tell(progress: &Progress, step: &str, done: bool) {
 impl Node {
     /// Leaves the swarm, telling how it goes.
     pub async fn leave(&self, force: bool, progress: mpsc::Sender<Result<pb::LeaveProgress, Status>>) {
-        if let Err(error) = self.try_leave(force, &progress).await {
+        // Boxed: it holds all that taking a node down needs at once.
+        if let Err(error) = Box::pin(self.try_leave(force, &progress)).await {
             drop(progress.send(Err(error.into())).await);
         }
     }

@@ -60,7 +60,14 @@ impl Facility for FakeKernel {
         };
         egress.assign(assignment.tasks().map(|task| &task.id));
         let data_addr = [192, 0, 2, 1].into();
-        Ok(Facts { data_addr, underlay_mtu: 1500, uplinks: vec![], egress, engine: shoal_plan::Engine::Ebpf })
+        Ok(Facts {
+            data_addr,
+            underlay_mtu: 1500,
+            uplinks: vec![],
+            egress,
+            engine: shoal_plan::Engine::Ebpf,
+            firewall: true,
+        })
     }
 
     async fn observe(&mut self, _desired: &Objects, _thorough: bool) -> Result<Objects, FacilityError> {

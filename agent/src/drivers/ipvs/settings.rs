@@ -34,9 +34,9 @@ const SETTINGS: &[(&str, &str)] = &[
 /// When connections are forgotten. An idle TCP connection is not cut before the kernel's own connection tracking would
 /// have (`nf_ct_tcp_timeout_established`, five days); the kernel's default here is 15 minutes.
 pub const TIMEOUTS: Timeouts = Timeouts {
-    tcp: Duration::from_secs(5 * 24 * 60 * 60),
-    tcp_fin: Duration::from_secs(60),
-    udp: Duration::from_secs(180),
+    tcp: Duration::from_hours(5 * 24),
+    tcp_fin: Duration::from_mins(1),
+    udp: Duration::from_mins(3),
 };
 
 /// Makes the settings of a namespace so, given its table. Returns how many were written.

@@ -231,9 +231,11 @@ fn going(swarm: &mut Swarm) -> anyhow::Result<()> {
     let stream = Traffic::streams(&swarm.client, &swarm.programs, echo, 1)?;
     set_engine(swarm, "ebpf")?;
     answers(swarm)?;
-    // Two looks of a node at everything.
-    std::thread::sleep(Duration::from_secs(11));
-    ensure!(ingress(&swarm.nodes[1]).exists(), "a balancer went before its last connection");
+    wait_for("n2 to keep its balancers for a connection", PATIENCE, || {
+        let nodes = swarm.manager().items(&["node", "ls"]).map_err(|error| format!("{error:#}"))?;
+        let lingers = nodes.iter().any(|node| node["name"] == "n2" && node["lbLingering"] == true);
+        if lingers && ingress(&swarm.nodes[1]).exists() { Ok(()) } else { Err(format!("{nodes:?}")) }
+    })?;
     stream.finish()?;
     wait_for("the balancers to go with their last connection", ENDED, || {
         let left: Vec<_> = swarm.nodes.iter().filter(|node| ingress(node).exists()).map(Node::name).collect();
