@@ -262,9 +262,10 @@ impl<F: Facility> Reconciler<F> {
 }
 
 impl Obstacles {
-    /// Whether something that an object needs could not be made.
+    /// Whether an object leads new flows to something that could not be made.
     fn bar(&self, object: &Object) -> bool {
-        !self.failed.is_empty() && references(object).iter().any(|key| self.failed.contains(key))
+        matches!(object, Object::Port(_) | Object::Vip(_))
+            && references(object).iter().any(|key| self.failed.contains(key))
     }
 
     fn note(&mut self, op: &Op, owners: &BTreeMap<IfName, TaskId>) {

@@ -355,8 +355,11 @@ async fn drift_is_found_by_the_sweep_repaired_and_counted() {
     tokio::time::sleep(Duration::from_secs(11)).await;
     assert!(world.stats.drift().is_empty());
     world.kernel.with(|state| state.objects.retain(|key, _| !matches!(key, Key::Vxlan(_))));
-    world.until("it is repaired", |world| world.kernel.has("vxlan")).await;
-    assert_eq!(world.stats.drift().get("vxlan"), Some(&1));
+    world
+        .until("it is repaired and counted", |world| {
+            world.kernel.has("vxlan") && world.stats.drift().get("vxlan") == Some(&1)
+        })
+        .await;
     world.stop().await;
 }
 
