@@ -1,8 +1,5 @@
 //! What scenarios may need of the kernel and of the engine, and whether it is there.
 
-use std::path::Path;
-
-use crate::command::Run;
 use crate::host::Host;
 
 /// Chooses the engine of every `shoald` that a fixture starts, which all inherit it.
@@ -26,18 +23,11 @@ impl Need {
     /// Why a run can't have it, if it can't.
     pub fn lacking(self) -> Option<&'static str> {
         match self {
-            Self::IpvsEngine if !has_ipvs() => Some("the kernel has no IPVS"),
             Self::IpvsEngine if wanted_engine().as_deref() != Some("ipvs") => Some("about engine ipvs"),
             Self::Nftables if !has_nftables() => Some("the kernel has no nftables"),
             _ => None,
         }
     }
-}
-
-fn has_ipvs() -> bool {
-    // Loaded on demand where it is a module.
-    drop(Run::line("modprobe -q ip_vs").output());
-    Path::new("/proc/net/ip_vs").exists()
 }
 
 fn has_nftables() -> bool {
