@@ -248,6 +248,13 @@ impl Facility for HostFacility {
         more.extend(self.resolvers.values().cloned().map(Object::Resolver));
         found.extend(more.into_iter().map(|object| (object.key(), object)));
         self.balancers.observe(&self.overlay, desired, thorough, &mut found)?;
+        let is_hook = |key: &&Key| matches!(key, Key::Hook(..));
+        if thorough
+            && desired.keys().filter(is_hook).all(|key| found.contains_key(key))
+            && self.bpf.remove_other_layouts()?
+        {
+            tracing::info!("removed the programs of another version");
+        }
         Ok(found)
     }
 

@@ -108,10 +108,15 @@ fn everything_is_observed_as_it_was_made_and_adopted_without_a_write() {
     let desired = everything();
     let objects = desired.len() * 3;
     assert_eq!(succeeded(driver.reconcile(&desired).unwrap()), objects);
-    assert_eq!(writes.total(), u64::try_from(objects).unwrap());
+    // A Maglev table is computed once: its scheduler is set when all destinations are there.
+    let is_maglev = |service: &&VirtualService| matches!(service.service.scheduler, Scheduler::Maglev(_));
+    let once_more = desired.values().filter(is_maglev).filter(|each| each.destinations.len() > 1).count();
+    assert!(once_more > 0);
+    let wanted = u64::try_from(objects + once_more).unwrap();
+    assert_eq!(writes.total(), wanted);
     assert_eq!(driver.observe().unwrap(), desired);
     assert_eq!(driver.reconcile(&desired).unwrap().len(), 0);
-    assert_eq!(writes.total(), u64::try_from(objects).unwrap(), "adopting writes nothing");
+    assert_eq!(writes.total(), wanted, "adopting writes nothing");
     // Every scheduler can become every other one, and what is left out goes.
     let mut fewer: VirtualServices = desired.into_iter().step_by(3).collect();
     for (service, scheduler) in fewer.values_mut().zip(Scheduler::ALL.iter().rev().cycle()) {

@@ -196,6 +196,17 @@ fn another_build_replaces_programs_in_place() {
 }
 
 #[test]
+fn programs_of_another_layout_go_when_these_are_there() {
+    let mut plane = Plane::new();
+    let generation = plane.driver().program_pin(Program::MeshIngress);
+    let base = generation.ancestors().nth(3).unwrap().to_owned();
+    std::fs::create_dir_all(base.join("gen-1/links")).unwrap();
+    assert!(plane.driver().remove_other_layouts().unwrap());
+    assert!(!base.join("gen-1").exists() && generation.exists());
+    assert!(!plane.driver().remove_other_layouts().unwrap());
+}
+
+#[test]
 fn the_kernel_does_what_the_host_says() {
     let mut kernel = Kernel::new();
     let mut host = Host::default();

@@ -145,6 +145,24 @@ impl BpfDriver {
         sys::release_bpffs(&base).map_err(|source| error("release", source))
     }
 
+    /// Removes what daemons with other map layouts left: to be called once this one's programs are attached, as theirs
+    /// carry packets until then. (A clsact filter was replaced by the one attached in its place.) Returns whether there
+    /// was any.
+    pub fn remove_other_layouts(&self) -> Result<bool, BpfError> {
+        let base = &self.dirs.base;
+        let error = |source| BpfError::Pin { path: base.clone(), action: "list", source };
+        let mut found = false;
+        for entry in fs::read_dir(base).map_err(error)? {
+            let path = entry.map_err(error)?.path();
+            let is_layout = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("gen-"));
+            if is_layout && path != self.dirs.generation {
+                remove_tree(&path)?;
+                found = true;
+            }
+        }
+        Ok(found)
+    }
+
     /// Where a program of this build is pinned.
     pub fn program_pin(&self, program: Program) -> PathBuf {
         self.dirs.program(program)

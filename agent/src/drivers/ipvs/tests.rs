@@ -162,3 +162,35 @@ proptest! {
         prop_assert_eq!(driver.observe().unwrap(), second);
     }
 }
+
+#[test]
+fn a_maglev_table_is_computed_when_all_destinations_are_there() {
+    let mut driver = IpvsDriver::new(FakeTable::default());
+    let maglev = Service::new(key(80), Scheduler::Maglev(HashOptions { fallback: true, port: true }));
+    let desired = VirtualService::new(maglev, [destination(2, 1), destination(1, 1)]);
+    let outcomes = driver.ensure(&desired, None);
+    assert_eq!(outcomes.len(), 3, "to who looks, the service was made once: {outcomes:?}");
+    assert_eq!(driver.table().writes, 4);
+    assert_eq!(driver.observe().expect("readable"), all([desired.clone()]));
+    // What is there already is changed in place.
+    let more = VirtualService::new(
+        desired.service.clone(),
+        [destination(2, 1), destination(1, 0), destination(3, 1)],
+    );
+    assert_eq!(driver.ensure(&more, Some(&desired)).len(), 2);
+    assert_eq!(driver.table().writes, 6);
+}
+
+#[test]
+fn without_its_scheduler_a_service_stays_in_its_first_form_and_the_next_pass_tries_again() {
+    let mut driver = IpvsDriver::new(FakeTable::default());
+    driver.table().missing_schedulers.insert("mh".to_owned());
+    let maglev = Service::new(key(80), Scheduler::Maglev(HashOptions::default()));
+    let desired = all([VirtualService::new(maglev, [destination(1, 1), destination(2, 1)])]);
+    let failed = |outcomes: &[Outcome]| outcomes.iter().filter(|outcome| outcome.result.is_err()).count();
+    assert_eq!(failed(&driver.reconcile(&desired).expect("readable")), 1);
+    assert_ne!(driver.observe().expect("readable"), desired, "it shows as a difference");
+    driver.table().missing_schedulers.clear();
+    assert_eq!(failed(&driver.reconcile(&desired).expect("readable")), 0);
+    assert_eq!(driver.observe().expect("readable"), desired);
+}
