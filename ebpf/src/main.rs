@@ -77,6 +77,7 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &Work) -> 
             Some(()) => send(skb, program, work),
             None => drop(program, Reason::RewriteFailed),
         },
+        Verdict::Redirect => send(skb, program, work),
         Verdict::Announce => match rewrite::announce(skb, &work.forward.src) {
             Some(()) => pass(program),
             None => drop(program, Reason::RewriteFailed),

@@ -7,7 +7,7 @@
 
 use crate::keys::LocalKey;
 use crate::overlay::{self, steer};
-use crate::packet::{self, Packet};
+use crate::packet::{self, ETH_IPV4, ETH_IPV6, Packet};
 use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::values::{BALANCED, BalancerIf};
@@ -20,13 +20,15 @@ pub fn to_network<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, wo
     let Some(leg) = tables.balancer_if(ifindex) else { return Verdict::Pass };
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
     // Groups and whatever is not IP are the bridge's: a balancer asks for the neighbors it does not know.
-    if ethernet.dst[0] & 1 != 0 || packet::header(packet, ethernet.kind, &mut work.header).is_err() {
+    if ethernet.dst[0] & 1 != 0 || (ethernet.kind != ETH_IPV4 && ethernet.kind != ETH_IPV6) {
         return Verdict::Pass;
     }
     let Some(local) = tables.local(&LocalKey::new(leg.vxlan, ethernet.dst)) else {
-        work.forward_unchanged(&ethernet, Out::Device(leg.vxlan));
-        return Verdict::Forward;
+        return work.redirect(Out::Device(leg.vxlan));
     };
+    if packet::header(packet, ethernet.kind, &mut work.header).is_err() {
+        return Verdict::Pass;
+    }
     if leg.steers() && work.header.has_flow() {
         // Answers may leave by any leg of the task: they are to come here, as those from elsewhere do.
         let Some(config) = tables.config() else { return Verdict::Pass };
@@ -36,8 +38,7 @@ pub fn to_network<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, wo
     if !leg.steers() && work.header.has_flow() {
         overlay::direct(tables, work, local);
     }
-    work.forward_unchanged(&ethernet, Out::Peer(local.veth));
-    Verdict::Forward
+    work.redirect(Out::Peer(local.veth))
 }
 
 /// Decides on a packet that the balancer of published ports sends to a client.
@@ -52,19 +53,13 @@ pub fn to_client<P: Packet, T: Tables>(packet: &P, tables: &T, work: &mut Work) 
     if !tables.is_local_addr(&work.header.src) {
         return Verdict::Drop(Reason::UnknownReply);
     }
-    work.forward_unchanged(&ethernet, Out::Route);
-    Verdict::Forward
+    work.redirect(Out::Route)
 }
 
 /// Hands a packet that begins a flow to a balancer, by the host side of a link into its namespace, with the mark of its virtual service.
 /// Its flow stays with the balancer, whatever engine new flows get.
 #[inline(always)]
-pub(crate) fn hand_over<T: Tables>(
-    tables: &T,
-    work: &mut Work,
-    ethernet: &packet::Ethernet,
-    target: Target,
-) -> Verdict {
+pub(crate) fn hand_over<T: Tables>(tables: &T, work: &mut Work, target: Target) -> Verdict {
     work.set_flow(BALANCED, target.service, 0);
     work.flow.mark = target.mark;
     let is_known = match tables.flow(&work.key) {
@@ -75,15 +70,14 @@ pub(crate) fn hand_over<T: Tables>(
         tables.set_flow(&work.key, &work.flow);
     }
     tables.count_connection(target.service);
-    carry(work, ethernet, target.mark, target.ifindex)
+    carry(work, target.mark, target.ifindex)
 }
 
 /// As [`hand_over`], for a packet whose flow is known.
 #[inline(always)]
-pub(crate) fn carry(work: &mut Work, ethernet: &packet::Ethernet, mark: u32, ifindex: u32) -> Verdict {
-    work.forward_unchanged(ethernet, Out::Peer(ifindex));
+pub(crate) fn carry(work: &mut Work, mark: u32, ifindex: u32) -> Verdict {
     work.mark = mark;
-    Verdict::Forward
+    work.redirect(Out::Peer(ifindex))
 }
 
 /// A virtual service and the way to it.

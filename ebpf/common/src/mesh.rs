@@ -33,7 +33,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         }
         Known::Balanced(flow) if config.gate != 0 => {
             narrow(work, config.ingress_vxlan);
-            return balancer::carry(work, &ethernet, flow.mark, config.gate);
+            return balancer::carry(work, flow.mark, config.gate);
         }
         Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),
         Known::Balanced(_) | Known::New => {}
@@ -45,7 +45,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     if port.mark != 0 && config.gate != 0 {
         narrow(work, config.ingress_vxlan);
         let target = Target { service: port.service, mark: port.mark, ifindex: config.gate };
-        return balancer::hand_over(tables, work, &ethernet, target);
+        return balancer::hand_over(tables, work, target);
     }
     let Some(choice) = choose::choose(tables, port.service, work, &[0; 6]) else {
         return Verdict::Refuse(Reason::NoEndpoint);

@@ -42,10 +42,7 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
             work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex));
             Verdict::Forward
         }
-        _ if config.balancer != 0 => {
-            work.forward_unchanged(ethernet, Out::Peer(config.balancer));
-            Verdict::Forward
-        }
+        _ if config.balancer != 0 => work.redirect(Out::Peer(config.balancer)),
         _ => Verdict::Drop(Reason::UnknownReply),
     }
 }
@@ -55,8 +52,7 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
 fn from_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local: &LocalVal) -> Verdict {
     work.answers = work.header.reverse_key(0);
     steer(tables, work, ethernet.src);
-    work.forward_unchanged(ethernet, Out::Peer(local.veth));
-    Verdict::Forward
+    work.redirect(Out::Peer(local.veth))
 }
 
 /// Sends the answers of a flow to a router from now on.
@@ -81,10 +77,7 @@ fn from_task<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local:
             work.forward_restored(ethernet, reply, Out::Peer(local.veth));
             Verdict::Forward
         }
-        _ if direct(tables, work, local) => {
-            work.forward_unchanged(ethernet, Out::Peer(local.veth));
-            Verdict::Forward
-        }
+        _ if direct(tables, work, local) => work.redirect(Out::Peer(local.veth)),
         _ => Verdict::Pass,
     }
 }

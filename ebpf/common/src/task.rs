@@ -101,7 +101,7 @@ fn ip<P: Packet, T: Tables>(
         return Verdict::Forward;
     }
     match vip(tables, task, work.header.dst) {
-        Some(vip) => to_vip(tables, sender, ethernet, vip, work),
+        Some(vip) => to_vip(tables, sender, vip, work),
         None => Verdict::Pass,
     }
 }
@@ -181,24 +181,18 @@ fn bridged<T: Tables>(tables: &T, task: &TaskIf, dst: Mac) -> Out {
 
 /// A packet to a virtual IP goes to an endpoint of its service.
 #[inline(always)]
-fn to_vip<T: Tables>(
-    tables: &T,
-    sender: &Sender<'_>,
-    ethernet: &Ethernet,
-    vip: &VipVal,
-    work: &mut Work,
-) -> Verdict {
+fn to_vip<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, work: &mut Work) -> Verdict {
     match choose::known(tables, work) {
         Known::Flow(_, endpoint) => return forward(sender.task, vip, endpoint, work),
         Known::Balanced(flow) if vip.balancer != 0 => {
-            return balancer::carry(work, ethernet, flow.mark, vip.balancer);
+            return balancer::carry(work, flow.mark, vip.balancer);
         }
         Known::Gone => return Verdict::Drop(Reason::NoEndpoint),
         Known::Balanced(_) | Known::New => {}
     }
     if vip.mark != 0 && vip.balancer != 0 {
         let target = Target { service: vip.service, mark: vip.mark, ifindex: vip.balancer };
-        return balancer::hand_over(tables, work, ethernet, target);
+        return balancer::hand_over(tables, work, target);
     }
     let mut choice = choose::choose(tables, vip.service, work, &sender.task.mac);
     if choice.is_none() {

@@ -18,6 +18,8 @@ pub enum Verdict {
     Refuse(Reason),
     /// It goes on, changed as [`Work::forward`] says.
     Forward,
+    /// It goes on as it is, the way [`Forward::out`] says.
+    Redirect,
     /// It becomes the answer to its own question, with the Ethernet address in [`Forward::src_mac`].
     Answer(Question),
     /// It is an ARP request that goes on, asking as [`Forward::src`].
@@ -56,7 +58,14 @@ impl Work {
         self.mark = 0;
     }
 
-    /// The packet goes on as it is, out of `out`.
+    /// The packet goes on as it is.
+    #[inline(always)]
+    pub fn redirect(&mut self, out: Out) -> Verdict {
+        self.forward.out = out;
+        Verdict::Redirect
+    }
+
+    /// The packet goes on as it is so far, out of `out`.
     #[inline(always)]
     pub fn forward_unchanged(&mut self, ethernet: &Ethernet, out: Out) {
         // Field by field: a value built on the stack first would be another sixty bytes of it at every call.

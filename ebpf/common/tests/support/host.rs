@@ -108,6 +108,13 @@ impl World for Host {
                 }
                 Action::Redirect
             }
+            Verdict::Redirect => {
+                out = Some(work.forward.out);
+                if let Some(mtu) = self.mtus.get(&work.narrow) {
+                    rewrite::narrow(&mut buffer, &work.header, *mtu).expect("the packet holds its options");
+                }
+                Action::Redirect
+            }
             Verdict::Answer(question) => {
                 rewrite::answer(&mut buffer, question, work.forward.src_mac)
                     .expect("the answer fits the question");
