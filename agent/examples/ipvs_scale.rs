@@ -47,21 +47,10 @@ struct Document {
 struct Fill {
     services: u16,
     scheduler: String,
-    order: Order,
     ms: f64,
     writes: u64,
     /// A pass that finds everything right.
     unchanged_ms: f64,
-}
-
-/// In which order a service gets its scheduler.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Order {
-    /// With its scheduler from the start, as the driver does.
-    AtOnce,
-    /// `rr` until the destinations are there: a scheduler with a table of its own makes that once.
-    SchedulerLast,
 }
 
 /// One change to a table that is there.
@@ -91,16 +80,10 @@ fn main() -> anyhow::Result<()> {
     let mut changes = Vec::new();
     let maglev = Scheduler::Maglev(HashOptions::default());
     for services in [args.few, args.services] {
-        for (scheduler, order) in [
-            (Scheduler::RoundRobin, Order::AtOnce),
-            (maglev.clone(), Order::AtOnce),
-            (maglev.clone(), Order::SchedulerLast),
-        ] {
-            let (mut table, fill) = Table::fill(services, args.destinations, &scheduler, order)?;
+        for scheduler in [Scheduler::RoundRobin, maglev.clone()] {
+            let (mut table, fill) = Table::fill(services, args.destinations, &scheduler)?;
             fills.push(fill);
-            if order == Order::AtOnce {
-                changes.extend(table.change_some(services, &scheduler)?);
-            }
+            changes.extend(table.change_some(services, &scheduler)?);
         }
     }
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
@@ -110,27 +93,14 @@ fn main() -> anyhow::Result<()> {
 }
 
 impl Table {
-    fn fill(
-        services: u16,
-        destinations: u8,
-        scheduler: &Scheduler,
-        order: Order,
-    ) -> anyhow::Result<(Self, Fill)> {
+    fn fill(services: u16, destinations: u8, scheduler: &Scheduler) -> anyhow::Result<(Self, Fill)> {
         let writes = Writes::default();
         let netns = Netns::anonymous().context("a namespace (this needs root)")?;
         let driver = IpvsDriver::new(KernelTable::open(&netns, writes.clone())?);
         let desired = virtual_services(services, destinations, scheduler);
         let mut table = Self { driver, writes, desired };
         let start = Instant::now();
-        if order == Order::SchedulerLast {
-            let first = virtual_services(services, destinations, &Scheduler::RoundRobin);
-            succeed(table.driver.reconcile(&first)?)?;
-            for service in table.desired.values() {
-                succeed(table.driver.ensure(service, first.get(&service.service.key)))?;
-            }
-        } else {
-            succeed(table.driver.reconcile(&table.desired)?)?;
-        }
+        succeed(table.driver.reconcile(&table.desired)?)?;
         let made = start.elapsed();
         let writes = table.writes.total();
         let start = Instant::now();
@@ -138,7 +108,7 @@ impl Table {
         let compared = start.elapsed();
         ensure!(table.writes.total() == writes, "a table that is right was written to");
         let scheduler = scheduler.name().to_owned();
-        let fill = Fill { services, scheduler, order, ms: ms(made), writes, unchanged_ms: ms(compared) };
+        let fill = Fill { services, scheduler, ms: ms(made), writes, unchanged_ms: ms(compared) };
         Ok((table, fill))
     }
 
