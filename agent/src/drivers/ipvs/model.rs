@@ -289,9 +289,11 @@ impl VirtualService {
         Self { service, destinations: by_address, sequence }
     }
 
-    /// Its destinations in the order to make them in.
+    /// Its destinations in the order to make them in; those that were put in later come last, by address.
     pub fn in_sequence(&self) -> impl Iterator<Item = &Destination> {
-        self.sequence.iter().filter_map(|address| self.destinations.get(address))
+        let later = self.destinations.iter().filter(|(address, _)| !self.sequence.contains(address));
+        let first = self.sequence.iter().filter_map(|address| self.destinations.get(address));
+        first.chain(later.map(|(_, destination)| destination))
     }
 }
 

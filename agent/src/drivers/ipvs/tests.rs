@@ -194,3 +194,16 @@ fn without_its_scheduler_a_service_stays_in_its_first_form_and_the_next_pass_tri
     assert_eq!(failed(&driver.reconcile(&desired).expect("readable")), 0);
     assert_eq!(driver.observe().expect("readable"), desired);
 }
+
+#[test]
+fn a_destination_that_is_put_in_later_is_made_too() {
+    let mut driver = IpvsDriver::new(FakeTable::default());
+    let mut service = web(&[destination(2, 1), destination(1, 1)]);
+    driver.ensure(&service, None);
+    let before = service.clone();
+    let new = destination(3, 1);
+    service.destinations.insert(new.address, new);
+    assert_eq!(changes(driver.ensure(&service, Some(&before))), [(to(3), Change::Created)]);
+    let order: Vec<_> = service.in_sequence().map(|each| each.address).collect();
+    assert_eq!(order, [2, 1, 3].map(|host| destination(host, 1).address));
+}
