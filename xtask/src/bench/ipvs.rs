@@ -75,6 +75,9 @@ impl Document {
     fn failure(&self) -> Option<String> {
         let mut missed = Vec::new();
         for small in &self.changes {
+            if small.writes == 0 {
+                missed.push(format!("{} with {}: nothing was written", small.what, small.scheduler));
+            }
             let same = |large: &&Change| {
                 (&large.scheduler, &large.what) == (&small.scheduler, &small.what)
                     && large.services > small.services
@@ -107,6 +110,11 @@ mod tests {
 
     fn failure(changes: Vec<Change>) -> Option<String> {
         Document { kernel: "6.1".into(), destinations: 10, fills: Vec::new(), changes }.failure()
+    }
+
+    #[test]
+    fn a_change_must_be_written() {
+        assert!(failure(vec![changed(10, 20.0, 0)]).is_some());
     }
 
     #[test]

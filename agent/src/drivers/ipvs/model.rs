@@ -1,6 +1,6 @@
 //! What the kernel's table of virtual services holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
@@ -291,7 +291,8 @@ impl VirtualService {
 
     /// Its destinations in the order to make them in; those that were put in later come last, by address.
     pub fn in_sequence(&self) -> impl Iterator<Item = &Destination> {
-        let later = self.destinations.iter().filter(|(address, _)| !self.sequence.contains(address));
+        let known: BTreeSet<_> = self.sequence.iter().collect();
+        let later = self.destinations.iter().filter(move |(address, _)| !known.contains(address));
         let first = self.sequence.iter().filter_map(|address| self.destinations.get(address));
         first.chain(later.map(|(_, destination)| destination))
     }
