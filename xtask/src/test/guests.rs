@@ -90,7 +90,9 @@ impl Tier<'_> {
         command.args(["--pdeathsig", "TERM", "taskset", "--cpu-list", &cpu.to_string()]);
         if let Some(arguments) = column.kernel.vm_arguments() {
             let limit = column.kernel.time_limit(self.form).as_secs().to_string();
-            command.arg(std::env::current_exe()?).arg("vm").args(arguments).args(["--timeout", &limit, "--"]);
+            // Not by its path: building the workspace may have put another file there since this one started.
+            let own = format!("/proc/{}/exe", std::process::id());
+            command.arg(own).arg("vm").args(arguments).args(["--timeout", &limit, "--"]);
         }
         command.args(["sh", "-c", &self.script(column)]).env(ENGINE_SETTING, column.engine.name());
         Ok(command)
