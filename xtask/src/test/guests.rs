@@ -85,7 +85,7 @@ impl Tier<'_> {
     }
 
     /// What fills a column, on one CPU. It ends with this process even if that is killed.
-    fn command(&self, column: Column, cpu: usize) -> anyhow::Result<Command> {
+    fn command(&self, column: Column, cpu: usize) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "taskset", "--cpu-list", &cpu.to_string()]);
         if let Some(arguments) = column.kernel.vm_arguments() {
@@ -95,7 +95,7 @@ impl Tier<'_> {
             command.arg(own).arg("vm").args(arguments).args(["--timeout", &limit, "--"]);
         }
         command.args(["sh", "-c", &self.script(column)]).env(ENGINE_SETTING, column.engine.name());
-        Ok(command)
+        command
     }
 
     /// What a guest runs: the driver's tests, then the scenarios.
@@ -126,7 +126,7 @@ impl Tier<'_> {
     fn fill(&self, column: Column, cpu: usize, rows: &[String]) -> anyhow::Result<Filled> {
         let name = column.name();
         let start = Instant::now();
-        let mut command = self.command(column, cpu)?;
+        let mut command = self.command(column, cpu);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         tell(&name, "begins");
         let mut child = command.spawn().with_context(|| format!("can't run {name}"))?;
