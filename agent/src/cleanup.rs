@@ -116,6 +116,7 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
             data_addr: std::net::Ipv4Addr::UNSPECIFIED.into(),
             mtu: None,
             lb_engine: shoal_types::LbEngine::Auto,
+            fast_lane: false,
             writes: Writes::default(),
         });
         take_down(facility, config).await?;

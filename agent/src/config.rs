@@ -57,6 +57,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// What balances on this node; auto: what the swarm is set to.
     pub lb_engine: LbEngine,
+    /// Whether the programs may open and make tunnel packets themselves.
+    pub fast_lane: bool,
     /// How long certificates live in a swarm that is made here.
     pub cert_lifetime: Duration,
     /// Where metrics are served; none: nowhere.
@@ -88,6 +90,7 @@ impl Config {
                 _ => Some(mtu(settings)?),
             },
             lb_engine: parse(settings, "network.lb_engine", "use auto (as the swarm is set), ipvs or ebpf")?,
+            fast_lane: parse(settings, "network.fast_lane", "use true or false")?,
             cert_lifetime: cert_lifetime(settings)?,
             metrics: match text("observe.metrics").as_str() {
                 "" | "off" => None,

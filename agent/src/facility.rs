@@ -100,6 +100,7 @@ pub struct HostFacility {
     engine: EngineChoice,
     /// Whether the kernel takes the nftables table, once it was asked.
     takes_table: Option<bool>,
+    fast_lane: bool,
     book: EgressBook,
     reserved: ReservedPorts,
     former: FormerValues,
@@ -124,6 +125,8 @@ pub struct Parts {
     pub dns: DnsDriver,
     /// What the node is to balance by.
     pub lb_engine: LbEngine,
+    /// Whether the programs may open and make tunnel packets themselves.
+    pub fast_lane: bool,
     /// Egress places.
     pub book: EgressBook,
     /// Published ports among the reserved ones.
@@ -141,8 +144,20 @@ pub struct Parts {
 impl HostFacility {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { overlay, egress, bpf, dns, lb_engine, book, reserved, former, data_addr, mtu, writes } =
-            parts;
+        let Parts {
+            overlay,
+            egress,
+            bpf,
+            dns,
+            lb_engine,
+            fast_lane,
+            book,
+            reserved,
+            former,
+            data_addr,
+            mtu,
+            writes,
+        } = parts;
         Self {
             overlay,
             egress,
@@ -151,6 +166,7 @@ impl HostFacility {
             balancers: Balancers::new(writes.clone()),
             engine: EngineChoice::new(lb_engine),
             takes_table: None,
+            fast_lane,
             book,
             reserved,
             former,
@@ -230,6 +246,7 @@ impl Facility for HostFacility {
             egress,
             engine: self.choose_engine(assignment)?,
             firewall: self.has_firewall().await,
+            fast_lane: self.fast_lane,
         })
     }
 

@@ -229,6 +229,7 @@ fn wanted(own: u8, tasks: bool) -> Objects {
         egress,
         engine: shoal_plan::Engine::Ebpf,
         firewall: true,
+        fast_lane: true,
     };
     let mut all = desired::derive(&assignment, &facts).expect("says who the node is");
     all.retain(|key, _| {

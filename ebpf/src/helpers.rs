@@ -2,11 +2,12 @@
 
 use core::{mem, ptr};
 
-use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop};
 use aya_ebpf::helpers::generated::{
     bpf_check_mtu, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
 };
-use shoal_ebpf_common::packet::Header;
+use shoal_ebpf_common::packet::{Header, UDP};
+use shoal_ebpf_common::values::PeerVal;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -57,6 +58,45 @@ pub fn route(skb: *mut __sk_buff, ifindex: u32, header: &Header) -> Option<u32> 
     // SAFETY: the context is the program's own, and the helper reads and writes the structure of the size it is given.
     let answer = unsafe { bpf_fib_lookup(skb as *mut _, &mut params, size, 0) };
     if ROUTED.contains(&answer) { Some(params.ifindex) } else { None }
+}
+
+/// Where a tunnel packet leaves, and for which neighbor.
+pub struct Way {
+    ifindex: u32,
+    hop: NextHop,
+}
+
+/// The way from this node to a peer of its tunnels, by the kernel's routes.
+#[inline(always)]
+pub fn way(skb: *mut __sk_buff, ifindex: u32, peer: &PeerVal) -> Option<Way> {
+    // SAFETY: all zeroes is a valid value of this C structure of numbers.
+    let mut params: FibLookup = unsafe { mem::zeroed() };
+    params.ifindex = ifindex;
+    params.family = AF_INET;
+    params.l4_protocol = UDP;
+    params.__bindgen_anon_3.ipv4_src = peer.source;
+    params.__bindgen_anon_4.ipv4_dst = peer.vtep;
+    let size = mem::size_of::<FibLookup>() as i32;
+    // SAFETY: as in `route`.
+    let answer = unsafe { bpf_fib_lookup(skb as *mut _, &mut params, size, 0) };
+    // The answer names the gateway, if there is one, as the destination. It may be one of IPv6.
+    if !ROUTED.contains(&answer) || params.family != AF_INET {
+        return None;
+    }
+    // SAFETY: as above, and the family is IPv4's.
+    let mut hop: NextHop = unsafe { mem::zeroed() };
+    hop.nh_family = u32::from(AF_INET);
+    // SAFETY: every bit pattern is an address.
+    hop.__bindgen_anon_1.ipv4_nh = unsafe { params.__bindgen_anon_4.ipv4_dst };
+    Some(Way { ifindex: params.ifindex, hop })
+}
+
+/// Sends a tunnel packet on its way. Returns the program's verdict.
+#[inline(always)]
+pub fn send_by(way: &mut Way) -> i32 {
+    let size = mem::size_of::<NextHop>() as i32;
+    // SAFETY: the structure is of the size that is given, and copied by the helper.
+    unsafe { bpf_redirect_neigh(way.ifindex, &mut way.hop, size, 0) as i32 }
 }
 
 /// The MTU of a device: what an IP packet may have.

@@ -10,10 +10,13 @@ mod skb;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use shoal_ebpf_common::keys::LocalKey;
+use shoal_ebpf_common::packet::Packet;
 use shoal_ebpf_common::reason::{Event, Program, Reason};
 use shoal_ebpf_common::rewrite;
+use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, mesh, overlay, task};
+use shoal_ebpf_common::{balancer, lane, mesh, overlay, task};
 
 use crate::maps::Kernel;
 use crate::skb::Skb;
@@ -23,7 +26,14 @@ use crate::skb::Skb;
 pub fn mesh_ingress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let Some(work) = maps::work(Program::MeshIngress) else { return TC_ACT_SHOT };
-    let verdict = mesh::decide(&skb, &Kernel, skb.ifindex(), work);
+    let mut verdict = mesh::decide(&skb, &Kernel, skb.ifindex(), work);
+    if verdict == Verdict::Tunnel {
+        verdict = lane::decide(&skb, &Kernel, skb.form(), work);
+        let goes_on = matches!(verdict, Verdict::Forward | Verdict::Redirect);
+        if goes_on && skb.unwrap(work.header.v4).is_none() {
+            verdict = Verdict::Drop(Reason::RewriteFailed);
+        }
+    }
     carry_out(&mut skb, Program::MeshIngress, verdict, work)
 }
 
@@ -67,7 +77,7 @@ pub fn gate_tx(ctx: TcContext) -> i32 {
 fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &Work) -> i32 {
     maps::count(program, Event::Received);
     match verdict {
-        Verdict::Pass => pass(program),
+        Verdict::Pass | Verdict::Tunnel => pass(program),
         Verdict::Drop(reason) => drop(program, reason),
         Verdict::Refuse(reason) => {
             maps::count_drop(reason);
@@ -108,12 +118,31 @@ fn send(skb: &mut Skb, program: Program, work: &Work) -> i32 {
             skb.set_mark(work.mark);
             helpers::redirect_peer(ifindex)
         }
-        Out::Device(ifindex) => helpers::redirect(ifindex),
+        Out::Device(ifindex) => by_tunnel(skb, program, ifindex),
         Out::Neighbor(ifindex) => helpers::redirect_neigh(ifindex),
         Out::Route => match skb.route(&work.header) {
             Some(ifindex) => helpers::redirect_neigh(ifindex),
             None => no_route(),
         },
+    }
+}
+
+/// Sends a frame into the tunnels of a VXLAN device, past the device if that can be.
+#[inline(always)]
+fn by_tunnel(skb: &mut Skb, program: Program, device: u32) -> i32 {
+    let (Some(head), Some(config)) = (skb.load::<16>(0), Kernel.config()) else {
+        return helpers::redirect(device);
+    };
+    let to = [head[0], head[1], head[2], head[3], head[4], head[5]];
+    let Some(peer) = Kernel.peer(&LocalKey::new(device, to)) else { return helpers::redirect(device) };
+    if !skb.fits(peer) {
+        return helpers::redirect(device);
+    }
+    let Some(mut way) = skb.way(peer) else { return helpers::redirect(device) };
+    match skb.wrap(head, peer, config.vxlan_port) {
+        Ok(Some(())) => helpers::send_by(&mut way),
+        Ok(None) => drop(program, Reason::RewriteFailed),
+        Err(()) => helpers::redirect(device),
     }
 }
 

@@ -1,14 +1,17 @@
 //! The maps, pinned by name; the agent sizes some of them when it loads the object.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::lane::BULK_SLOTS;
 use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, ReplyVal, ServiceVal, TaskIf,
+    VipVal,
 };
 use shoal_ebpf_common::verdict::Work;
 
@@ -40,6 +43,12 @@ static VIPS: HashMap<VipKey, VipVal> = HashMap::pinned(65_536, SPARSE);
 #[map]
 static BALANCER_IFS: HashMap<u32, BalancerIf> = HashMap::pinned(16_384, SPARSE);
 #[map]
+static TUNNELS: HashMap<u32, u32> = HashMap::pinned(16_384, SPARSE);
+#[map]
+static PEERS: HashMap<LocalKey, PeerVal> = HashMap::pinned(1 << 17, SPARSE);
+#[map]
+static BULK: Array<u64> = Array::pinned(BULK_SLOTS, 0);
+#[map]
 static FLOWS: LruHashMap<FlowKey, FlowVal> = LruHashMap::pinned(1 << 18, 0);
 #[map]
 static REPLIES: LruHashMap<FlowKey, ReplyVal> = LruHashMap::pinned(1 << 18, 0);
@@ -53,6 +62,16 @@ static CONNECTIONS: PerCpuHashMap<u64, u64> = PerCpuHashMap::pinned(65_536, SPAR
 /// What each program works on: its stack is too small.
 #[map]
 static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(Program::ALL.len() as u32, 0);
+
+/// How long a flow stays with the tunnel's device after a merged packet, nanoseconds.
+const BULK_FOR: u64 = 1_000_000_000;
+
+/// The time, as of the last tick.
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: takes nothing.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
 
 /// A program's working memory.
 #[inline(always)]
@@ -134,6 +153,29 @@ impl Tables for Kernel {
     #[inline(always)]
     fn balancer_if(&self, ifindex: u32) -> Option<&BalancerIf> {
         lookup!(BALANCER_IFS, &ifindex)
+    }
+
+    #[inline(always)]
+    fn tunnel(&self, vni: u32) -> Option<u32> {
+        lookup!(TUNNELS, &vni).copied()
+    }
+
+    #[inline(always)]
+    fn peer(&self, key: &LocalKey) -> Option<&PeerVal> {
+        lookup!(PEERS, key)
+    }
+
+    #[inline(always)]
+    fn is_bulk(&self, slot: u32) -> bool {
+        BULK.get(slot).is_some_and(|noted| *noted != 0 && now().wrapping_sub(*noted) < BULK_FOR)
+    }
+
+    #[inline(always)]
+    fn note_bulk(&self, slot: u32) {
+        if let Some(noted) = BULK.get_ptr_mut(slot) {
+            // SAFETY: the pointer is into the map; other CPUs write about the same number there.
+            unsafe { *noted = now() };
+        }
     }
 
     #[inline(always)]

@@ -4,18 +4,29 @@
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    BPF_F_RECOMPUTE_CSUM,
+};
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
+    bpf_skb_change_proto, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use shoal_ebpf_common::packet::{Header, Packet};
+use shoal_ebpf_common::lane::{self, Form, Inside, OVERHEAD, Parcel};
+use shoal_ebpf_common::packet::{ETH_IPV6, ETH_LEN, Header, Packet};
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
+use shoal_ebpf_common::values::PeerVal;
 
 use crate::helpers;
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
+
+/// `BPF_ADJ_ROOM_MAC` of `linux/bpf.h`: make or take room after the Ethernet header.
+const AFTER_ETHERNET: u32 = 1;
+/// What IPv6's header has more than IPv4's.
+const IPV6_MORE: u32 = 20;
 
 /// The packet a program was called for.
 pub struct Skb {
@@ -45,6 +56,75 @@ impl Skb {
     #[inline(always)]
     pub fn route(&self, header: &Header) -> Option<u32> {
         helpers::route(self.raw, self.ifindex(), header)
+    }
+
+    /// How a tunnel packet came.
+    #[inline(always)]
+    pub fn form(&self) -> Form {
+        // SAFETY: as above.
+        let (merged, tagged) = unsafe { ((*self.raw).gso_size, (*self.raw).vlan_present) };
+        match (tagged, merged) {
+            (0, 0) => Form::Single,
+            (0, _) => Form::Merged,
+            _ => Form::Other,
+        }
+    }
+
+    /// Takes a frame out of its tunnel packet.
+    #[inline(always)]
+    pub fn unwrap(&mut self, v4: bool) -> Option<()> {
+        let ethernet = Inside(&*self).load::<14>(0)?;
+        let mut more = 0;
+        if !v4 {
+            // What is inside is of another family: the kernel must take the packet for one of it.
+            // SAFETY: takes no pointers but the context.
+            let result = unsafe { bpf_skb_change_proto(self.raw, ETH_IPV6.to_be(), 0) };
+            if result != 0 {
+                return None;
+            }
+            more = IPV6_MORE;
+        }
+        // SAFETY: as above.
+        let result = unsafe { bpf_skb_adjust_room(self.raw, -((OVERHEAD + more) as i32), AFTER_ETHERNET, 0) };
+        if result != 0 {
+            return None;
+        }
+        self.store(0, &ethernet, false)
+    }
+
+    /// Whether a tunnel can take the packet as it is: it is one, and not larger than the network's.
+    #[inline(always)]
+    pub fn fits(&self, peer: &PeerVal) -> bool {
+        // SAFETY: as above.
+        let length = unsafe { (*self.raw).len };
+        self.form() == Form::Single && length <= peer.mtu + ETH_LEN
+    }
+
+    /// Puts a frame into a tunnel packet, still without its Ethernet addresses. `Err`: it is as it was.
+    #[inline(always)]
+    pub fn wrap(&mut self, head: [u8; 16], peer: &PeerVal, data_port: u16) -> Result<Option<()>, ()> {
+        const FLAGS: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
+        /// Length of the inner Ethernet header, where the kernel looks for it in the flags.
+        const INNER_ETHERNET: u64 = (ETH_LEN as u64) << 56;
+        // SAFETY: takes no pointers but the context.
+        let (hash, id) = unsafe { (bpf_get_hash_recalc(self.raw), bpf_get_prandom_u32()) };
+        // SAFETY: as above. It was found to fit, far below 2^16.
+        let length = unsafe { (*self.raw).len } as u16;
+        let parcel = Parcel { head, length, port: lane::source_port(hash), id: id as u16 };
+        // SAFETY: as above.
+        let result = unsafe {
+            bpf_skb_adjust_room(self.raw, OVERHEAD as i32, AFTER_ETHERNET, u64::from(FLAGS) | INNER_ETHERNET)
+        };
+        if result != 0 {
+            return Err(());
+        }
+        Ok(self.store(0, &lane::wrap(&parcel, peer, data_port), false))
+    }
+
+    /// The way to the other end of a tunnel.
+    #[inline(always)]
+    pub fn way(&self, peer: &PeerVal) -> Option<helpers::Way> {
+        helpers::way(self.raw, self.ifindex(), peer)
     }
 
     /// Sets the packet's mark, which it keeps on its way into another namespace.

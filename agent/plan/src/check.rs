@@ -93,6 +93,8 @@ pub fn references(object: &Object) -> Vec<Key> {
         Object::BalancerIf(o) => vec![Key::Vxlan(o.vxlan.clone())],
         Object::Virtual(o) => vec![Key::Balancer(o.place.clone())],
         Object::MeshConfig(o) => o.balancer.iter().map(|_| Key::Balancer(Place::Ingress)).collect(),
+        Object::Tunnel(o) => vec![Key::Vxlan(o.vxlan.clone())],
+        Object::Peer(o) => vec![Key::Vxlan(o.vxlan.clone())],
         Object::TaskIf(o) => vec![Key::Leg(o.host.clone())],
         Object::Local(o) => vec![Key::Vxlan(o.vxlan.clone()), Key::Leg(o.veth.clone())],
         Object::LbEndpoint(o) => vec![link_key(o.local, &o.link)],

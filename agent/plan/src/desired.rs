@@ -16,7 +16,7 @@ use shoal_types::object::{Attachment, DesiredState};
 use shoal_types::{DirectRouting, DualAddr, EndpointId, MacAddr, NetworkId, ServiceId, TaskId};
 
 use crate::name::{IfName, Mark};
-use crate::object::{Bridge, Fdb, Firewall, Neighbor, Object, Objects, Sysctl, Vxlan};
+use crate::object::{Bridge, Fdb, Firewall, Neighbor, Object, Objects, Peer, Sysctl, Vxlan};
 use crate::ports::{self, PortSet};
 
 /// Kernel parameters of the host that the mesh needs: packets of tasks are forwarded.
@@ -46,6 +46,8 @@ pub struct Facts {
     pub engine: Engine,
     /// Whether the kernel takes the nftables table.
     pub firewall: bool,
+    /// Whether the programs may open and make tunnel packets themselves.
+    pub fast_lane: bool,
 }
 
 /// What balances on a node.
@@ -254,20 +256,16 @@ fn forwarding(view: &View<'_>, out: &mut Vec<Object>) {
         if here {
             continue;
         }
-        let link = IfName::vxlan(&network.id);
         if let Some(vtep) = vteps.get(&endpoint.node) {
-            out.push(Object::Fdb(Fdb { link: link.clone(), mac: endpoint.mac(), vtep: *vtep }));
+            entry(view, network, endpoint.mac(), *vtep, out);
         }
+        let link = IfName::vxlan(&network.id);
         neighbors(&link, endpoint.addr.iter(), endpoint.mac(), out);
     }
     for member in view.assignment.members().filter(|m| m.node != view.cluster.node) {
-        if let Some(link) = attachment_vxlan(view, &member.router) {
-            out.push(Object::Fdb(Fdb {
-                link: link.clone(),
-                mac: member.router.mac(),
-                vtep: member.data_addr,
-            }));
-            neighbors(&link, member.router.addr.iter(), member.router.mac(), out);
+        if let Some(network) = view.network(&member.router.network) {
+            entry(view, network, member.router.mac(), member.data_addr, out);
+            neighbors(&IfName::vxlan(&network.id), member.router.addr.iter(), member.router.mac(), out);
         }
     }
     for vip in view.assignment.services().flat_map(|service| service.vips.iter()) {
@@ -279,6 +277,16 @@ fn forwarding(view: &View<'_>, out: &mut Vec<Object>) {
     if let Some(link) = attachment_vxlan(view, own) {
         neighbors(&link, own.addr.iter(), own.mac(), out);
     }
+}
+
+/// A forwarding entry, and the same for the programs.
+fn entry(view: &View<'_>, network: &AssignedNetwork, mac: MacAddr, vtep: IpAddr, out: &mut Vec<Object>) {
+    let link = IfName::vxlan(&network.id);
+    if let (IpAddr::V4(source), IpAddr::V4(vtep), true) = (view.facts.data_addr, vtep, view.facts.fast_lane) {
+        let (vxlan, vni, mtu) = (link.clone(), network.vni, view.overlay_mtu);
+        out.push(Object::Peer(Peer { vxlan, mac, vtep, source, vni, mtu }));
+    }
+    out.push(Object::Fdb(Fdb { link, mac, vtep }));
 }
 
 fn neighbors(link: &IfName, ips: impl Iterator<Item = IpAddr>, mac: MacAddr, out: &mut Vec<Object>) {

@@ -1,6 +1,7 @@
 //! The objects a node holds, each under a key, the same whether wanted or found.
 
 mod balancer;
+mod lane;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ pub use balancer::{
     Balancer, BalancerIf, BalancerLeg, FirewallMark, Gate, IngressBalancer, Place, Virtual,
     VirtualDestination, VirtualForward, VirtualScheduler,
 };
+pub use lane::{Peer, Tunnel};
 
 /// Everything a node should hold, or holds.
 pub type Objects = BTreeMap<Key, Object>;
@@ -49,6 +51,10 @@ pub enum Key {
     LocalAddr(IpAddr),
     /// Router of another node.
     Router(MacAddr),
+    /// A network whose tunnel packets the programs open.
+    Tunnel(Vni),
+    /// A forwarding entry as the programs know it.
+    Peer(IfName, MacAddr),
     /// What the task behind a veth may send.
     TaskIf(IfName),
     /// A local task as seen from a VXLAN device.
@@ -102,6 +108,10 @@ pub enum Object {
     LocalAddr(IpAddr),
     /// See [`Key::Router`].
     Router(MacAddr),
+    /// See [`Key::Tunnel`].
+    Tunnel(Tunnel),
+    /// See [`Key::Peer`].
+    Peer(Peer),
     /// See [`Key::TaskIf`].
     TaskIf(TaskIf),
     /// See [`Key::Local`].
@@ -143,6 +153,8 @@ impl Object {
             Self::Member(addr) => Key::Member(*addr),
             Self::LocalAddr(addr) => Key::LocalAddr(*addr),
             Self::Router(mac) => Key::Router(*mac),
+            Self::Tunnel(o) => Key::Tunnel(o.vni),
+            Self::Peer(o) => Key::Peer(o.vxlan.clone(), o.mac),
             Self::TaskIf(o) => Key::TaskIf(o.host.clone()),
             Self::Local(o) => Key::Local(o.vxlan.clone(), o.mac),
             Self::LbEndpoint(o) => Key::LbEndpoint(o.id),
@@ -173,6 +185,8 @@ impl Object {
             Self::Member(_) => "member",
             Self::LocalAddr(_) => "local_addr",
             Self::Router(_) => "router",
+            Self::Tunnel(_) => "tunnel",
+            Self::Peer(_) => "peer",
             Self::TaskIf(_) => "task_if",
             Self::Local(_) => "local",
             Self::LbEndpoint(_) => "endpoint",

@@ -210,6 +210,7 @@ fn facts(assignment: &Assignment) -> Facts {
         egress,
         engine: Engine::Ebpf,
         firewall: true,
+        fast_lane: true,
     }
 }
 

@@ -47,6 +47,12 @@ pub const KEYS: &[KeyInfo] = &[
         "what balances on this node: auto (as the swarm is set), ipvs or ebpf",
     ),
     key(
+        "network.fast_lane",
+        "SHOAL_NETWORK_FAST_LANE",
+        "true",
+        "whether the programs handle tunnel packets themselves, past the VXLAN devices",
+    ),
+    key(
         "security.cert_lifetime",
         "SHOAL_SECURITY_CERT_LIFETIME",
         "7d",

@@ -31,7 +31,8 @@ use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, ReplyVal, ServiceVal, TaskIf,
+    VipVal,
 };
 
 pub use attach::Attachment;
@@ -177,6 +178,10 @@ pub struct BpfDriver {
     pub vips: Table<VipKey, VipVal>,
     /// Legs of balancers into their networks, by the host side's interface index.
     pub balancer_ifs: Table<u32, BalancerIf>,
+    /// Networks whose tunnel packets the programs open: VXLAN device by VNI.
+    pub tunnels: Table<u32, u32>,
+    /// How frames get to tasks and routers elsewhere.
+    pub peers: Table<LocalKey, PeerVal>,
     pub(crate) services: Table<u64, ServiceVal>,
     pub(crate) flows: Table<FlowKey, FlowVal>,
     pub(crate) replies: Table<FlowKey, ReplyVal>,

@@ -6,11 +6,11 @@ use shoal_ebpf_common::keys::{LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{self, Policy};
 use shoal_ebpf_common::values::{
     self, ENDPOINT_DRAINING, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS, LEG_INGRESS, LEG_OVERLAY, LocalVal,
-    NodeConfig, PortVal, VipVal,
+    NodeConfig, PeerVal, PortVal, VipVal,
 };
 use shoal_plan::object::{
     BalancerIf, FirewallMark, IngressBalancer, IngressPlace, LbEndpoint, LbService, LegRole, Local,
-    MeshConfig, Object, Port, Program, ServiceKey, TaskIf, Vip,
+    MeshConfig, Object, Peer, Port, Program, ServiceKey, TaskIf, Tunnel, Vip,
 };
 use shoal_plan::{IfName, Key, Objects};
 use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, Protocol, Vni};
@@ -32,6 +32,8 @@ pub(super) fn links_of(object: &Object) -> Vec<&IfName> {
         Object::Local(o) => vec![&o.vxlan, &o.veth],
         Object::LbEndpoint(o) => vec![&o.link],
         Object::BalancerIf(o) => vec![&o.host, &o.vxlan],
+        Object::Tunnel(o) => vec![&o.vxlan],
+        Object::Peer(o) => vec![&o.vxlan],
         Object::MeshConfig(o) => match &o.balancer {
             Some(balancer) => vec![&balancer.gate, &balancer.leg, &balancer.vxlan],
             None => Vec::new(),
@@ -129,12 +131,31 @@ pub(super) fn observe(
         let key = service_key(id);
         found.push(Object::LbService(service(key, value.seed, value.digest, desired)));
     }
+    lane(bpf, links, found)?;
     ways_in(bpf, links, found)?;
     found.extend(
         bpf.attached()?
             .into_iter()
             .map(|attachment| Object::Hook(links.name(attachment.ifindex), plan_program(attachment.program))),
     );
+    Ok(())
+}
+
+/// What the programs need to do without the tunnel's device.
+fn lane(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Result<(), BpfError> {
+    found.extend(bpf.tunnels.dump()?.iter().filter_map(|(vni, index)| {
+        Some(Object::Tunnel(Tunnel { vni: Vni::new(*vni)?, vxlan: links.name(*index) }))
+    }));
+    found.extend(bpf.peers.dump()?.iter().filter_map(|(key, value)| {
+        Some(Object::Peer(Peer {
+            vxlan: links.name(key.vxlan),
+            mac: MacAddr(key.mac),
+            vtep: value.vtep.to_ne_bytes().into(),
+            source: value.source.to_ne_bytes().into(),
+            vni: Vni::new(value.vni)?,
+            mtu: value.mtu,
+        }))
+    }));
     Ok(())
 }
 
@@ -233,6 +254,16 @@ pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
         Object::Member(addr) => bpf.members.upsert(&(*addr).into(), &1)?,
         Object::LocalAddr(addr) => bpf.local_addrs.upsert(&(*addr).into(), &1)?,
         Object::Router(mac) => bpf.routers.upsert(&RouterKey::new(mac.0), &1)?,
+        Object::Tunnel(o) => bpf.tunnels.upsert(&o.vni.get(), &index(&o.vxlan)?)?,
+        Object::Peer(o) => bpf.peers.upsert(
+            &LocalKey::new(index(&o.vxlan)?, o.mac.0),
+            &PeerVal {
+                vtep: u32::from_ne_bytes(o.vtep.octets()),
+                source: u32::from_ne_bytes(o.source.octets()),
+                vni: o.vni.get(),
+                mtu: o.mtu,
+            },
+        )?,
         Object::TaskIf(o) => {
             let value = task_if_value(o, links)?;
             bpf.task_ifs.upsert(&index(&o.host)?, &value)?
@@ -340,6 +371,11 @@ pub(super) fn remove(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
         Object::Member(addr) => bpf.members.remove(&(*addr).into())?,
         Object::LocalAddr(addr) => bpf.local_addrs.remove(&(*addr).into())?,
         Object::Router(mac) => bpf.routers.remove(&RouterKey::new(mac.0))?,
+        Object::Tunnel(o) => bpf.tunnels.remove(&o.vni.get())?,
+        Object::Peer(o) => match index_or_gone(links, &o.vxlan) {
+            Some(index) => bpf.peers.remove(&LocalKey::new(index, o.mac.0))?,
+            None => false,
+        },
         Object::TaskIf(o) => match index_or_gone(links, &o.host) {
             Some(index) => bpf.task_ifs.remove(&index)?,
             None => false,

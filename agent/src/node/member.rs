@@ -69,6 +69,7 @@ pub(super) fn facility(
         data_addr,
         mtu: config.mtu,
         lb_engine: config.lb_engine,
+        fast_lane: config.fast_lane,
         writes: stats.writes.clone(),
     }))
 }

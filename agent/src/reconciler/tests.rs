@@ -67,6 +67,7 @@ impl Facility for FakeKernel {
             egress,
             engine: shoal_plan::Engine::Ebpf,
             firewall: true,
+            fast_lane: true,
         })
     }
 

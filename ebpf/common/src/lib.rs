@@ -30,6 +30,7 @@ pub mod csum;
 pub mod guard;
 pub mod hash;
 pub mod keys;
+pub mod lane;
 pub mod maglev;
 pub mod mesh;
 pub mod overlay;

@@ -68,7 +68,7 @@ fn is_tunnel(header: &Header, config: &NodeConfig) -> bool {
 /// Tunnel admission: only members may send.
 #[inline(always)]
 fn admit<T: Tables>(tables: &T, header: &Header) -> Verdict {
-    if tables.is_member(&header.src) { Verdict::Pass } else { Verdict::Drop(Reason::NotMember) }
+    if tables.is_member(&header.src) { Verdict::Tunnel } else { Verdict::Drop(Reason::NotMember) }
 }
 
 /// What the destination publishes: on the very address, else on every address of the node.

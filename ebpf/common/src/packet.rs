@@ -84,6 +84,8 @@ pub struct Header {
     pub proto: u8,
     /// Flags of TCP, else 0.
     pub tcp_flags: u8,
+    /// Type of service of IPv4, else 0.
+    pub tos: u8,
     /// Whether it is a fragment.
     pub fragment: Fragment,
 }
@@ -217,6 +219,7 @@ fn ipv4<P: Packet>(packet: &P, header: &mut Header) -> Result<(), ParseError> {
         v4: true,
         proto: h[9],
         tcp_flags: 0,
+        tos: h[1],
         fragment: fragment(be16(h[6], h[7]) & 0x1fff, h[6] & 0x20 != 0),
     };
     Ok(())
@@ -238,6 +241,7 @@ fn ipv6<P: Packet>(packet: &P, header: &mut Header) -> Result<(), ParseError> {
     header.v4 = false;
     header.proto = h[6];
     header.tcp_flags = 0;
+    header.tos = 0;
     header.fragment = Fragment::Whole;
     for _ in 0..MAX_EXTENSIONS {
         if !is_extension(header.proto) || matches!(header.fragment, Fragment::Later) {

@@ -3,7 +3,8 @@
 use crate::addr::Addr;
 use crate::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use crate::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, ReplyVal, ServiceVal, TaskIf,
+    VipVal,
 };
 
 /// Access to the maps: the kernel's in the programs, ordinary memory in the host's tests.
@@ -36,6 +37,14 @@ pub trait Tables {
     fn vip(&self, key: &VipKey) -> Option<&VipVal>;
     /// `BALANCER_IFS`.
     fn balancer_if(&self, ifindex: u32) -> Option<&BalancerIf>;
+    /// `TUNNELS`: the VXLAN device of a VNI.
+    fn tunnel(&self, vni: u32) -> Option<u32>;
+    /// `PEERS`.
+    fn peer(&self, key: &LocalKey) -> Option<&PeerVal>;
+    /// `BULK`: whether merged packets were noted there within the last second.
+    fn is_bulk(&self, slot: u32) -> bool;
+    /// Notes a merged packet in `BULK`.
+    fn note_bulk(&self, slot: u32);
     /// `FLOWS`.
     fn flow(&self, key: &FlowKey) -> Option<&FlowVal>;
     /// `REPLIES`.

@@ -119,6 +119,20 @@ impl EndpointVal {
 }
 
 layout! {
+    /// How a frame gets to a task or router elsewhere: `PEERS`, as in the forwarding table of the VXLAN device.
+    PeerVal, size 16 {
+        /// Address of its node's end of the tunnel, network order.
+        vtep @ 0: u32,
+        /// Address of this node's end, network order.
+        source @ 4: u32,
+        /// VNI of the network.
+        vni @ 8: u32,
+        /// MTU of the network, bytes.
+        mtu @ 12: u32,
+    }
+}
+
+layout! {
     /// A task of this node behind a VXLAN device: `LOCAL`.
     LocalVal, size 40 {
         /// The task's IPv4 address in that network, or [`Addr::ANY`].

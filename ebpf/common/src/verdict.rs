@@ -12,6 +12,8 @@ use crate::values::{FlowVal, ReplyVal};
 pub enum Verdict {
     /// It is not ours: the stack or the bridge goes on with it.
     Pass,
+    /// It is of a tunnel and may come in: see [`crate::lane`].
+    Tunnel,
     /// It goes no further, and is counted.
     Drop(Reason),
     /// The stack shall refuse it, which it does because nothing listens there; it is counted.

@@ -12,7 +12,7 @@ use super::{Engine, View, running_tasks};
 use crate::name::IfName;
 use crate::object::{
     FirewallMark, IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program,
-    ServiceKey, TaskIf, Vip,
+    ServiceKey, TaskIf, Tunnel, Vip,
 };
 
 pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
@@ -39,9 +39,13 @@ fn node(view: &View<'_>, out: &mut Vec<Object>) {
         out.extend(uplink.addrs.iter().map(|addr| Object::LocalAddr(*addr)));
         out.push(Object::Hook(uplink.name.clone(), Program::MeshIngress));
     }
-    out.extend(
-        view.networks.values().map(|network| Object::Hook(IfName::vxlan(&network.id), Program::OverlayRx)),
-    );
+    for network in view.networks.values() {
+        let vxlan = IfName::vxlan(&network.id);
+        if view.facts.fast_lane && view.facts.data_addr.is_ipv4() {
+            out.push(Object::Tunnel(Tunnel { vni: network.vni, vxlan: vxlan.clone() }));
+        }
+        out.push(Object::Hook(vxlan, Program::OverlayRx));
+    }
 }
 
 fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {

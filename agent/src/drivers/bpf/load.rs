@@ -16,7 +16,7 @@ use super::table::{Table, map_error, open_map};
 use super::{BpfConfig, BpfDriver, BpfError, OBJECT, sys};
 
 /// Every map, by the name it has in the object and on bpffs.
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 20] = [
     "CONFIG",
     "PORTS",
     "SERVICES",
@@ -29,6 +29,9 @@ const MAPS: [&str; 17] = [
     "TASK_IFS",
     "VIPS",
     "BALANCER_IFS",
+    "TUNNELS",
+    "PEERS",
+    "BULK",
     "FLOWS",
     "REPLIES",
     "DROPS",
@@ -115,6 +118,8 @@ impl BpfDriver {
             task_ifs: Table::open(maps, "TASK_IFS")?,
             vips: Table::open(maps, "VIPS")?,
             balancer_ifs: Table::open(maps, "BALANCER_IFS")?,
+            tunnels: Table::open(maps, "TUNNELS")?,
+            peers: Table::open(maps, "PEERS")?,
             flows: Table::open(maps, "FLOWS")?,
             replies: Table::open(maps, "REPLIES")?,
             config: typed(maps, "CONFIG")?,

@@ -3,7 +3,8 @@
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, ReplyVal, ServiceVal, TaskIf,
+    VipVal,
 };
 
 /// A type every bit pattern of which is a value, without padding: it may be copied to and from the kernel.
@@ -40,6 +41,7 @@ layouts!(
     LocalKey,
     LocalVal,
     NodeConfig,
+    PeerVal,
     PortKey,
     PortVal,
     ReplyVal,
