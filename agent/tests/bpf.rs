@@ -82,6 +82,9 @@ impl World for Kernel {
     fn set_balancer_if(&mut self, ifindex: u32, value: BalancerIf) {
         self.driver().balancer_ifs.upsert(&ifindex, &value).expect("set a balancer's leg");
     }
+    fn set_tunnel(&mut self, vni: u32, device: u32) {
+        self.driver().tunnels.upsert(&vni, &device).expect("set a tunnel");
+    }
     fn flow(&self, key: &FlowKey) -> Option<FlowVal> {
         self.0.opened().flows().expect("list flows").get(key).copied()
     }

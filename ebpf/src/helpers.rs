@@ -1,6 +1,7 @@
 //! Kernel helpers that aya has no wrappers for.
 
-use core::{mem, ptr};
+use core::mem::{self, MaybeUninit};
+use core::ptr;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop};
 use aya_ebpf::helpers::generated::{
@@ -39,8 +40,9 @@ pub fn redirect_neigh(ifindex: u32) -> i32 {
 /// The device by which the kernel would forward a packet that came in by `ifindex`.
 #[inline(always)]
 pub fn route(skb: *mut __sk_buff, ifindex: u32, header: &Header) -> Option<u32> {
-    // SAFETY: all zeroes is a valid value of this C structure of numbers.
-    let mut params: FibLookup = unsafe { mem::zeroed() };
+    let mut params = MaybeUninit::uninit();
+    // SAFETY: it is one.
+    let params: &mut FibLookup = unsafe { clear(&mut params) };
     params.ifindex = ifindex;
     params.l4_protocol = header.proto;
     params.sport = header.sport.to_be();
@@ -56,21 +58,39 @@ pub fn route(skb: *mut __sk_buff, ifindex: u32, header: &Header) -> Option<u32> 
     }
     let size = mem::size_of::<FibLookup>() as i32;
     // SAFETY: the context is the program's own, and the helper reads and writes the structure of the size it is given.
-    let answer = unsafe { bpf_fib_lookup(skb as *mut _, &mut params, size, 0) };
+    let answer = unsafe { bpf_fib_lookup(skb as *mut _, params, size, 0) };
     if ROUTED.contains(&answer) { Some(params.ifindex) } else { None }
+}
+
+/// Clears a structure of the kernel's where it is, word by word: the target would call a function to clear bytes.
+///
+/// # Safety
+///
+/// `T` must be one of C's structures of numbers, aligned to and made of words.
+#[inline(always)]
+unsafe fn clear<T>(value: &mut MaybeUninit<T>) -> &mut T {
+    for word in 0..mem::size_of::<T>() / 4 {
+        // SAFETY: within the structure, and aligned by the caller's word. Volatile, or the compiler sees the loop for
+        // what it is.
+        unsafe { value.as_mut_ptr().cast::<u32>().add(word).write_volatile(0) };
+    }
+    // SAFETY: all of it was written, and all zeroes is a valid value by the caller's word.
+    unsafe { value.assume_init_mut() }
 }
 
 /// Where a tunnel packet leaves, and for which neighbor.
 pub struct Way {
     ifindex: u32,
-    hop: NextHop,
+    /// Network order.
+    neighbor: u32,
 }
 
 /// The way from this node to a peer of its tunnels, by the kernel's routes.
 #[inline(always)]
 pub fn way(skb: *mut __sk_buff, ifindex: u32, peer: &PeerVal) -> Option<Way> {
-    // SAFETY: all zeroes is a valid value of this C structure of numbers.
-    let mut params: FibLookup = unsafe { mem::zeroed() };
+    let mut params = MaybeUninit::uninit();
+    // SAFETY: it is one.
+    let params: &mut FibLookup = unsafe { clear(&mut params) };
     params.ifindex = ifindex;
     params.family = AF_INET;
     params.l4_protocol = UDP;
@@ -78,25 +98,27 @@ pub fn way(skb: *mut __sk_buff, ifindex: u32, peer: &PeerVal) -> Option<Way> {
     params.__bindgen_anon_4.ipv4_dst = peer.vtep;
     let size = mem::size_of::<FibLookup>() as i32;
     // SAFETY: as in `route`.
-    let answer = unsafe { bpf_fib_lookup(skb as *mut _, &mut params, size, 0) };
+    let answer = unsafe { bpf_fib_lookup(skb as *mut _, params, size, 0) };
     // The answer names the gateway, if there is one, as the destination. It may be one of IPv6.
     if !ROUTED.contains(&answer) || params.family != AF_INET {
         return None;
     }
-    // SAFETY: as above, and the family is IPv4's.
-    let mut hop: NextHop = unsafe { mem::zeroed() };
-    hop.nh_family = u32::from(AF_INET);
     // SAFETY: every bit pattern is an address.
-    hop.__bindgen_anon_1.ipv4_nh = unsafe { params.__bindgen_anon_4.ipv4_dst };
-    Some(Way { ifindex: params.ifindex, hop })
+    let neighbor = unsafe { params.__bindgen_anon_4.ipv4_dst };
+    Some(Way { ifindex: params.ifindex, neighbor })
 }
 
 /// Sends a tunnel packet on its way. Returns the program's verdict.
 #[inline(always)]
-pub fn send_by(way: &mut Way) -> i32 {
+pub fn send_by(way: &Way) -> i32 {
+    let mut hop = MaybeUninit::uninit();
+    // SAFETY: it is one.
+    let hop: &mut NextHop = unsafe { clear(&mut hop) };
+    hop.nh_family = u32::from(AF_INET);
+    hop.__bindgen_anon_1.ipv4_nh = way.neighbor;
     let size = mem::size_of::<NextHop>() as i32;
     // SAFETY: the structure is of the size that is given, and copied by the helper.
-    unsafe { bpf_redirect_neigh(way.ifindex, &mut way.hop, size, 0) as i32 }
+    unsafe { bpf_redirect_neigh(way.ifindex, hop, size, 0) as i32 }
 }
 
 /// The MTU of a device: what an IP packet may have.

@@ -19,7 +19,7 @@ use shoal_ebpf_common::verdict::{Out, Verdict, Work};
 use shoal_ebpf_common::{balancer, lane, mesh, overlay, task};
 
 use crate::maps::Kernel;
-use crate::skb::Skb;
+use crate::skb::{Skb, Wrapped};
 
 /// Ingress of each uplink.
 #[classifier]
@@ -76,81 +76,78 @@ pub fn gate_tx(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &Work) -> i32 {
     maps::count(program, Event::Received);
-    match verdict {
-        Verdict::Pass | Verdict::Tunnel => pass(program),
-        Verdict::Drop(reason) => drop(program, reason),
+    let result = match verdict {
+        Verdict::Pass | Verdict::Tunnel => return pass(program),
+        Verdict::Drop(reason) => Err(reason),
         Verdict::Refuse(reason) => {
             maps::count_drop(reason);
-            pass(program)
+            return pass(program);
         }
         Verdict::Forward => match rewrite::apply(skb, &work.header, &work.forward) {
-            Some(()) => send(skb, program, work),
-            None => drop(program, Reason::RewriteFailed),
+            Some(()) => send(skb, work),
+            None => Err(Reason::RewriteFailed),
         },
-        Verdict::Redirect => send(skb, program, work),
+        Verdict::Redirect => send(skb, work),
         Verdict::Announce => match rewrite::announce(skb, &work.forward.src) {
-            Some(()) => pass(program),
-            None => drop(program, Reason::RewriteFailed),
+            Some(()) => return pass(program),
+            None => Err(Reason::RewriteFailed),
         },
         Verdict::Answer(question) => match rewrite::answer(skb, question, work.forward.src_mac) {
-            Some(()) => {
-                maps::count(program, Event::Forwarded);
-                helpers::redirect(skb.ifindex())
-            }
-            None => drop(program, Reason::RewriteFailed),
+            Some(()) => Ok(helpers::redirect(skb.ifindex())),
+            None => Err(Reason::RewriteFailed),
         },
+    };
+    match result {
+        Ok(action) => {
+            maps::count(program, Event::Forwarded);
+            action
+        }
+        Err(reason) => drop(program, reason),
     }
 }
 
+/// Sends a packet on; the action that does it, or why it goes no further.
 #[inline(always)]
-fn send(skb: &mut Skb, program: Program, work: &Work) -> i32 {
-    maps::count(program, Event::Forwarded);
+fn send(skb: &mut Skb, work: &Work) -> Result<i32, Reason> {
     if work.narrow != 0
         && let Some(mtu) = skb.mtu(work.narrow)
         && rewrite::narrow(skb, &work.header, mtu).is_none()
     {
-        return drop(program, Reason::RewriteFailed);
+        return Err(Reason::RewriteFailed);
     }
     match work.forward.out {
         Out::Peer(ifindex) => {
             // The frame came to a device with another address, so the kernel took it for somebody else's.
             skb.claim_for_host();
             skb.set_mark(work.mark);
-            helpers::redirect_peer(ifindex)
+            Ok(helpers::redirect_peer(ifindex))
         }
-        Out::Device(ifindex) => by_tunnel(skb, program, ifindex),
-        Out::Neighbor(ifindex) => helpers::redirect_neigh(ifindex),
+        Out::Device(ifindex) => by_tunnel(skb, ifindex),
+        Out::Neighbor(ifindex) => Ok(helpers::redirect_neigh(ifindex)),
         Out::Route => match skb.route(&work.header) {
-            Some(ifindex) => helpers::redirect_neigh(ifindex),
-            None => no_route(),
+            Some(ifindex) => Ok(helpers::redirect_neigh(ifindex)),
+            None => Err(Reason::NoRoute),
         },
     }
 }
 
 /// Sends a frame into the tunnels of a VXLAN device, past the device if that can be.
 #[inline(always)]
-fn by_tunnel(skb: &mut Skb, program: Program, device: u32) -> i32 {
-    let (Some(head), Some(config)) = (skb.load::<16>(0), Kernel.config()) else {
-        return helpers::redirect(device);
-    };
+fn by_tunnel(skb: &mut Skb, device: u32) -> Result<i32, Reason> {
+    // One after the other: of two at once the compiler keeps what is not there yet, which the verifier refuses.
+    let Some(config) = Kernel.config() else { return Ok(helpers::redirect(device)) };
+    let Some(head) = skb.load::<16>(0) else { return Ok(helpers::redirect(device)) };
     let to = [head[0], head[1], head[2], head[3], head[4], head[5]];
-    let Some(peer) = Kernel.peer(&LocalKey::new(device, to)) else { return helpers::redirect(device) };
+    let Some(peer) = Kernel.peer(&LocalKey::new(device, to)) else { return Ok(helpers::redirect(device)) };
     if !skb.fits(peer) {
-        return helpers::redirect(device);
+        return Ok(helpers::redirect(device));
     }
-    let Some(mut way) = skb.way(peer) else { return helpers::redirect(device) };
+    let Some(way) = skb.way(peer) else { return Ok(helpers::redirect(device)) };
     match skb.wrap(head, peer, config.vxlan_port) {
-        Ok(Some(())) => helpers::send_by(&mut way),
-        Ok(None) => drop(program, Reason::RewriteFailed),
-        Err(()) => helpers::redirect(device),
+        Wrapped::Whole => Ok(helpers::send_by(&way)),
+        Wrapped::Half => Err(Reason::RewriteFailed),
+        Wrapped::Not => Ok(helpers::redirect(device)),
     }
-}
-
-/// The packet was counted as forwarded: it is not, after all.
-#[inline(always)]
-fn no_route() -> i32 {
-    maps::count_drop(Reason::NoRoute);
-    TC_ACT_SHOT
 }
 
 #[inline(always)]

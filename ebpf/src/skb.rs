@@ -5,8 +5,8 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
-    BPF_F_RECOMPUTE_CSUM,
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0,
+    BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
 };
 use aya_ebpf::helpers::generated::{
     bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
@@ -27,6 +27,16 @@ const PACKET_HOST: u32 = 0;
 const AFTER_ETHERNET: u32 = 1;
 /// What IPv6's header has more than IPv4's.
 const IPV6_MORE: u32 = 20;
+
+/// What became of a frame that was to be put into a tunnel packet.
+pub enum Wrapped {
+    /// It is in.
+    Whole,
+    /// There is room for the packet, and nothing in it.
+    Half,
+    /// It is as it was.
+    Not,
+}
 
 /// The packet a program was called for.
 pub struct Skb {
@@ -100,9 +110,9 @@ impl Skb {
         self.form() == Form::Single && length <= peer.mtu + ETH_LEN
     }
 
-    /// Puts a frame into a tunnel packet, still without its Ethernet addresses. `Err`: it is as it was.
+    /// Puts a frame into a tunnel packet, still without its Ethernet addresses.
     #[inline(always)]
-    pub fn wrap(&mut self, head: [u8; 16], peer: &PeerVal, data_port: u16) -> Result<Option<()>, ()> {
+    pub fn wrap(&mut self, head: [u8; 16], peer: &PeerVal, data_port: u16) -> Wrapped {
         const FLAGS: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
         /// Length of the inner Ethernet header, where the kernel looks for it in the flags.
         const INNER_ETHERNET: u64 = (ETH_LEN as u64) << 56;
@@ -116,9 +126,15 @@ impl Skb {
             bpf_skb_adjust_room(self.raw, OVERHEAD as i32, AFTER_ETHERNET, u64::from(FLAGS) | INNER_ETHERNET)
         };
         if result != 0 {
-            return Err(());
+            return Wrapped::Not;
         }
-        Ok(self.store(0, &lane::wrap(&parcel, peer, data_port), false))
+        let words = lane::wrap(&parcel, peer, data_port);
+        // SAFETY: words have no byte that is not one.
+        let bytes = unsafe { &*(&raw const words).cast::<[u8; 52]>() };
+        match self.store(lane::WRAP_AT, bytes, false) {
+            Some(()) => Wrapped::Whole,
+            None => Wrapped::Half,
+        }
     }
 
     /// The way to the other end of a tunnel.

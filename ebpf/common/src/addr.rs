@@ -39,6 +39,14 @@ impl Addr {
         }
     }
 
+    /// A copy, by words: the target has no instruction for "these bytes, to a place that may overlap", which is what a
+    /// plain copy between two references becomes, and calls a function instead.
+    #[inline(always)]
+    #[must_use]
+    pub const fn copied(&self) -> Self {
+        Self { words: [self.words[0], self.words[1], self.words[2], self.words[3]] }
+    }
+
     /// The four words, each in network order in memory.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {

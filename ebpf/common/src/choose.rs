@@ -165,11 +165,16 @@ const fn answer(work: &Work, uplink: u32) -> ReplyVal {
     }
 }
 
-/// Writes a new flow and its answers.
+/// Writes a new flow and its answers, so far as they are not there from an earlier connection of the same addresses and
+/// ports: a write takes another element and gives the old one back.
 #[inline(always)]
 pub fn write<T: Tables>(tables: &T, work: &Work) {
-    tables.set_flow(&work.key, &work.flow);
-    tables.set_reply(&work.answers, &work.reply);
+    if !tables.flow(&work.key).is_some_and(|known| *known == work.flow) {
+        tables.set_flow(&work.key, &work.flow);
+    }
+    if !tables.reply(&work.answers).is_some_and(|known| *known == work.reply) {
+        tables.set_reply(&work.answers, &work.reply);
+    }
     tables.count_connection(work.flow.service);
 }
 

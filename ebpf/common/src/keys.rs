@@ -11,6 +11,12 @@ pub const fn same_mac(a: &Mac, b: &Mac) -> bool {
     ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) | (a[4] ^ b[4]) | (a[5] ^ b[5])) == 0
 }
 
+/// A copy of an Ethernet address: see [`Addr::copied`].
+#[inline(always)]
+pub const fn copied(mac: &Mac) -> Mac {
+    [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]]
+}
+
 /// Derives what only the host needs of a key or value, so that the BPF build carries none of it.
 macro_rules! layout {
     ($(#[$meta:meta])* $name:ident, size $size:literal { $($(#[$fmeta:meta])* $field:ident @ $offset:literal: $ty:ty,)* }) => {

@@ -11,7 +11,7 @@
 //! tunnel's source port.
 
 use crate::overlay;
-use crate::packet::{ETH_LEN, Fragment, Header, Packet, be16};
+use crate::packet::{ETH_IPV4, ETH_LEN, Fragment, Header, Packet, UDP, be16};
 use crate::tables::Tables;
 use crate::values::PeerVal;
 use crate::verdict::{Verdict, Work};
@@ -29,8 +29,6 @@ const VXLAN_LEN: u32 = 8;
 const VXLAN_FLAGS: u8 = 0x08;
 const ECN: u8 = 0x03;
 const ECT_0: u8 = 0x02;
-/// What Linux gives its own packets where nothing is configured (`IPDEFTTL`).
-const TTL: u8 = 64;
 
 /// A packet without what its tunnel put before it.
 pub struct Inside<'a, P>(pub &'a P);
@@ -119,103 +117,62 @@ pub struct Parcel {
     pub id: u16,
 }
 
-/// An Ethernet header without addresses and what a tunnel puts before a frame, the frame's own Ethernet header the last
-/// of it.
+/// Where what [`wrap`] gives begins: after the Ethernet addresses, which the kernel fills in.
+pub const WRAP_AT: u32 = 12;
+
+/// What a tunnel puts before a frame, from the type in its own Ethernet header on; the frame's Ethernet header is the
+/// last of it. In words as they lie in memory: the target has few registers for bytes.
 #[inline(always)]
-pub fn wrap(parcel: &Parcel, peer: &PeerVal, data_port: u16) -> [u8; 64] {
-    const AROUND: u16 = 36;
+pub fn wrap(parcel: &Parcel, peer: &PeerVal, data_port: u16) -> [u32; 13] {
+    /// 64 is what Linux gives its own packets where nothing is configured (`IPDEFTTL`).
+    const TTL_AND_UDP: u16 = (64 << 8) | UDP as u16;
+    const VERSION_AND_LENGTH: u16 = 0x4500;
     let e = &parcel.head;
-    let ecn = ecn(e);
-    let total = (parcel.length + AROUND).to_be_bytes();
-    let datagram = (parcel.length + AROUND - 20).to_be_bytes();
-    let (id, from, to) = (parcel.id.to_be_bytes(), parcel.port.to_be_bytes(), data_port.to_be_bytes());
-    let (s, d) = (peer.source.to_ne_bytes(), peer.vtep.to_ne_bytes());
-    let sum = u32::from(be16(0x45, ecn))
-        + u32::from(be16(total[0], total[1]))
+    let datagram = parcel.length + (UDP_LEN + VXLAN_LEN) as u16;
+    let total = datagram + IPV4_LEN as u16;
+    let first = VERSION_AND_LENGTH | ecn(e);
+    let (source, to) = (u32::from_be(peer.source), u32::from_be(peer.vtep));
+    let sum = u32::from(first)
+        + u32::from(total)
         + u32::from(parcel.id)
-        + u32::from(be16(TTL, 17))
-        + u32::from(be16(s[0], s[1]))
-        + u32::from(be16(s[2], s[3]))
-        + u32::from(be16(d[0], d[1]))
-        + u32::from(be16(d[2], d[3]));
+        + u32::from(TTL_AND_UDP)
+        + (source >> 16)
+        + (source & 0xffff)
+        + (to >> 16)
+        + (to & 0xffff);
     let sum = (sum & 0xffff) + (sum >> 16);
-    let [_, _, c, k] = (!((sum & 0xffff) + (sum >> 16))).to_be_bytes();
-    let [_, v, n, i] = peer.vni.to_be_bytes();
+    let check = !(sum + (sum >> 16)) & 0xffff;
     [
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0x08,
-        0, // Ethernet
-        0x45,
-        ecn,
-        total[0],
-        total[1],
-        id[0],
-        id[1],
-        0,
-        0,
-        TTL,
-        17,
-        c,
-        k, // IPv4
-        s[0],
-        s[1],
-        s[2],
-        s[3],
-        d[0],
-        d[1],
-        d[2],
-        d[3], //
-        from[0],
-        from[1],
-        to[0],
-        to[1],
-        datagram[0],
-        datagram[1],
-        0,
-        0, // UDP
-        VXLAN_FLAGS,
-        0,
-        0,
-        0,
-        v,
-        n,
-        i,
-        0, // VXLAN
-        e[0],
-        e[1],
-        e[2],
-        e[3],
-        e[4],
-        e[5],
-        e[6],
-        e[7],
-        e[8],
-        e[9],
-        e[10],
-        e[11],
-        e[12],
-        e[13],
+        pair(ETH_IPV4, u32::from(first)),
+        pair(total, u32::from(parcel.id)),
+        pair(0, u32::from(TTL_AND_UDP)),
+        ((check << 16) | (source >> 16)).to_be(),
+        ((source << 16) | (to >> 16)).to_be(),
+        ((to << 16) | u32::from(parcel.port)).to_be(),
+        pair(data_port, u32::from(datagram)),
+        // No checksum of the datagram; the VXLAN header begins in the other half.
+        pair(0, u32::from(VXLAN_FLAGS) << 8),
+        (peer.vni >> 8).to_be(),
+        ((peer.vni << 24) | u32::from(be16(e[0], e[1]))).to_be(),
+        u32::from_ne_bytes([e[2], e[3], e[4], e[5]]),
+        u32::from_ne_bytes([e[6], e[7], e[8], e[9]]),
+        u32::from_ne_bytes([e[10], e[11], e[12], e[13]]),
     ]
+}
+
+/// A word of two halves, in network order.
+#[inline(always)]
+const fn pair(high: u16, low: u32) -> u32 {
+    (((high as u32) << 16) | low).to_be()
 }
 
 /// What the tunnel packet says of congestion (RFC 6040 section 4.1, normal mode; a packet that met congestion before it
 /// came here says so inside).
 #[inline(always)]
-const fn ecn(head: &[u8; 16]) -> u8 {
+const fn ecn(head: &[u8; 16]) -> u16 {
     let tos = if head[14] >> 4 == 4 { head[15] } else { head[15] >> 4 };
     match tos & ECN {
-        ECN => ECT_0,
-        ecn => ecn,
+        ECN => ECT_0 as u16,
+        ecn => ecn as u16,
     }
 }

@@ -3,12 +3,12 @@
 use crate::addr::Addr;
 use crate::balancer::{self, Target};
 use crate::choose::{self, Known};
-use crate::keys::PortKey;
+use crate::keys::{PortKey, copied};
 use crate::packet::{self, Fragment, Header, Packet, UDP};
 use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::values::{EndpointVal, NodeConfig, PortVal};
-use crate::verdict::{Forward, Out, Verdict, Work};
+use crate::verdict::{Out, Verdict, Work};
 
 /// Decides on a packet that arrived at the uplink `ifindex`.
 #[inline(always)]
@@ -91,15 +91,14 @@ fn forward(
     source: u16,
     target: u16,
 ) -> Verdict {
-    work.forward = Forward {
-        src: work.header.src,
-        dst: *endpoint.addr(work.header.v4),
-        sport: source,
-        dport: target,
-        src_mac: config.router_mac,
-        dst_mac: endpoint.mac,
-        out: out(endpoint),
-    };
+    let forward = &mut work.forward;
+    forward.src = work.header.src.copied();
+    forward.dst = endpoint.addr(work.header.v4).copied();
+    forward.sport = source;
+    forward.dport = target;
+    forward.src_mac = copied(&config.router_mac);
+    forward.dst_mac = copied(&endpoint.mac);
+    forward.out = out(endpoint);
     if !endpoint.is_local() {
         narrow(work, endpoint.ifindex);
     }

@@ -1,10 +1,10 @@
 //! `overlay_rx`: what arrives through a tunnel.
 
-use crate::keys::{LocalKey, Mac, RouterKey, VipKey, same_mac};
+use crate::keys::{LocalKey, Mac, RouterKey, VipKey, copied, same_mac};
 use crate::packet::{self, Ethernet, Packet, UDP};
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::values::{LocalVal, NodeConfig, REPLY_DIRECT, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, ReplyVal};
+use crate::values::{LocalVal, NodeConfig, REPLY_DIRECT, REPLY_RESTORE, REPLY_STEER, REPLY_VIP};
 use crate::verdict::{Out, Verdict, Work};
 
 /// Decides on a frame that arrived at the VXLAN device `ifindex`.
@@ -23,8 +23,16 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     let Some(local) = tables.local(&LocalKey::new(ifindex, ethernet.dst)) else { return Verdict::Pass };
     // A router's address is also that of its node's balancers, whose packets may go to a virtual IP.
     let own = if work.header.v4 { &local.ip4 } else { &local.ip6 };
-    if work.header.dst == *own && tables.is_router(&RouterKey::new(ethernet.src)) {
-        return from_router(tables, work, &ethernet, local);
+    if work.header.dst == *own {
+        work.answers = work.header.reverse_key(0);
+        // Who is steered to is a router.
+        if is_steered(tables, work, &ethernet.src) {
+            return work.redirect(Out::Peer(local.veth));
+        }
+        if tables.is_router(&RouterKey::new(ethernet.src)) {
+            set_steer(tables, work, ethernet.src);
+            return work.redirect(Out::Peer(local.veth));
+        }
     }
     from_task(tables, work, &ethernet, local)
 }
@@ -47,24 +55,27 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
     }
 }
 
-/// A packet of a flow that entered by another node: remember which, for the answers.
-#[inline(always)]
-fn from_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local: &LocalVal) -> Verdict {
-    work.answers = work.header.reverse_key(0);
-    steer(tables, work, ethernet.src);
-    work.redirect(Out::Peer(local.veth))
-}
-
-/// Sends the answers of a flow to a router from now on.
+/// Sends the answers of a flow ([`Work::answers`]) to a router from now on: they go back by the node they came in by.
 #[inline(always)]
 pub(crate) fn steer<T: Tables>(tables: &T, work: &mut Work, router: Mac) {
-    if let Some(known) = tables.reply(&work.answers)
-        && known.kind == REPLY_STEER
-        && same_mac(&known.mac, &router)
-    {
-        return;
+    if !is_steered(tables, work, &router) {
+        set_steer(tables, work, router);
     }
-    work.reply = ReplyVal { mac: router, kind: REPLY_STEER, ..ReplyVal::default() };
+}
+
+#[inline(always)]
+fn is_steered<T: Tables>(tables: &T, work: &Work, router: &Mac) -> bool {
+    tables.reply(&work.answers).is_some_and(|known| known.kind == REPLY_STEER && same_mac(&known.mac, router))
+}
+
+#[inline(always)]
+fn set_steer<T: Tables>(tables: &T, work: &mut Work, router: Mac) {
+    work.reply.addr = work.header.dst.copied();
+    work.reply.port = work.header.dport;
+    work.reply.client_port = work.header.sport;
+    work.reply.ifindex = 0;
+    work.reply.mac = copied(&router);
+    work.reply.kind = REPLY_STEER;
     tables.set_reply(&work.answers, &work.reply);
 }
 

@@ -105,8 +105,8 @@ impl Header {
     #[inline(always)]
     pub const fn key(&self, network: u32) -> FlowKey {
         FlowKey {
-            src: self.src,
-            dst: self.dst,
+            src: self.src.copied(),
+            dst: self.dst.copied(),
             sport: self.sport,
             dport: self.dport,
             scope: FlowKey::scope(network, self.proto),
@@ -117,8 +117,8 @@ impl Header {
     #[inline(always)]
     pub const fn reverse_key(&self, network: u32) -> FlowKey {
         FlowKey {
-            src: self.dst,
-            dst: self.src,
+            src: self.dst.copied(),
+            dst: self.src.copied(),
             sport: self.dport,
             dport: self.sport,
             scope: FlowKey::scope(network, self.proto),
@@ -154,8 +154,8 @@ impl Header {
 #[inline(always)]
 pub const fn reply_key(key: &FlowKey, flow: &FlowVal, endpoint: &Addr) -> FlowKey {
     FlowKey {
-        src: *endpoint,
-        dst: key.src,
+        src: endpoint.copied(),
+        dst: key.src.copied(),
         sport: flow.target_port,
         dport: flow.source_port,
         scope: key.scope,

@@ -4,7 +4,7 @@ use crate::addr::Addr;
 use crate::balancer::{self, Target};
 use crate::choose::{self, Choice, Known};
 use crate::guard::{self, Speech};
-use crate::keys::{LocalKey, Mac, VipKey, same_mac};
+use crate::keys::{LocalKey, Mac, VipKey, copied, same_mac};
 use crate::mesh::out;
 use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Ethernet, Packet};
 use crate::reason::Reason;
@@ -125,16 +125,16 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
         return false;
     }
     work.set_key(0);
-    work.key.src = *ingress;
+    work.key.src = ingress.copied();
     let Some(reply) = tables.reply(&work.key) else { return false };
     match reply.kind {
         REPLY_RESTORE => work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex)),
         REPLY_STEER => {
             let Some(out) = to_router(tables, task, &reply.mac) else { return false };
             work.forward_unchanged(ethernet, out);
-            work.forward.src = *ingress;
-            work.forward.src_mac = task.ingress_mac;
-            work.forward.dst_mac = reply.mac;
+            work.forward.src = ingress.copied();
+            work.forward.src_mac = copied(&task.ingress_mac);
+            work.forward.dst_mac = copied(&reply.mac);
         }
         _ => return false,
     }
@@ -228,12 +228,12 @@ fn forward(task: &TaskIf, vip: &VipVal, endpoint: &EndpointVal, work: &mut Work)
     let header = &work.header;
     let is_hairpin = same_mac(&endpoint.mac, &task.mac);
     let forward = &mut work.forward;
-    forward.src = if is_hairpin { header.dst } else { header.src };
-    forward.dst = *endpoint.addr(header.v4);
+    forward.src = if is_hairpin { &header.dst } else { &header.src }.copied();
+    forward.dst = endpoint.addr(header.v4).copied();
     forward.sport = header.sport;
     forward.dport = header.dport;
-    forward.src_mac = if is_hairpin { vip.mac } else { task.mac };
-    forward.dst_mac = endpoint.mac;
+    forward.src_mac = copied(if is_hairpin { &vip.mac } else { &task.mac });
+    forward.dst_mac = copied(&endpoint.mac);
     forward.out = out(endpoint);
     Verdict::Forward
 }

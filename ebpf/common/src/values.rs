@@ -234,7 +234,8 @@ layout! {
 layout! {
     /// What happens to an endpoint's answer: `REPLIES`.
     ReplyVal, size 32 {
-        /// [`REPLY_RESTORE`], [`REPLY_VIP`], [`REPLY_HAIRPIN`]: the source the client expects. Else unused.
+        /// [`REPLY_RESTORE`], [`REPLY_VIP`], [`REPLY_HAIRPIN`]: the source the client expects. [`REPLY_STEER`]: where its
+        /// packets go, for who looks at the table.
         addr @ 0: Addr,
         /// Port of `addr`, host order.
         port @ 16: u16,

@@ -1,7 +1,7 @@
 //! What is to be done with a packet.
 
 use crate::addr::Addr;
-use crate::keys::{FlowKey, Mac};
+use crate::keys::{FlowKey, Mac, copied};
 use crate::packet::{Ethernet, Header};
 use crate::reason::Reason;
 use crate::values::{FlowVal, ReplyVal};
@@ -71,12 +71,12 @@ impl Work {
     #[inline(always)]
     pub fn forward_unchanged(&mut self, ethernet: &Ethernet, out: Out) {
         // Field by field: a value built on the stack first would be another sixty bytes of it at every call.
-        self.forward.src = self.header.src;
-        self.forward.dst = self.header.dst;
+        self.forward.src = self.header.src.copied();
+        self.forward.dst = self.header.dst.copied();
         self.forward.sport = self.header.sport;
         self.forward.dport = self.header.dport;
-        self.forward.src_mac = ethernet.src;
-        self.forward.dst_mac = ethernet.dst;
+        self.forward.src_mac = copied(&ethernet.src);
+        self.forward.dst_mac = copied(&ethernet.dst);
         self.forward.out = out;
     }
 
@@ -84,7 +84,7 @@ impl Work {
     #[inline(always)]
     pub fn forward_restored(&mut self, ethernet: &Ethernet, reply: &ReplyVal, out: Out) {
         self.forward_unchanged(ethernet, out);
-        self.forward.src = reply.addr;
+        self.forward.src = reply.addr.copied();
         self.forward.sport = reply.port;
         self.forward.dport = reply.client_port;
     }

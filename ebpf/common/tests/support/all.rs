@@ -7,6 +7,7 @@ pub(crate) mod balancer_cases;
 pub(crate) mod cases;
 pub(crate) mod fuzz;
 pub(crate) mod host;
+pub(crate) mod lane_cases;
 pub(crate) mod memory;
 pub(crate) mod mesh_cases;
 pub(crate) mod overlay_cases;

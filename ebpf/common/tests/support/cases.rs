@@ -19,6 +19,11 @@ macro_rules! every_case {
             packets_for_the_router_itself_pass, flow_of_another_node_is_delivered_and_remembered,
             frames_of_others_go_to_the_bridge, answer_to_a_virtual_ip_gets_its_source_back,
         );
+        every_case!(@ $make, lane_cases:
+            a_tunnel_packet_is_opened_and_delivered, an_answer_in_a_tunnel_goes_to_its_client,
+            what_is_inside_may_be_dropped, tunnel_packets_of_another_kind_go_the_long_way,
+            a_frame_of_no_flow_goes_the_long_way,
+        );
         every_case!(@ $make, task_cases:
             answer_goes_to_the_router_it_came_by, answer_by_another_leg_is_put_right,
             answer_of_a_flow_that_entered_here_is_restored, a_task_sends_only_as_itself,

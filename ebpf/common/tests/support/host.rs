@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::lane::{Form, OVERHEAD};
 use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
     BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
 };
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, mesh, overlay, rewrite, task};
+use shoal_ebpf_common::{balancer, lane, mesh, overlay, rewrite, task};
 
 use super::memory::{Buffer, Memory};
 use super::world::{Action, IFINDEX, Run, World};
@@ -71,6 +72,9 @@ impl World for Host {
     fn set_balancer_if(&mut self, ifindex: u32, value: BalancerIf) {
         self.maps.balancer_ifs.set(ifindex, value);
     }
+    fn set_tunnel(&mut self, vni: u32, device: u32) {
+        self.maps.tunnels.set(vni, device);
+    }
     fn flow(&self, key: &FlowKey) -> Option<FlowVal> {
         self.maps.flows.get(key).copied()
     }
@@ -82,18 +86,31 @@ impl World for Host {
     }
 
     fn run(&mut self, program: Program, packet: &[u8]) -> Run {
+        self.run_as(program, packet, Form::Single)
+    }
+}
+
+impl Host {
+    /// Runs a program on a packet that came in some form.
+    pub(crate) fn run_as(&mut self, program: Program, packet: &[u8], form: Form) -> Run {
         let mut buffer = Buffer(packet.to_vec());
         let mut work = Work::default();
-        let verdict = match program {
+        let mut verdict = match program {
             Program::MeshIngress => mesh::decide(&buffer, &self.maps, IFINDEX, &mut work),
             Program::OverlayRx => overlay::decide(&buffer, &self.maps, IFINDEX, &mut work),
             Program::TaskTx => task::decide(&buffer, &self.maps, IFINDEX, &mut work),
             Program::BalancerTx => balancer::to_network(&buffer, &self.maps, IFINDEX, &mut work),
             Program::GateTx => balancer::to_client(&buffer, &self.maps, &mut work),
         };
+        if verdict == Verdict::Tunnel {
+            verdict = lane::decide(&buffer, &self.maps, form, &mut work);
+            if matches!(verdict, Verdict::Forward | Verdict::Redirect) {
+                buffer.0.drain(..OVERHEAD as usize);
+            }
+        }
         let mut out = None;
         let action = match verdict {
-            Verdict::Pass => Action::Pass,
+            Verdict::Pass | Verdict::Tunnel => Action::Pass,
             Verdict::Drop(reason) => self.drop(reason),
             Verdict::Refuse(reason) => {
                 self.drop(reason);

@@ -12,7 +12,8 @@ use shoal_ebpf_common::packet::Packet;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, ReplyVal, ServiceVal, TaskIf,
+    VipVal,
 };
 
 /// A packet without a checksum offload (`CHECKSUM_NONE`).
@@ -98,6 +99,9 @@ pub(crate) struct Memory {
     pub(crate) task_ifs: Map<u32, TaskIf>,
     pub(crate) vips: Map<VipKey, VipVal>,
     pub(crate) balancer_ifs: Map<u32, BalancerIf>,
+    pub(crate) tunnels: Map<u32, u32>,
+    pub(crate) peers: Map<LocalKey, PeerVal>,
+    pub(crate) bulk: Map<u32, ()>,
     pub(crate) flows: Map<FlowKey, FlowVal>,
     pub(crate) replies: Map<FlowKey, ReplyVal>,
     pub(crate) connections: RefCell<HashMap<u64, u64>>,
@@ -155,6 +159,18 @@ impl Tables for Memory {
     }
     fn balancer_if(&self, ifindex: u32) -> Option<&BalancerIf> {
         self.balancer_ifs.get(&ifindex)
+    }
+    fn tunnel(&self, vni: u32) -> Option<u32> {
+        self.tunnels.get(&vni).copied()
+    }
+    fn peer(&self, key: &LocalKey) -> Option<&PeerVal> {
+        self.peers.get(key)
+    }
+    fn is_bulk(&self, slot: u32) -> bool {
+        self.bulk.get(&slot).is_some()
+    }
+    fn note_bulk(&self, slot: u32) {
+        self.bulk.set(slot, ());
     }
     fn flow(&self, key: &FlowKey) -> Option<&FlowVal> {
         self.flows.get(key)

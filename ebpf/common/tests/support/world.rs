@@ -51,6 +51,7 @@ pub(crate) trait World {
     fn set_task_if(&mut self, ifindex: u32, value: TaskIf);
     fn set_vip(&mut self, key: VipKey, value: VipVal);
     fn set_balancer_if(&mut self, ifindex: u32, value: BalancerIf);
+    fn set_tunnel(&mut self, vni: u32, device: u32);
     fn flow(&self, key: &FlowKey) -> Option<FlowVal>;
     fn reply(&self, key: &FlowKey) -> Option<ReplyVal>;
     fn drops(&self, reason: Reason) -> u64;
