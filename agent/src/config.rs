@@ -57,8 +57,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// What balances on this node; auto: what the swarm is set to.
     pub lb_engine: LbEngine,
-    /// Whether the programs may open and make tunnel packets themselves.
-    pub fast_lane: bool,
+    /// Whether the programs may open and make tunnel packets themselves; none: as the kernel is.
+    pub fast_lane: Option<bool>,
     /// How long certificates live in a swarm that is made here.
     pub cert_lifetime: Duration,
     /// Where metrics are served; none: nowhere.
@@ -90,7 +90,12 @@ impl Config {
                 _ => Some(mtu(settings)?),
             },
             lb_engine: parse(settings, "network.lb_engine", "use auto (as the swarm is set), ipvs or ebpf")?,
-            fast_lane: parse(settings, "network.fast_lane", "use true or false")?,
+            fast_lane: match text("network.fast_lane").as_str() {
+                "auto" => None,
+                "on" => Some(true),
+                "off" => Some(false),
+                _ => return Err(settings.refuse("network.fast_lane", "use auto, on or off")),
+            },
             cert_lifetime: cert_lifetime(settings)?,
             metrics: match text("observe.metrics").as_str() {
                 "" | "off" => None,

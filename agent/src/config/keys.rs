@@ -49,8 +49,9 @@ pub const KEYS: &[KeyInfo] = &[
     key(
         "network.fast_lane",
         "SHOAL_NETWORK_FAST_LANE",
-        "true",
-        "whether the programs handle tunnel packets themselves, past the VXLAN devices",
+        "auto",
+        "whether the programs handle tunnel packets themselves, past the VXLAN devices: auto (if the kernel compiles \
+         programs), on or off",
     ),
     key(
         "security.cert_lifetime",

@@ -71,6 +71,7 @@ fn a_wrong_value_says_where_it_came_from() {
         ("[node]\nlisten = \"here\"\n", "node.listen"),
         ("[network]\nmtu = 100\n", "network.mtu"),
         ("[network]\nlb_engine = \"IPVS\"\n", "network.lb_engine"),
+        ("[network]\nfast_lane = \"yes\"\n", "network.fast_lane"),
         ("[node]\nname = \"Not A Label\"\n", "node.name"),
         ("[observe]\nlog_format = \"xml\"\n", "observe.log_format"),
         ("[security]\ncert_lifetime = \"59s\"\n", "security.cert_lifetime"),

@@ -28,6 +28,7 @@ use std::io;
 use std::path::PathBuf;
 
 use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuHashMap};
+use aya::programs::{ProgramError, SchedClassifier};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
@@ -195,6 +196,18 @@ pub struct BpfDriver {
 }
 
 impl BpfDriver {
+    /// Whether the kernel has compiled the programs. One that interprets them is faster at what it does itself.
+    pub fn is_compiled(&self) -> Result<bool, BpfError> {
+        let path = self.program_pin(Program::MeshIngress);
+        let info = SchedClassifier::from_pin(&path).and_then(|program| program.info());
+        let error = |source: ProgramError| BpfError::Pin {
+            path,
+            action: "inspect",
+            source: io::Error::other(source),
+        };
+        Ok(info.map_err(error)?.size_jitted() > 0)
+    }
+
     /// What the node is, as the programs see it.
     pub fn config(&self) -> Result<NodeConfig, BpfError> {
         let config = self.config.get(&0, 0).map_err(|source| table::map_error("CONFIG", "read", source))?;

@@ -54,7 +54,11 @@ pub(super) fn facility(
     data_addr: std::net::IpAddr,
 ) -> anyhow::Result<HostFacility> {
     let (bpf, opened) = BpfDriver::open(&BpfConfig::new(&config.bpf_dir))?;
-    tracing::info!(?opened, "data plane");
+    let fast_lane = match config.fast_lane {
+        Some(wanted) => wanted,
+        None => bpf.is_compiled()?,
+    };
+    tracing::info!(?opened, fast_lane, "data plane");
     let nl = Nl::new(netlink.handle(), &stats.writes);
     let dns = DnsConfig { upstream_resolv_conf: config.resolv_conf.clone(), ..DnsConfig::default() };
     durable::ensure_dir(&config.agent_dir(), 0o700)?;
@@ -69,7 +73,7 @@ pub(super) fn facility(
         data_addr,
         mtu: config.mtu,
         lb_engine: config.lb_engine,
-        fast_lane: config.fast_lane,
+        fast_lane,
         writes: stats.writes.clone(),
     }))
 }
