@@ -158,16 +158,20 @@ impl Skb {
     }
 }
 
+/// Where words can be read as such: the target can't read one that lies across two.
+#[repr(align(8))]
+struct Aligned<T>(T);
+
 impl Packet for Skb {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        let mut bytes = Aligned(MaybeUninit::<[u8; N]>::uninit());
         // SAFETY: the buffer has N bytes, and the helper checks the packet's bounds.
         let result = unsafe {
-            bpf_skb_load_bytes(self.raw as *const c_void, offset, bytes.as_mut_ptr() as *mut c_void, N as u32)
+            bpf_skb_load_bytes(self.raw as *const c_void, offset, bytes.0.as_mut_ptr() as *mut c_void, N as u32)
         };
         // SAFETY: the helper has filled the buffer (it does even when it fails).
-        (result == 0).then(|| unsafe { bytes.assume_init() })
+        (result == 0).then(|| unsafe { bytes.0.assume_init() })
     }
 }
 
