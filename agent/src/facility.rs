@@ -86,6 +86,9 @@ pub trait Facility: Send + 'static {
     /// Packets that the programs dropped, by reason.
     fn drops(&self) -> BTreeMap<&'static str, u64>;
 
+    /// What each program did with how many packets: program, event, packets.
+    fn packets(&self) -> Vec<(&'static str, &'static str, u64)>;
+
     /// What balances, as of the last facts.
     fn lb(&self) -> LbInUse;
 }
@@ -361,6 +364,22 @@ impl Facility for HostFacility {
 
     fn lb(&self) -> LbInUse {
         self.engine.in_force()
+    }
+
+    fn packets(&self) -> Vec<(&'static str, &'static str, u64)> {
+        match self.bpf.stats() {
+            Ok(stats) => stats
+                .into_iter()
+                .map(|((program, event), packets)| (program.name(), event.name(), packets))
+                .collect(),
+            Err(error) => {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "the packet counters can't be read"
+                );
+                Vec::new()
+            }
+        }
     }
 
     fn drops(&self) -> BTreeMap<&'static str, u64> {

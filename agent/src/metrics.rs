@@ -132,6 +132,16 @@ impl Exporter {
         for (reason, packets) in stats.drops() {
             out.series("shoal_drops_total", "reason", reason, packets);
         }
+        out.head(
+            "shoal_program_packets_total",
+            "counter",
+            "Packets by program and what became of them: received is the sum of the others",
+        );
+        for (program, event, packets) in stats.packets() {
+            out.raw(&format!(
+                "shoal_program_packets_total{{program=\"{program}\",event=\"{event}\"}} {packets}"
+            ));
+        }
         out.head("shoal_agent_program_seconds", "gauge", "Time of the last pass");
         let seconds = Duration::from_micros(Stats::get(&stats.last_pass_us)).as_secs_f64();
         out.raw(&format!("shoal_agent_program_seconds {seconds}"));

@@ -31,6 +31,7 @@ pub struct Stats {
     pub tasks_running: AtomicU64,
     drift: Mutex<BTreeMap<&'static str, u64>>,
     drops: Mutex<BTreeMap<&'static str, u64>>,
+    packets: Mutex<Vec<(&'static str, &'static str, u64)>>,
     warnings: Mutex<Vec<String>>,
     lb: Mutex<LbInUse>,
 }
@@ -54,6 +55,16 @@ impl Stats {
     /// Takes over what the programs counted.
     pub fn set_drops(&self, drops: BTreeMap<&'static str, u64>) {
         *self.drops.lock().unwrap_or_else(PoisonError::into_inner) = drops;
+    }
+
+    /// What each program did with how many packets: program, event, packets.
+    pub fn packets(&self) -> Vec<(&'static str, &'static str, u64)> {
+        self.packets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over what the programs counted.
+    pub fn set_packets(&self, packets: Vec<(&'static str, &'static str, u64)>) {
+        *self.packets.lock().unwrap_or_else(PoisonError::into_inner) = packets;
     }
 
     /// What is not as it should be now.

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures of shoal beside those of what it replaces, from one run.
 
 mod chain;
+mod cost;
 mod docker;
 mod guest;
 mod ipvs;
@@ -52,6 +53,8 @@ pub(crate) struct Args {
 enum Name {
     /// A published port: client, node A, task on node B (and on node A)
     Mesh,
+    /// A packet in the programs, with few services and with many
+    Cost,
     /// The speed at which the IPVS driver programs the kernel
     Ipvs,
 }
@@ -60,6 +63,7 @@ impl Name {
     fn name(self) -> &'static str {
         match self {
             Self::Mesh => "mesh",
+            Self::Cost => "cost",
             Self::Ipvs => "ipvs",
         }
     }
@@ -80,6 +84,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let outcome = match (args.vm, name) {
             (Some(kind), _) => guest::run(args, kind, name),
             (None, Name::Mesh) => mesh::run(args),
+            (None, Name::Cost) => cost::run(),
             (None, Name::Ipvs) => ipvs::run(),
         };
         let outcome = outcome.with_context(|| format!("bench {}", name.name()))?;

@@ -94,6 +94,7 @@ impl<F: Facility> Reconciler<F> {
         Stats::set(&self.stats.last_pass_us, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.stats.set_warnings(errors.clone());
         self.stats.set_drops(self.facility.drops());
+        self.stats.set_packets(self.facility.packets());
         let lb = self.facility.lb();
         self.stats.set_lb(lb);
         self.reports.pass_done(Applied { generation: self.applied, errors, took, writes, lb });

@@ -99,6 +99,10 @@ impl Facility for FakeKernel {
         PathBuf::from("/run/x/netns").join(task.as_str())
     }
 
+    fn packets(&self) -> Vec<(&'static str, &'static str, u64)> {
+        Vec::new()
+    }
+
     fn drops(&self) -> BTreeMap<&'static str, u64> {
         BTreeMap::new()
     }

@@ -1,6 +1,6 @@
 //! A node: a host with a `shoald` of its own, and the command line that drives it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -311,16 +311,34 @@ impl Node {
         entries.flatten().map(|entry| entry.path()).collect()
     }
 
-    /// The sum of all series of a metric.
-    pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
-        let text = self.host.enter(|| {
+    /// Everything the metrics port says.
+    fn metrics(&self) -> anyhow::Result<String> {
+        self.host.enter(|| {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT));
             let mut stream = TcpStream::connect(address).context("no metrics port")?;
             stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             Ok(text)
-        })?;
+        })
+    }
+
+    /// What a program did with how many packets, as of the last pass: by event.
+    pub fn packets(&self, program: &str) -> anyhow::Result<BTreeMap<String, u64>> {
+        let head = format!("shoal_program_packets_total{{program=\"{program}\",event=\"");
+        let text = self.metrics()?;
+        let series = text.lines().filter_map(|line| line.strip_prefix(&head)?.split_once("\"} "));
+        let packets: Result<BTreeMap<_, _>, _> = series
+            .map(|(event, packets)| packets.parse().map(|packets| (event.to_owned(), packets)))
+            .collect();
+        let packets = packets.with_context(|| format!("the packets of {program}"))?;
+        ensure!(!packets.is_empty(), "{} counts no packets of {program}", self.name());
+        Ok(packets)
+    }
+
+    /// The sum of all series of a metric.
+    pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let text = self.metrics()?;
         let series: Vec<f64> = text
             .lines()
             .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))

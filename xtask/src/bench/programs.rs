@@ -16,7 +16,8 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
         // The agent embeds the object.
         build_ebpf::run(&build_ebpf::Args::default())?;
         let packages = ["--package", "shoal-agent", "--package", "shoal-control", "--package", "shoal-cli"];
-        let load = ["--package", "shoal-netns", "--bins", "--example", "ipvs_scale"];
+        let load =
+            ["--package", "shoal-netns", "--bins", "--example", "ipvs_scale", "--example", "program_cost"];
         cargo(&[&["build", "--quiet", "--release"][..], &packages, &load].concat())?;
     }
     Ok(target_dir()?.join("release"))

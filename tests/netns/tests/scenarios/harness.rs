@@ -264,7 +264,29 @@ fn check(swarm: &mut Swarm, scenario: Body) -> anyhow::Result<()> {
         })
     });
     outcome?;
-    cleared.context("residue")
+    cleared.context("residue")?;
+    ensure_counted(swarm)
+}
+
+/// Programs that packets of every swarm meet.
+const PROGRAMS: [&str; 3] = ["mesh_ingress", "overlay_rx", "task_tx"];
+
+/// Every packet that a program received, it forwarded, passed or dropped.
+fn ensure_counted(swarm: &Swarm) -> anyhow::Result<()> {
+    for node in swarm.nodes.iter().filter(|node| is_member(node)) {
+        // The counters are read one after the other, and packets come in meanwhile.
+        wait_for(&format!("the packets of {} to add up", node.name()), PATIENCE, || {
+            for program in PROGRAMS {
+                let packets = node.packets(program).map_err(|error| format!("{error:#}"))?;
+                let of = |event| packets.get(event).copied().unwrap_or_default();
+                if of("received") != of("forwarded") + of("passed") + of("dropped") {
+                    return Err(format!("{program}: {packets:?}"));
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 fn logs(swarm: &Swarm) -> String {

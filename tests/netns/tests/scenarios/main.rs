@@ -10,6 +10,7 @@ mod engines;
 mod faults;
 mod flows;
 mod harness;
+mod lane;
 mod members;
 mod mesh;
 mod names;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     run(&[
         Group { name: "members", start: members::start, scenarios: members::SCENARIOS },
         Group { name: "mesh", start: harness::formed, scenarios: mesh::SCENARIOS },
+        Group { name: "lane", start: harness::formed, scenarios: lane::SCENARIOS },
         Group { name: "flows", start: harness::formed, scenarios: flows::SCENARIOS },
         Group { name: "names", start: harness::formed, scenarios: names::SCENARIOS },
         Group { name: "refusals", start: harness::formed, scenarios: refusals::SCENARIOS },
