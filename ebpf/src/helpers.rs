@@ -3,7 +3,7 @@
 use core::mem::{self, MaybeUninit};
 use core::ptr;
 
-use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop};
+use aya_ebpf::bindings::{BPF_F_INGRESS, __sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop};
 use aya_ebpf::helpers::generated::{
     bpf_check_mtu, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
 };
@@ -21,6 +21,13 @@ const ROUTED: [i64; 3] = [0, 7, 8];
 pub fn redirect(ifindex: u32) -> i32 {
     // SAFETY: takes no pointers.
     unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+/// Receives the packet by a device. Returns the program's verdict.
+#[inline(always)]
+pub fn redirect_in(ifindex: u32) -> i32 {
+    // SAFETY: takes no pointers.
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32 }
 }
 
 /// Delivers the packet in the namespace of a veth's other side. Returns the program's verdict.

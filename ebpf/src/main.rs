@@ -16,7 +16,7 @@ use shoal_ebpf_common::reason::{Event, Program, Reason};
 use shoal_ebpf_common::rewrite;
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, lane, mesh, overlay, task};
+use shoal_ebpf_common::{balancer, lane, local, mesh, overlay, task};
 
 use crate::maps::Kernel;
 use crate::skb::{Skb, Wrapped};
@@ -73,6 +73,15 @@ pub fn gate_tx(ctx: TcContext) -> i32 {
     carry_out(&mut skb, Program::GateTx, verdict, work)
 }
 
+/// Ingress of the loopback device: what the node itself sends to its own addresses.
+#[classifier]
+pub fn host_tx(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    let Some(work) = maps::work(Program::HostTx) else { return TC_ACT_SHOT };
+    let verdict = local::decide(&skb, &Kernel, skb.ifindex(), work);
+    carry_out(&mut skb, Program::HostTx, verdict, work)
+}
+
 #[inline(always)]
 fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &Work) -> i32 {
     maps::count(program, Event::Received);
@@ -123,6 +132,7 @@ fn send(skb: &mut Skb, work: &Work) -> Result<i32, Reason> {
             Ok(helpers::redirect_peer(ifindex))
         }
         Out::Device(ifindex) => by_tunnel(skb, ifindex),
+        Out::Host(ifindex) => Ok(helpers::redirect_in(ifindex)),
         Out::Neighbor(ifindex) => Ok(helpers::redirect_neigh(ifindex)),
         Out::Route => match skb.route(&work.header) {
             Some(ifindex) => Ok(helpers::redirect_neigh(ifindex)),

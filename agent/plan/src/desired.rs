@@ -20,8 +20,13 @@ use crate::object::{Bridge, Fdb, Firewall, Neighbor, Object, Objects, Peer, Sysc
 use crate::ports::{self, PortSet};
 
 /// Kernel parameters of the host that the mesh needs: packets of tasks are forwarded.
-pub const HOST_SYSCTLS: &[(&str, &str)] =
-    &[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
+pub const HOST_SYSCTLS: &[(&str, &str)] = &[
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv6/conf/all/forwarding", "1"),
+    // What a task answers a client on this node comes in by the loopback device, from addresses of the node.
+    ("net/ipv4/conf/lo/accept_local", "1"),
+    ("net/ipv4/conf/lo/route_localnet", "1"),
+];
 
 /// The kernel parameter with the ports that no connection of the host takes as its local one. As an object it is
 /// only about the published ones.

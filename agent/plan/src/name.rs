@@ -50,6 +50,11 @@ impl IfName {
         Self::new(GATE)
     }
 
+    /// The loopback device, which is not ours.
+    pub fn loopback() -> Self {
+        Self::new("lo")
+    }
+
     /// The egress bridge.
     pub fn egress_bridge() -> Self {
         Self::new(EGRESS_BRIDGE)

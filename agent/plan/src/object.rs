@@ -436,6 +436,8 @@ pub enum Program {
     BalancerTx,
     /// On the host side of the gate.
     GateTx,
+    /// On the loopback device.
+    HostTx,
 }
 
 /// A virtual IP.

@@ -56,6 +56,7 @@ fn bpf_program(program: Program) -> BpfProgram {
         Program::TaskTx => BpfProgram::TaskTx,
         Program::BalancerTx => BpfProgram::BalancerTx,
         Program::GateTx => BpfProgram::GateTx,
+        Program::HostTx => BpfProgram::HostTx,
     }
 }
 
@@ -66,6 +67,7 @@ fn plan_program(program: BpfProgram) -> Program {
         BpfProgram::TaskTx => Program::TaskTx,
         BpfProgram::BalancerTx => Program::BalancerTx,
         BpfProgram::GateTx => Program::GateTx,
+        BpfProgram::HostTx => Program::HostTx,
     }
 }
 

@@ -1,13 +1,14 @@
 //! Choosing an endpoint and remembering the choice.
 
+use crate::addr::Addr;
 use crate::hash;
 use crate::keys::{FlowKey, Mac, same_mac};
 use crate::maglev;
 use crate::packet::{TCP, UDP, reply_key};
 use crate::tables::Tables;
 use crate::values::{
-    BALANCED, EndpointVal, FlowVal, POLICY_SOURCE, POLICY_TURN, REPLY_RESTORE, REPLY_STEER, ReplyVal,
-    ServiceVal,
+    BALANCED, EndpointVal, FlowVal, POLICY_SOURCE, POLICY_TURN, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER,
+    ReplyVal, ServiceVal,
 };
 use crate::verdict::Work;
 
@@ -114,14 +115,28 @@ fn is_usable(endpoint: &EndpointVal, v4: bool, avoid: &Mac) -> bool {
     !endpoint.is_draining() && !endpoint.addr(v4).is_any() && !same_mac(&endpoint.mac, avoid)
 }
 
+/// Where a flow of the mesh comes in.
+#[derive(Clone, Copy)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub struct Entry<'a> {
+    /// The device.
+    pub ifindex: u32,
+    /// What its answers are: [`REPLY_RESTORE`] or [`REPLY_LOCAL`].
+    pub kind: u16,
+    /// The client's address as the endpoint sees it.
+    pub client: &'a Addr,
+}
+
 /// Records a new flow of the mesh ([`Work::flow`]) in both directions.
 ///
 /// If the answers could be taken for those of another flow (the same client address and port reached the same task
 /// through another address of this node), the client's port is translated for this one.
 #[inline(always)]
-pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, uplink: u32) {
-    work.reply = answer(work, uplink);
+pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) {
+    work.reply = answer(work, entry.ifindex);
+    work.reply.kind = entry.kind;
     work.answers = reply_key(&work.key, &work.flow, endpoint.addr(work.header.v4));
+    work.answers.dst = entry.client.copied();
     for salt in 1..=PORT_TRIES {
         let Some(other) = tables.reply(&work.answers) else { break };
         if !is_another_flow(other, &work.reply) {
@@ -180,8 +195,11 @@ pub fn write<T: Tables>(tables: &T, work: &Work) {
 
 #[inline(always)]
 fn is_another_flow(other: &ReplyVal, own: &ReplyVal) -> bool {
-    other.kind == REPLY_RESTORE
-        && (other.addr != own.addr || other.port != own.port || other.client_port != own.client_port)
+    matches!(other.kind, REPLY_RESTORE | REPLY_LOCAL)
+        && (other.kind != own.kind
+            || other.addr != own.addr
+            || other.port != own.port
+            || other.client_port != own.client_port)
 }
 
 /// A source port that is not the client's: from the dynamic range, by the flow.

@@ -31,6 +31,7 @@ pub mod guard;
 pub mod hash;
 pub mod keys;
 pub mod lane;
+pub mod local;
 pub mod maglev;
 pub mod mesh;
 pub mod overlay;
@@ -44,7 +45,7 @@ pub mod verdict;
 
 /// Version of the map layouts. It names the directory the maps are pinned in, so that a daemon never adopts maps
 /// of another layout.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// UDP port of the VXLAN tunnels where nothing else is configured.
 pub const DEFAULT_VXLAN_PORT: u16 = 7378;

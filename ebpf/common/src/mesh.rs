@@ -2,12 +2,12 @@
 
 use crate::addr::Addr;
 use crate::balancer::{self, Target};
-use crate::choose::{self, Known};
+use crate::choose::{self, Entry, Known};
 use crate::keys::{PortKey, copied};
 use crate::packet::{self, Fragment, Header, Packet, UDP};
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::values::{EndpointVal, NodeConfig, PortVal};
+use crate::values::{EndpointVal, NodeConfig, PortVal, REPLY_RESTORE};
 use crate::verdict::{Out, Verdict, Work};
 
 /// Decides on a packet that arrived at the uplink `ifindex`.
@@ -51,7 +51,8 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return Verdict::Refuse(Reason::NoEndpoint);
     };
     work.set_flow(choice.id, port.service, port.target_port);
-    choose::record(tables, work, choice.endpoint, ifindex);
+    let client = work.header.src.copied();
+    choose::record(tables, work, choice.endpoint, &Entry { ifindex, kind: REPLY_RESTORE, client: &client });
     let (source, target) = (work.flow.source_port, work.flow.target_port);
     forward(work, config, choice.endpoint, source, target)
 }
@@ -74,9 +75,12 @@ fn admit<T: Tables>(tables: &T, header: &Header) -> Verdict {
 /// What the destination publishes: on the very address, else on every address of the node.
 #[inline(always)]
 fn published<'a, T: Tables>(tables: &'a T, header: &Header) -> Option<&'a PortVal> {
-    if !tables.is_local_addr(&header.dst) {
-        return None;
-    }
+    if tables.is_local_addr(&header.dst) { port(tables, header) } else { None }
+}
+
+/// As [`published`], for a destination that is known to be this node's.
+#[inline(always)]
+pub(crate) fn port<'a, T: Tables>(tables: &'a T, header: &Header) -> Option<&'a PortVal> {
     if let Some(port) = tables.port(&PortKey::new(header.dst, header.dport, header.proto)) {
         return Some(port);
     }
@@ -84,7 +88,7 @@ fn published<'a, T: Tables>(tables: &'a T, header: &Header) -> Option<&'a PortVa
 }
 
 #[inline(always)]
-fn forward(
+pub(crate) fn forward(
     work: &mut Work,
     config: &NodeConfig,
     endpoint: &EndpointVal,

@@ -1,10 +1,11 @@
 //! `overlay_rx`: what arrives through a tunnel.
 
 use crate::keys::{LocalKey, Mac, RouterKey, VipKey, copied, same_mac};
+use crate::local;
 use crate::packet::{self, Ethernet, Packet, UDP};
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::values::{LocalVal, NodeConfig, REPLY_DIRECT, REPLY_RESTORE, REPLY_STEER, REPLY_VIP};
+use crate::values::{LocalVal, NodeConfig, REPLY_DIRECT, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER, REPLY_VIP};
 use crate::verdict::{Out, Verdict, Work};
 
 /// Decides on a frame that arrived at the VXLAN device `ifindex`.
@@ -41,15 +42,17 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
 #[inline(always)]
 fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config: &NodeConfig) -> Verdict {
     let router = if work.header.v4 { &config.router_ip4 } else { &config.router_ip6 };
-    if work.header.dst == *router {
-        return Verdict::Pass;
-    }
     work.set_key(0);
     match tables.reply(&work.key) {
         Some(reply) if reply.kind == REPLY_RESTORE => {
             work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex));
             Verdict::Forward
         }
+        Some(reply) if reply.kind == REPLY_LOCAL => {
+            local::home(work, config, reply);
+            Verdict::Forward
+        }
+        _ if work.header.dst == *router => Verdict::Pass,
         _ if config.balancer != 0 => work.redirect(Out::Peer(config.balancer)),
         _ => Verdict::Drop(Reason::UnknownReply),
     }

@@ -74,6 +74,8 @@ indices! {
         BalancerTx => "balancer_tx",
         /// Ingress of the host side of the gate: what the balancer of published ports sends to clients.
         GateTx => "gate_tx",
+        /// Ingress of the loopback device: what the node itself sends to its own addresses.
+        HostTx => "host_tx",
     }
 }
 

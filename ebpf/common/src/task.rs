@@ -5,12 +5,14 @@ use crate::balancer::{self, Target};
 use crate::choose::{self, Choice, Known};
 use crate::guard::{self, Speech};
 use crate::keys::{LocalKey, Mac, VipKey, copied, same_mac};
+use crate::local;
 use crate::mesh::out;
 use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Ethernet, Packet};
 use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::values::{
-    EndpointVal, REPLY_DIRECT, REPLY_HAIRPIN, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, TaskIf, VipVal,
+    EndpointVal, REPLY_DIRECT, REPLY_HAIRPIN, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, TaskIf,
+    VipVal,
 };
 use crate::verdict::{Out, Question, Verdict, Work};
 
@@ -129,6 +131,10 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
     let Some(reply) = tables.reply(&work.key) else { return false };
     match reply.kind {
         REPLY_RESTORE => work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex)),
+        REPLY_LOCAL => {
+            let Some(config) = tables.config() else { return false };
+            local::home(work, config, reply);
+        }
         REPLY_STEER => {
             let Some(out) = to_router(tables, task, &reply.mac) else { return false };
             work.forward_unchanged(ethernet, out);

@@ -234,7 +234,7 @@ layout! {
 layout! {
     /// What happens to an endpoint's answer: `REPLIES`.
     ReplyVal, size 32 {
-        /// [`REPLY_RESTORE`], [`REPLY_VIP`], [`REPLY_HAIRPIN`]: the source the client expects. [`REPLY_STEER`]: where its
+        /// [`REPLY_RESTORE`], [`REPLY_LOCAL`], [`REPLY_VIP`], [`REPLY_HAIRPIN`]: the source the client expects. [`REPLY_STEER`]: where its
         /// packets go, for who looks at the table.
         addr @ 0: Addr,
         /// Port of `addr`, host order.
@@ -260,3 +260,5 @@ pub const REPLY_VIP: u16 = 3;
 pub const REPLY_HAIRPIN: u16 = 4;
 /// The flow came to a virtual IP by direct routing: answer from it.
 pub const REPLY_DIRECT: u16 = 5;
+/// As [`REPLY_RESTORE`], and the client is on this node: deliver it by the loopback device.
+pub const REPLY_LOCAL: u16 = 6;

@@ -147,6 +147,8 @@ pub enum Out {
     Device(u32),
     /// Out of a device, with the Ethernet header the kernel's neighbor table gives it.
     Neighbor(u32),
+    /// Into the stack, as if it had come in by a device of this namespace.
+    Host(u32),
     /// Where the kernel's routes lead, with the Ethernet header its neighbor table gives it.
     Route,
 }

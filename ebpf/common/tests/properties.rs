@@ -231,7 +231,7 @@ fn damaged_packets_are_judged_without_a_panic() {
         *actions.entry((program.name(), name)).or_insert(0) += 1;
     }
     // The sequence reaches every end of every program.
-    assert_eq!(actions.len(), 14, "{actions:?}");
+    assert_eq!(actions.len(), 16, "{actions:?}");
 }
 
 #[test]

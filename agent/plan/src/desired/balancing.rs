@@ -39,6 +39,7 @@ fn node(view: &View<'_>, out: &mut Vec<Object>) {
         out.extend(uplink.addrs.iter().map(|addr| Object::LocalAddr(*addr)));
         out.push(Object::Hook(uplink.name.clone(), Program::MeshIngress));
     }
+    out.push(Object::Hook(IfName::loopback(), Program::HostTx));
     for network in view.networks.values() {
         let vxlan = IfName::vxlan(&network.id);
         if view.facts.fast_lane && view.facts.data_addr.is_ipv4() {
@@ -142,9 +143,8 @@ fn services(view: &View<'_>, out: &mut Vec<Object>) {
             }));
         }
         let Some(ingress) = view.ingress.filter(|_| !service.ports.is_empty()) else { continue };
-        if with_tables {
-            table(ingress, out);
-        }
+        // Clients on the node itself are led by the table on either engine.
+        table(ingress, out);
         let key = ServiceKey { network: ingress.vni, index: service.index.0 };
         out.extend(service.ports.iter().map(|port| {
             Object::Port(Port {

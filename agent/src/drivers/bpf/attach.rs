@@ -209,6 +209,7 @@ fn priority(program: Program) -> u16 {
         Program::TaskTx => FILTER_PRIORITY + 2,
         Program::BalancerTx => FILTER_PRIORITY + 3,
         Program::GateTx => FILTER_PRIORITY + 4,
+        Program::HostTx => FILTER_PRIORITY + 5,
     }
 }
 

@@ -24,6 +24,10 @@ macro_rules! every_case {
             what_is_inside_may_be_dropped, tunnel_packets_of_another_kind_go_the_long_way,
             a_frame_of_no_flow_goes_the_long_way,
         );
+        every_case!(@ $make, local_cases:
+            the_node_reaches_a_task_elsewhere, the_node_reaches_a_task_here, what_is_not_published_is_left_alone_here,
+            a_client_of_the_node_and_one_elsewhere_do_not_alias,
+        );
         every_case!(@ $make, task_cases:
             answer_goes_to_the_router_it_came_by, answer_by_another_leg_is_put_right,
             answer_of_a_flow_that_entered_here_is_restored, a_task_sends_only_as_itself,

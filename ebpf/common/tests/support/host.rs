@@ -11,7 +11,7 @@ use shoal_ebpf_common::values::{
     BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
 };
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, lane, mesh, overlay, rewrite, task};
+use shoal_ebpf_common::{balancer, lane, local, mesh, overlay, rewrite, task};
 
 use super::memory::{Buffer, Memory};
 use super::world::{Action, IFINDEX, Run, World};
@@ -100,6 +100,7 @@ impl Host {
             Program::OverlayRx => overlay::decide(&buffer, &self.maps, IFINDEX, &mut work),
             Program::TaskTx => task::decide(&buffer, &self.maps, IFINDEX, &mut work),
             Program::BalancerTx => balancer::to_network(&buffer, &self.maps, IFINDEX, &mut work),
+            Program::HostTx => local::decide(&buffer, &self.maps, IFINDEX, &mut work),
             Program::GateTx => balancer::to_client(&buffer, &self.maps, &mut work),
         };
         if verdict == Verdict::Tunnel {

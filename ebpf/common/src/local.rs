@@ -1,0 +1,96 @@
+//! `host_tx`: what the node itself sends to its own addresses, which the kernel turns round on the loopback device.
+//!
+//! A published port answers here as at an uplink, by the table of its service on either engine. The task sees the address
+//! that the client had, except for a loopback address, which would mean something else elsewhere: it becomes the
+//! router's, and the answer's destination the loopback address again.
+
+use crate::addr::Addr;
+use crate::choose::{self, Entry, Known};
+use crate::mesh;
+use crate::packet::{self, Header, Packet};
+use crate::reason::Reason;
+use crate::tables::Tables;
+use crate::values::{EndpointVal, NodeConfig, REPLY_LOCAL, ReplyVal};
+use crate::verdict::{Out, Verdict, Work};
+
+const LOOPBACK4: Addr = Addr::v4([127, 0, 0, 1]);
+const LOOPBACK6: Addr = Addr::v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
+/// Decides on a packet on the loopback device `ifindex`.
+#[inline(always)]
+pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
+    work.begin();
+    let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
+    if packet::header(packet, ethernet.kind, &mut work.header).is_err() || !work.header.has_flow() {
+        return Verdict::Pass;
+    }
+    let Some(config) = tables.config() else { return Verdict::Pass };
+    let Some(client) = client(config, &work.header) else { return Verdict::Pass };
+    work.set_key(0);
+    match choose::known(tables, work) {
+        Known::Flow(flow, endpoint) => {
+            return forward(work, config, endpoint, &client, (flow.source_port, flow.target_port));
+        }
+        Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),
+        Known::Balanced(_) | Known::New => {}
+    }
+    let is_own = is_loopback(&work.header.dst) || tables.is_local_addr(&work.header.dst);
+    if work.header.is_syn_ack() || !is_own {
+        return Verdict::Pass;
+    }
+    let Some(port) = mesh::port(tables, &work.header) else { return Verdict::Pass };
+    let Some(choice) = choose::choose(tables, port.service, work, &[0; 6]) else {
+        return Verdict::Refuse(Reason::NoEndpoint);
+    };
+    work.set_flow(choice.id, port.service, port.target_port);
+    choose::record(tables, work, choice.endpoint, &Entry { ifindex, kind: REPLY_LOCAL, client: &client });
+    let ports = (work.flow.source_port, work.flow.target_port);
+    forward(work, config, choice.endpoint, &client, ports)
+}
+
+/// The client's address as tasks see it, if it can be one.
+#[inline(always)]
+fn client(config: &NodeConfig, header: &Header) -> Option<Addr> {
+    if !is_loopback(&header.src) {
+        return Some(header.src.copied());
+    }
+    // An answer is led back to the one loopback address that connections have unless they ask for another.
+    let (usual, router) =
+        if header.v4 { (LOOPBACK4, &config.router_ip4) } else { (LOOPBACK6, &config.router_ip6) };
+    if header.src == usual && !router.is_any() { Some(router.copied()) } else { None }
+}
+
+#[inline(always)]
+fn is_loopback(addr: &Addr) -> bool {
+    if addr.is_v4() { addr.v4_octets()[0] == 127 } else { *addr == LOOPBACK6 }
+}
+
+#[inline(always)]
+fn forward(
+    work: &mut Work,
+    config: &NodeConfig,
+    endpoint: &EndpointVal,
+    client: &Addr,
+    (source, target): (u16, u16),
+) -> Verdict {
+    let verdict = mesh::forward(work, config, endpoint, source, target);
+    work.forward.src = client.copied();
+    verdict
+}
+
+/// Leads an answer back to a client on this node.
+#[inline(always)]
+pub(crate) fn home(work: &mut Work, config: &NodeConfig, reply: &ReplyVal) {
+    let header = &work.header;
+    let (router, loopback) =
+        if header.v4 { (&config.router_ip4, LOOPBACK4) } else { (&config.router_ip6, LOOPBACK6) };
+    let forward = &mut work.forward;
+    forward.src = reply.addr.copied();
+    forward.dst = if header.dst == *router { loopback } else { header.dst.copied() };
+    forward.sport = reply.port;
+    forward.dport = reply.client_port;
+    // The loopback device's, or the kernel takes the packet for somebody else's.
+    forward.src_mac = [0; 6];
+    forward.dst_mac = [0; 6];
+    forward.out = Out::Host(reply.ifindex);
+}
