@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::health;
 use crate::node::{Node, VERSION};
 use crate::stats::Stats;
 
@@ -127,6 +128,11 @@ impl Exporter {
         }
         for (object, repairs) in stats.drift() {
             out.series("shoal_agent_drift_repairs_total", "object", object, repairs);
+        }
+        out.head("shoal_agent_health_checks_total", "counter", "Health checks of tasks, by result");
+        for result in [health::GOOD, health::WRONG, health::SILENT] {
+            let checks = stats.health_checks().get(result).copied().unwrap_or(0);
+            out.series("shoal_agent_health_checks_total", "result", result, checks);
         }
         out.head("shoal_drops_total", "counter", "Packets the programs dropped, by reason");
         for (reason, packets) in stats.drops() {

@@ -10,6 +10,7 @@ mod report;
 mod spec;
 mod tasks;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::drivers::runtime::Runtime;
 use crate::facility::Facility;
+use crate::health::Checks;
 use crate::stats::Stats;
 
 use backoff::Backoffs;
@@ -29,7 +31,7 @@ use tasks::{TaskEvent, Tasks};
 
 pub use events::KernelEvents;
 pub use report::{Applied, Reports};
-pub(crate) use report::{chain, now};
+pub(crate) use report::{Evidence, chain, now};
 
 /// Everything is looked at at least this often.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -67,6 +69,8 @@ pub struct Context<F> {
     pub stats: Arc<Stats>,
     /// Which node it is.
     pub node: NodeId,
+    /// Where the health of tasks is kept.
+    pub health_dir: PathBuf,
     /// Changes of links and addresses.
     pub events: KernelEvents,
     /// Ends the loop; everything stays as it is.
@@ -97,8 +101,14 @@ impl<F: Facility> Reconciler<F> {
     /// A loop that has not looked at anything yet.
     pub fn new(context: Context<F>) -> Self {
         let (tell, finished) = mpsc::channel(64);
+        let checks = Checks::new(
+            Arc::clone(&context.runtime),
+            context.reports.clone(),
+            Arc::clone(&context.stats),
+            context.health_dir,
+        );
         Self {
-            tasks: Tasks::new(Arc::clone(&context.runtime), tell),
+            tasks: Tasks::new(Arc::clone(&context.runtime), checks, tell),
             facility: context.facility,
             runtime: context.runtime,
             assignment: context.assignment,
