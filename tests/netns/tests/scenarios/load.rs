@@ -67,7 +67,7 @@ impl Load {
             let report = traffic.finish()?;
             ensure!(report["failed"] == 0, "failed requests: {report}");
             let ok = report["ok"].as_u64().unwrap_or(0);
-            ensure!(ok > 5, "hardly a request was made: {report}");
+            ensure!(ok > 0, "no request was made: {report}");
             requests += ok;
         }
         for traffic in self.streams {
