@@ -20,6 +20,7 @@ use shoal_types::{Generation, NodeId};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::drivers::runtime::Runtime;
 use crate::facility::Facility;
@@ -132,13 +133,17 @@ impl<F: Facility> Reconciler<F> {
         // The first tick comes at once.
         sweep.tick().await;
         let mut ended = self.runtime.subscribe();
+        // Others lead flows to a task until they hear of its end: that must not wait for a pass that is under way.
+        let ends =
+            tasks::report_ends(self.runtime.subscribe(), self.assignment.clone(), self.reports.clone());
+        let _ends = AbortOnDropHandle::new(tokio::spawn(ends));
         let closing = self.closing.clone();
         let mut wake = Some(Wake::Start);
         loop {
             if let Some(why) = wake {
                 self.pass(why).await;
             }
-            let retry = self.backoffs.next().unwrap_or_else(|| Instant::now() + SWEEP);
+            let retry = self.backoffs.next();
             // Every arm only receives: dropping one that lost loses nothing, as a pass looks at everything anyway.
             wake = tokio::select! {
                 () = closing.cancelled() => break,
@@ -163,7 +168,8 @@ impl<F: Facility> Reconciler<F> {
                     Some(Wake::Kernel)
                 }
                 _ = sweep.tick() => Some(Wake::Sweep),
-                () = sleep_until(retry) => Some(Wake::Retry),
+                // Without anything to retry it must not come in a sweep's place: what sweeps find is drift.
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => Some(Wake::Retry),
             };
         }
         self.facility

@@ -7,11 +7,11 @@ use std::time::Duration;
 use shoal_types::TaskId;
 use shoal_types::assignment::{AssignedTask, Assignment};
 use shoal_types::object::{DesiredState, TaskState};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::report::{Evidence, Reports, chain};
 use crate::drivers::runtime::{
-    ObservedTask, Runtime, RuntimeError, RuntimeSpec, RuntimeState, StartFailure, TaskExit,
+    ObservedTask, Runtime, RuntimeError, RuntimeSpec, RuntimeState, StartFailure, TaskEnded, TaskExit,
 };
 use crate::health::{Checks, Subject};
 
@@ -190,6 +190,27 @@ impl Tasks {
         self.busy.remove(&event.task);
         if let Err(error) = event.outcome {
             tracing::warn!(task = %event.task, error = chain(&error), "task");
+        }
+    }
+}
+
+/// Tells ends that nobody asked for as they happen. What was to be stopped is the passes' to tell, as is what is missed.
+pub(super) async fn report_ends(
+    mut ends: broadcast::Receiver<TaskEnded>,
+    assignment: watch::Receiver<Arc<Assignment>>,
+    reports: Reports,
+) {
+    loop {
+        let ended = match ends.recv().await {
+            Ok(ended) => ended,
+            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        let Ok(id) = ended.task.parse::<TaskId>() else { continue };
+        let now = Arc::clone(&assignment.borrow());
+        let desired = now.tasks().find(|task| task.id == id).map(|task| task.desired);
+        if let Some(desired) = desired.filter(|desired| *desired < DesiredState::Shutdown) {
+            report_state(&id, &RuntimeState::Exited(ended.exit), desired, &reports);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Failure detection: silence makes a node suspect, then down; loss and starvation make it neither for long.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -10,7 +11,8 @@ use nix::unistd::Pid;
 use shoal_netns::{Need, Node, Programs, Swarm, Task, Traffic, kill_hard, wait_for};
 
 use crate::harness::{
-    PATIENCE, PUBLISHED_ECHO, Scenario, answered_by, create, ensure_same, host_names, running, scenario, web,
+    PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, ensure_same, host_names,
+    running, scenario, web,
 };
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -180,7 +182,11 @@ fn starve(pids: &[i32]) -> anyhow::Result<()> {
         for pid in pids {
             kill(Pid::from_raw(*pid), signal)?;
         }
-        std::thread::park_timeout(Duration::from_millis(ms));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the time itself is the ordeal, nothing is waited for"
+        )]
+        std::thread::sleep(Duration::from_millis(ms));
     }
     Ok(())
 }
@@ -202,22 +208,54 @@ fn starved(swarm: &mut Swarm) -> anyhow::Result<()> {
     traffic.finish().map(drop)
 }
 
+/// Whether one connection through an address gets its answer.
+fn is_served(address: SocketAddr) -> bool {
+    let exchange = || -> std::io::Result<usize> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_millis(500))?;
+        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+        stream.write_all(b"x")?;
+        stream.read(&mut [0; 2])
+    };
+    exchange().is_ok_and(|read| read == 1)
+}
+
+/// Connects through a node until so many in a row are served; when the last one failed.
+fn last_failure(swarm: &Swarm, node: &Node, begin: Instant) -> anyhow::Result<Duration> {
+    const IN_A_ROW: u32 = 60;
+    let address = SocketAddr::new(node.place.v4.into(), PUBLISHED_CONN);
+    swarm.client.enter(|| {
+        let (mut served, mut last) = (0, Duration::ZERO);
+        while served < IN_A_ROW {
+            ensure!(begin.elapsed() < PATIENCE, "{} still leads somebody there", node.name());
+            served = if is_served(address) { served + 1 } else { 0 };
+            if served == 0 {
+                last = begin.elapsed();
+            }
+        }
+        Ok(last)
+    })
+}
+
 fn killed(swarm: &mut Swarm) -> anyhow::Result<()> {
     // Its successor waits, so that what is seen is the leaving.
-    let flags = ["--replicas", "3", "--restart-delay", "1h", "-p", "8080:7000"];
-    create(swarm, "web", "front", &flags)?;
+    let ports = ["-p", "8080:7000", "-p", "8081:7001"];
+    create(swarm, "web", "front", &[&["--replicas", "3", "--restart-delay", "1h"], &ports[..]].concat())?;
     let tasks = running(swarm, "web", 3)?;
     let victim = tasks.first().context("three")?;
     let rest = host_names(&tasks[1..]);
-    kill_hard(victim.process()?);
+    swarm.nodes.iter().try_for_each(|node| answered_by(swarm, node, &host_names(&tasks)))?;
     let begin = Instant::now();
-    for node in &swarm.nodes {
-        answered_by(swarm, node, &rest)?;
-        println!(
-            "  {} leads nobody to it any more, seen {} ms after",
-            node.name(),
-            begin.elapsed().as_millis()
-        );
+    kill_hard(victim.process()?);
+    let swarm = &*swarm;
+    let seen: Vec<(&str, anyhow::Result<Duration>)> = std::thread::scope(|scope| {
+        let nodes = swarm.nodes.iter();
+        let threads: Vec<_> =
+            nodes.map(|node| (node.name(), scope.spawn(|| last_failure(swarm, node, begin)))).collect();
+        let panicked = |_| Err(anyhow::anyhow!("panicked"));
+        threads.into_iter().map(|(name, thread)| (name, thread.join().unwrap_or_else(panicked))).collect()
+    });
+    for (name, last) in seen {
+        println!("  {name} led somebody to the killed task for the last time after {} ms", last?.as_millis());
     }
-    Ok(())
+    swarm.nodes.iter().try_for_each(|node| answered_by(swarm, node, &rest))
 }
