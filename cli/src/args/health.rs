@@ -7,7 +7,7 @@ use crate::parse;
 
 /// Settings that create and update share. Absent: as it was; a new check begins with docker's times.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Health check")]
+#[expect(clippy::struct_field_names, reason = "the names of the flags")]
 pub(crate) struct HealthFlags {
     /// Command for /bin/sh in the task, as the task's user; exit code 0 is healthy
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["health_http", "health_tcp"])]

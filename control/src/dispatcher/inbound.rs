@@ -59,7 +59,7 @@ impl Ear {
             self.manager.sessions.contact(&self.node);
             let report = match message.body {
                 Some(Up::Heartbeat(beat)) => {
-                    self.acknowledge(&beat);
+                    self.acknowledge(beat);
                     continue;
                 }
                 Some(Up::Log(chunk)) => {
@@ -79,7 +79,7 @@ impl Ear {
         Ok(())
     }
 
-    fn acknowledge(&self, beat: &pb::Heartbeat) {
+    fn acknowledge(&self, beat: pb::Heartbeat) {
         let ack = pb::HeartbeatAck { seq: beat.seq, manager_addrs: self.manager.manager_addrs() };
         self.say(Down::HeartbeatAck(ack));
     }

@@ -42,7 +42,8 @@ impl Ready {
 
     fn set(&self, task: &Task, is_ready: bool) -> anyhow::Result<()> {
         let file = self.0.join(&task.id);
-        Ok(if is_ready { std::fs::write(file, b"")? } else { std::fs::remove_file(file)? })
+        if is_ready { std::fs::write(&file, b"") } else { std::fs::remove_file(&file) }
+            .with_context(|| format!("{}", file.display()))
     }
 
     fn knows(&self, task: &Task) -> bool {
