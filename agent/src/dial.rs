@@ -29,8 +29,8 @@ pub async fn tls(address: SocketAddr, config: Arc<ClientConfig>) -> io::Result<T
     let connect = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        // Few packets are ever under way: one that is lost is sent again at a steady pace. With pauses that double, a
-        // third of packets lost would be silence long enough to be taken for dead.
+        // Few packets are ever under way: one that is lost again and again is sent at a steady pace, not after pauses
+        // that double until they are silence.
         socket2::SockRef::from(&stream).set_tcp_thin_linear_timeouts(true)?;
         let name = ServerName::try_from(MANAGER_SERVER_NAME).map_err(io::Error::other)?;
         TlsConnector::from(config).connect(name, stream).await
