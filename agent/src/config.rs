@@ -61,6 +61,10 @@ pub struct Config {
     pub fast_lane: Option<bool>,
     /// How long certificates live in a swarm that is made here.
     pub cert_lifetime: Duration,
+    /// As a manager: silence after which a node is out of the load balancers.
+    pub suspect_after: Duration,
+    /// As a manager: silence after which a node's tasks are replaced.
+    pub down_after: Duration,
     /// Where metrics are served; none: nowhere.
     pub metrics: Option<SocketAddr>,
     /// Log filter.
@@ -97,6 +101,8 @@ impl Config {
                 _ => return Err(settings.refuse("network.fast_lane", "use auto, on or off")),
             },
             cert_lifetime: cert_lifetime(settings)?,
+            suspect_after: silence(settings, "agent.suspect_after", Duration::from_secs(1))?,
+            down_after: down_after(settings)?,
             metrics: match text("observe.metrics").as_str() {
                 "" | "off" => None,
                 _ => Some(parse(settings, "observe.metrics", "use ADDRESS:PORT or off")?),
@@ -143,6 +149,38 @@ fn mtu(settings: &Settings) -> Result<u32, ConfigError> {
     } else {
         Err(settings.refuse("network.mtu", "use auto, or a number from 1350 to 65535"))
     }
+}
+
+/// Silence of a node that means something: from a least time up to an hour.
+fn silence(settings: &Settings, key: &str, least: Duration) -> Result<Duration, ConfigError> {
+    const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+    let text = &settings.get(key).text;
+    let ms = UNITS
+        .iter()
+        .find_map(|(unit, ms)| text.strip_suffix(unit)?.parse::<u64>().ok()?.checked_mul(*ms))
+        .ok_or_else(|| settings.refuse(key, "use a number and a unit (ms, s, m or h), as 2s or 1500ms"))?;
+    let time = Duration::from_millis(ms);
+    if time < least {
+        let help = format!("use at least {} ms: nodes say something every 500 ms", least.as_millis());
+        return Err(settings.refuse(key, &help));
+    }
+    if time > Duration::from_hours(1) {
+        return Err(settings.refuse(key, "use at most 1h"));
+    }
+    Ok(time)
+}
+
+/// Longer than what makes a node suspect.
+fn down_after(settings: &Settings) -> Result<Duration, ConfigError> {
+    const KEY: &str = "agent.down_after";
+    let suspect = silence(settings, "agent.suspect_after", Duration::from_secs(1))?;
+    let down = silence(settings, KEY, Duration::from_secs(2))?;
+    if down < suspect + Duration::from_secs(1) {
+        return Err(
+            settings.refuse(KEY, "use at least 1s more than agent.suspect_after: a node is suspected first")
+        );
+    }
+    Ok(down)
 }
 
 /// A number and a unit.

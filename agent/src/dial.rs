@@ -19,14 +19,19 @@ use tower::service_fn;
 
 /// Connecting and shaking hands may take so long.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A connection that says nothing for so long is asked, and cut if it does not answer in as much again.
+/// A connection that says nothing for so long is asked...
 const KEEPALIVE: Duration = Duration::from_secs(2);
+/// ...and cut if it does not answer within this time. Sessions notice a silent manager earlier by themselves.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Connects to an address over TLS.
 pub async fn tls(address: SocketAddr, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let connect = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        // Few packets are ever under way: one that is lost again and again is sent at a steady pace, not after pauses
+        // that double until they are silence.
+        socket2::SockRef::from(&stream).set_tcp_thin_linear_timeouts(true)?;
         let name = ServerName::try_from(MANAGER_SERVER_NAME).map_err(io::Error::other)?;
         TlsConnector::from(config).connect(name, stream).await
     };
@@ -57,6 +62,6 @@ pub async fn local(socket: &Path) -> Result<Channel, Error> {
 fn endpoint() -> Endpoint {
     Endpoint::from_static("http://manager.shoal")
         .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
 }

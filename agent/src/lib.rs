@@ -8,6 +8,7 @@ pub mod drivers;
 pub mod durable;
 pub mod facility;
 pub mod facts;
+mod health;
 pub mod ledger;
 pub mod metrics;
 pub mod mounts;

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::health;
 use crate::node::{Node, VERSION};
 use crate::stats::Stats;
 
@@ -128,6 +129,7 @@ impl Exporter {
         for (object, repairs) in stats.drift() {
             out.series("shoal_agent_drift_repairs_total", "object", object, repairs);
         }
+        out.health_checks(stats);
         out.head("shoal_drops_total", "counter", "Packets the programs dropped, by reason");
         for (reason, packets) in stats.drops() {
             out.series("shoal_drops_total", "reason", reason, packets);
@@ -179,6 +181,15 @@ impl Text {
 
     fn series(&mut self, name: &str, label: &str, value: &str, number: u64) {
         self.raw(&format!("{name}{{{label}=\"{value}\"}} {number}"));
+    }
+
+    fn health_checks(&mut self, stats: &Stats) {
+        let checks = stats.health_checks();
+        self.head("shoal_agent_health_checks_total", "counter", "Health checks of tasks, by result");
+        for result in [health::GOOD, health::WRONG, health::SILENT] {
+            let number = checks.get(result).copied().unwrap_or(0);
+            self.series("shoal_agent_health_checks_total", "result", result, number);
+        }
     }
 
     fn one(&mut self, name: &str, kind: &str, help: &str, number: u64) {

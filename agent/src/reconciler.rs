@@ -10,6 +10,7 @@ mod report;
 mod spec;
 mod tasks;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,9 +20,11 @@ use shoal_types::{Generation, NodeId};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::drivers::runtime::Runtime;
 use crate::facility::Facility;
+use crate::health::Checks;
 use crate::stats::Stats;
 
 use backoff::Backoffs;
@@ -29,7 +32,7 @@ use tasks::{TaskEvent, Tasks};
 
 pub use events::KernelEvents;
 pub use report::{Applied, Reports};
-pub(crate) use report::{chain, now};
+pub(crate) use report::{Evidence, chain, now};
 
 /// Everything is looked at at least this often.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -67,6 +70,8 @@ pub struct Context<F> {
     pub stats: Arc<Stats>,
     /// Which node it is.
     pub node: NodeId,
+    /// Where the health of tasks is kept.
+    pub health_dir: PathBuf,
     /// Changes of links and addresses.
     pub events: KernelEvents,
     /// Ends the loop; everything stays as it is.
@@ -97,8 +102,14 @@ impl<F: Facility> Reconciler<F> {
     /// A loop that has not looked at anything yet.
     pub fn new(context: Context<F>) -> Self {
         let (tell, finished) = mpsc::channel(64);
+        let checks = Checks::new(
+            Arc::clone(&context.runtime),
+            context.reports.clone(),
+            Arc::clone(&context.stats),
+            context.health_dir,
+        );
         Self {
-            tasks: Tasks::new(Arc::clone(&context.runtime), tell),
+            tasks: Tasks::new(Arc::clone(&context.runtime), checks, tell),
             facility: context.facility,
             runtime: context.runtime,
             assignment: context.assignment,
@@ -122,13 +133,17 @@ impl<F: Facility> Reconciler<F> {
         // The first tick comes at once.
         sweep.tick().await;
         let mut ended = self.runtime.subscribe();
+        // Others lead flows to a task until they hear of its end: that must not wait for a pass that is under way.
+        let ends =
+            tasks::report_ends(self.runtime.subscribe(), self.assignment.clone(), self.reports.clone());
+        let _ends = AbortOnDropHandle::new(tokio::spawn(ends));
         let closing = self.closing.clone();
         let mut wake = Some(Wake::Start);
         loop {
             if let Some(why) = wake {
                 self.pass(why).await;
             }
-            let retry = self.backoffs.next().unwrap_or_else(|| Instant::now() + SWEEP);
+            let retry = self.backoffs.next();
             // Every arm only receives: dropping one that lost loses nothing, as a pass looks at everything anyway.
             wake = tokio::select! {
                 () = closing.cancelled() => break,
@@ -153,7 +168,8 @@ impl<F: Facility> Reconciler<F> {
                     Some(Wake::Kernel)
                 }
                 _ = sweep.tick() => Some(Wake::Sweep),
-                () = sleep_until(retry) => Some(Wake::Retry),
+                // Without anything to retry it must not come in a sweep's place: what sweeps find is drift.
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => Some(Wake::Retry),
             };
         }
         self.facility

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::dial;
 use crate::drivers::runtime::Runtime;
@@ -37,6 +38,8 @@ pub use renew::Renewal;
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// A manager that acknowledges nothing for so long is left for another one.
 const SILENCE: Duration = Duration::from_secs(4);
+/// The same in heartbeats of this process: while it was stopped or starved it could hear nobody.
+const UNANSWERED: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
@@ -169,24 +172,25 @@ impl Session {
         applied.mark_changed();
         statuses.mark_changed();
         let mut said = BTreeMap::new();
-        let mut heartbeat = interval(HEARTBEAT);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut seq, mut heard) = (0, Instant::now());
+        // A task of its own: taking an assignment waits for the disk, and that must not look like silence.
+        let _heart = AbortOnDropHandle::new(tokio::spawn(beat(out.clone())));
+        let mut patience = interval(HEARTBEAT);
+        patience.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut unanswered = 0;
         let mut inbound = Inbound::new(Arc::clone(&self.runtime), out.clone());
         loop {
             // Every arm waits for one thing and loses nothing when another is first.
             tokio::select! {
                 message = stream.message() => {
-                    heard = Instant::now();
+                    unanswered = 0;
                     let message = message?.ok_or(SessionError::Closed)?;
                     inbound.take(self, message)?;
                 }
-                _ = heartbeat.tick() => {
-                    if heard.elapsed() > SILENCE {
+                _ = patience.tick() => {
+                    if unanswered >= UNANSWERED {
                         return Err(SessionError::Silent);
                     }
-                    seq += 1;
-                    out.say(Body::Heartbeat(pb::Heartbeat { seq })).await?;
+                    unanswered += 1;
                 }
                 changed = applied.changed() => {
                     changed.map_err(|_| SessionError::Closed)?;
@@ -210,6 +214,18 @@ impl Session {
     fn publish(&self) {
         Stats::set(&self.stats.generation, self.ledger.generation().0);
         self.assignment.send_replace(Arc::new(self.ledger.assignment().clone()));
+    }
+}
+
+/// Says that this node is alive, until the session ends.
+async fn beat(out: Outbound) {
+    let mut heartbeat = interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for seq in 1.. {
+        heartbeat.tick().await;
+        if out.say(Body::Heartbeat(pb::Heartbeat { seq })).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -29,6 +29,7 @@ pub struct Stats {
     pub cert_expires_ms: AtomicU64,
     /// Programs of tasks that run.
     pub tasks_running: AtomicU64,
+    checks: Mutex<BTreeMap<&'static str, u64>>,
     drift: Mutex<BTreeMap<&'static str, u64>>,
     drops: Mutex<BTreeMap<&'static str, u64>>,
     packets: Mutex<Vec<(&'static str, &'static str, u64)>>,
@@ -40,6 +41,16 @@ impl Stats {
     /// An object was found changed by somebody else and put right.
     pub fn drift_repaired(&self, kind: &'static str) {
         *self.drift.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += 1;
+    }
+
+    /// A health check was answered, or wasn't.
+    pub fn health_checked(&self, result: &'static str) {
+        *self.checks.lock().unwrap_or_else(PoisonError::into_inner).entry(result).or_default() += 1;
+    }
+
+    /// Health checks by result.
+    pub fn health_checks(&self) -> BTreeMap<&'static str, u64> {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Drift repairs by kind of object.

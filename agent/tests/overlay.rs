@@ -205,6 +205,7 @@ fn spec() -> TaskSpec {
         },
         resources: Resources::default(),
         restart: RestartPolicy::default(),
+        health: None,
         stop_grace_ms: 1,
         stop_signal: 15,
         constraints: vec![],

@@ -1,6 +1,7 @@
 //! The command line. What is not built yet is absent here and therefore a usage error.
 
 mod cluster;
+mod health;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -15,8 +16,9 @@ use crate::parse;
 
 pub(crate) use cluster::{
     Driver, InitArgs, JoinArgs, JoinTokenRole, LeaveArgs, NetworkCommand, NetworkCreateArgs, NodeCommand,
-    SwarmCommand, SwarmUpdateArgs, TokenCommand, TokenCreateArgs,
+    NodeUpdateArgs, SwarmCommand, SwarmUpdateArgs, TokenCommand, TokenCreateArgs,
 };
+pub(crate) use health::HealthFlags;
 pub(crate) use service::{
     ChangeFlags, CreateArgs, LogsArgs, Mode, PsArgs, Runtime, ScaleTarget, ServiceCommand, TaskFlags,
     UpdateArgs,

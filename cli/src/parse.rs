@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use shoal_api::pb;
-use shoal_types::spec::Constraint;
+use shoal_types::spec::{Constraint, HealthTarget, parse_http};
 
 pub(crate) use port::{PortMatch, port_match, publish};
 pub(crate) use words::split_words;
@@ -210,6 +210,17 @@ pub(crate) fn capability(text: &str) -> Result<String, String> {
         return Err(format!("'{text}' is not a capability; write it as NET_BIND_SERVICE"));
     }
     Ok(name.to_owned())
+}
+
+/// `8080/healthz`, `:8080` or `http://127.0.0.1:8080/healthz`.
+pub(crate) fn health_http(text: &str) -> Result<pb::HealthHttp, String> {
+    let (target, path) = parse_http(text)?;
+    Ok(pb::HealthHttp { target: target.to_string(), path })
+}
+
+/// `8080` or `10.0.0.5:8080`, in its canonical form.
+pub(crate) fn health_target(text: &str) -> Result<String, String> {
+    text.parse::<HealthTarget>().map(|target| target.to_string())
 }
 
 /// `key=value` of `--filter`.

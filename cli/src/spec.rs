@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 
 use shoal_api::pb;
 use shoal_api::pb::service_spec;
+use shoal_types::spec::{HealthCheck, HealthProbe};
 
-use crate::args::{CreateArgs, Mode, TaskFlags, UpdateArgs};
+use crate::args::{CreateArgs, HealthFlags, Mode, TaskFlags, UpdateArgs};
 use crate::failure::Failure;
 use crate::parse;
 
@@ -55,7 +56,34 @@ pub(crate) fn created(args: &CreateArgs) -> Result<pb::ServiceSpec, Failure> {
         labels: args.label.iter().cloned().collect(),
     };
     apply_task_flags(&args.task, &mut spec);
+    apply_health_flags(&args.task.health, spec.task.get_or_insert_default())?;
     Ok(spec)
+}
+
+fn apply_health_flags(flags: &HealthFlags, task: &mut pb::TaskSpec) -> Result<(), Failure> {
+    let probe = flags.probe();
+    if probe.is_none() && !flags.has_details() {
+        return Ok(());
+    }
+    let mut health = match (task.health.take(), &probe) {
+        (Some(health), _) => health,
+        (None, Some(_)) => (&HealthCheck::of(HealthProbe::Command(Vec::new()))).into(),
+        (None, None) => {
+            return Err(Failure::Usage(
+                "there is no health check to set times of; give --health-cmd, --health-http or --health-tcp"
+                    .to_owned(),
+            ));
+        }
+    };
+    if probe.is_some() {
+        health.probe = probe;
+    }
+    set(&mut health.interval_ms, flags.health_interval);
+    set(&mut health.timeout_ms, flags.health_timeout);
+    set(&mut health.retries, flags.health_retries);
+    set(&mut health.start_period_ms, flags.health_start_period);
+    task.health = Some(health);
+    Ok(())
 }
 
 fn given_env(flag: &str, given: &[String]) -> Result<Vec<String>, Failure> {
@@ -146,6 +174,11 @@ pub(crate) fn updated(
         spec.mode = Some(service_spec::Mode::Replicas(replicas));
     }
     apply_task_flags(&args.task, &mut spec);
+    let task = spec.task.get_or_insert_default();
+    apply_health_flags(&args.task.health, task)?;
+    if args.no_healthcheck && task.health.take().is_none() {
+        warnings.push("--no-healthcheck: there is none".to_owned());
+    }
     update_command(args, &mut spec)?;
     update_task_lists(args, &mut spec, &mut warnings)?;
     update_ports(args, &mut spec, &mut warnings);

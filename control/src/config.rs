@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shoal_core::command::Pools;
+use shoal_core::liveness::LivenessConfig;
 use shoal_types::LbEngine;
 use shoal_types::id::Name;
 
@@ -64,6 +65,12 @@ pub struct Args {
     /// With --bootstrap: what balances on nodes without a setting of their own: auto, ipvs or ebpf
     #[arg(long, value_name = "ENGINE", default_value_t = LbEngine::Auto)]
     pub lb_engine: LbEngine,
+    /// A node that says nothing for so long is suspect: out of the load balancers until it says something
+    #[arg(long, value_name = "MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1_000..=600_000))]
+    pub suspect_after_ms: u64,
+    /// A node that says nothing for so long is down: its tasks are replaced; longer than --suspect-after-ms
+    #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(2_000..=3_600_000))]
+    pub down_after_ms: u64,
     /// What to log: error, warn, info, debug, trace, or a filter such as shoal_control::raft=debug,info
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: String,
@@ -93,6 +100,13 @@ pub enum PoolError {
 }
 
 impl Args {
+    /// When silent nodes are suspect and down.
+    pub fn liveness(&self) -> LivenessConfig {
+        // A node is never taken for dead before it is suspected.
+        let down_after_ms = self.down_after_ms.max(self.suspect_after_ms.saturating_add(1_000));
+        LivenessConfig { suspect_after_ms: self.suspect_after_ms, down_after_ms }
+    }
+
     /// The pools of a new cluster.
     pub fn pools(&self) -> Result<Pools, PoolError> {
         let mut v4 = Vec::new();
@@ -147,6 +161,15 @@ mod tests {
     }
 
     #[test]
+    fn a_node_is_suspected_before_it_is_taken_for_dead() {
+        let default = args(&[]).expect("parses").liveness();
+        assert_eq!(default, LivenessConfig::default());
+        let odd =
+            args(&["--suspect-after-ms", "9000", "--down-after-ms", "3000"]).expect("parses").liveness();
+        assert_eq!((odd.suspect_after_ms, odd.down_after_ms), (9_000, 10_000));
+    }
+
+    #[test]
     fn bad_values_are_refused_by_name() {
         for bad in [
             ["--data-port", "0"],
@@ -155,6 +178,8 @@ mod tests {
             ["--cluster-name", "A_b"],
             ["--cert-lifetime", "59"],
             ["--lb-engine", "iptables"],
+            ["--suspect-after-ms", "999"],
+            ["--down-after-ms", "0"],
         ] {
             let error = args(&bad).expect_err(bad[1]).to_string();
             assert!(error.contains(bad[0]), "{error}");

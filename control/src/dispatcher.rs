@@ -1,8 +1,8 @@
 //! Sessions of nodes: assignments down, reports up.
 //!
-//! Files: [`sessions`] who is connected and what each has programmed, [`outbound`] an assignment as messages,
-//! [`logs`] lines on their way to operators. One task per session owns its node's last sent assignment; it wakes for
-//! messages of the node, for changes of the state, and for its own end. Only the leader has sessions: silence is
+//! Files: [`sessions`] who is connected and what each has programmed, [`inbound`] what a node says, [`outbound`] an
+//! assignment as messages, [`logs`] lines on their way to operators. One task per session owns its node's last sent
+//! assignment; it wakes for messages of the node, for changes of the state, and for its own end. Another one listens. Only the leader has sessions: silence is
 //! judged by the one who hears.
 
 use std::net::IpAddr;
@@ -12,7 +12,6 @@ use std::time::Duration;
 use shoal_api::pb;
 use shoal_api::pb::agent_message::Body as Up;
 use shoal_api::pb::dispatcher_server::Dispatcher;
-use shoal_api::pb::manager_message::Body as Down;
 use shoal_api::status::ApiError;
 use shoal_core::{Command, assignment};
 use shoal_types::assignment::Assignment;
@@ -27,10 +26,12 @@ use crate::authz::Caller;
 use crate::consensus::{Leadership, StateView, until_leading};
 use crate::manager::Manager;
 
+mod inbound;
 pub mod logs;
 pub mod outbound;
 pub mod sessions;
 
+use inbound::Report;
 use sessions::{Outbound, Seat};
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -150,15 +151,16 @@ struct Session {
 }
 
 impl Session {
-    async fn serve(&mut self, mut inbound: Streaming<pb::AgentMessage>) -> Result<(), Status> {
+    async fn serve(&mut self, inbound: Streaming<pb::AgentMessage>) -> Result<(), Status> {
+        let (_ear, mut reports) = inbound::listen(&self.manager, &self.node, inbound, self.outbound.clone());
         let mut state = self.manager.consensus.state();
         let mut leadership = self.manager.consensus.leadership();
         let replaced = self.seat.replaced.clone();
         let stop = self.manager.stop.clone();
         self.follow(&mut state).await?;
         loop {
-            // Cancel safe: tokens, watches and tonic's message() lose nothing when dropped. In no fixed order: a state
-            // that never rests must not keep the node from being heard.
+            // Cancel safe: tokens, watches and channels lose nothing when dropped. In no fixed order: a state that never
+            // rests must not keep the node's reports waiting.
             tokio::select! {
                 () = stop.cancelled() => return Err(Status::unavailable("this manager is stopping")),
                 () = replaced.cancelled() => return Err(self.cut()),
@@ -169,8 +171,8 @@ impl Session {
                     changed.map_err(|_| Status::unavailable("this manager is stopping"))?;
                     self.follow(&mut state).await?;
                 }
-                message = inbound.message() => match message? {
-                    Some(message) => self.hear(message).await?,
+                report = reports.recv() => match report {
+                    Some(report) => self.hear(report?).await?,
                     None => return Ok(()),
                 },
             }
@@ -218,33 +220,16 @@ impl Session {
         }
     }
 
-    async fn hear(&mut self, message: pb::AgentMessage) -> Result<(), Status> {
-        self.manager.sessions.contact(&self.node);
-        match message.body {
-            Some(Up::Heartbeat(beat)) => {
-                let manager_addrs = self.manager.manager_addrs();
-                let ack = Down::HeartbeatAck(pb::HeartbeatAck { seq: beat.seq, manager_addrs });
-                self.send(pb::ManagerMessage { body: Some(ack) }).await
-            }
-            Some(Up::Applied(applied)) => {
+    async fn hear(&mut self, report: Report) -> Result<(), Status> {
+        match report {
+            Report::Applied(applied) => {
                 self.applied(&applied);
                 match applied.lb {
                     Some(lb) => self.balances(lb).await,
                     None => Ok(()),
                 }
             }
-            Some(Up::Tasks(report)) => self.report(report).await,
-            Some(Up::Log(chunk)) => {
-                let request = chunk.request;
-                if self.manager.logs.deliver(chunk) {
-                    return Ok(());
-                }
-                let stop = Down::LogStop(pb::LogStop { request });
-                self.send(pb::ManagerMessage { body: Some(stop) }).await
-            }
-            Some(Up::Hello(_)) => Err(Status::invalid_argument("hello came twice")),
-            // A message of a newer agent.
-            None => Ok(()),
+            Report::Tasks(report) => self.report(report).await,
         }
     }
 

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use shoal_core::command::{FirstManager, InitCluster};
-use shoal_core::liveness::LivenessConfig;
 use shoal_core::{Command, Outcome};
 use shoal_types::id::Name;
 use shoal_types::object::NodeDescription;
@@ -110,7 +109,7 @@ pub async fn start(args: &Args, stop: CancellationToken) -> anyhow::Result<Runni
     }
     announce(args, &manager).await?;
     tokio::spawn(leader::run(Arc::clone(&manager)));
-    tokio::spawn(liveness::run(Arc::clone(&manager), LivenessConfig::default()));
+    tokio::spawn(liveness::run(Arc::clone(&manager), args.liveness()));
     let local = server::bind_local(&args.socket)
         .with_context(|| format!("cannot make the socket {}", args.socket.display()))?;
     doors.push(server::serve_local(&manager, local));

@@ -3,13 +3,14 @@
 //!
 //! [`desired::derive`] turns an assignment and a few facts of the host into [`Objects`]; the drivers observe the
 //! same kind of set in the kernel; [`plan()`] is the difference between them, make before break, in [`Phase`]s;
-//! [`check`] proves the rules of a plan.
+//! [`check`] proves the rules of a plan. [`health`] judges the answers to health checks.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod check;
 pub mod desired;
 mod diff;
+pub mod health;
 pub mod name;
 pub mod object;
 mod phase;

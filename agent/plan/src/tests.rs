@@ -103,6 +103,7 @@ fn task_spec() -> TaskSpec {
         },
         resources: Resources::default(),
         restart: RestartPolicy::default(),
+        health: None,
         stop_grace_ms: 10,
         stop_signal: 15,
         constraints: vec![],

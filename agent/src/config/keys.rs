@@ -39,6 +39,18 @@ pub const KEYS: &[KeyInfo] = &[
         "address or interface of the overlay; as advertise if empty",
     ),
     key("node.listen", "SHOAL_NODE_LISTEN", "[::]:7377", "where a manager listens"),
+    key(
+        "agent.suspect_after",
+        "SHOAL_AGENT_SUSPECT_AFTER",
+        "2s",
+        "a manager takes a node that is silent for so long out of the load balancers",
+    ),
+    key(
+        "agent.down_after",
+        "SHOAL_AGENT_DOWN_AFTER",
+        "10s",
+        "a manager replaces the tasks of a node that is silent for so long",
+    ),
     key("network.mtu", "SHOAL_NETWORK_MTU", "auto", "MTU of the way to the peers"),
     key(
         "network.lb_engine",

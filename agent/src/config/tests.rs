@@ -26,6 +26,7 @@ fn the_defaults_are_valid() {
     assert_eq!(config.listen, "[::]:7377".parse().expect("literal"));
     assert_eq!(config.mtu, None);
     assert_eq!(config.lb_engine, LbEngine::Auto);
+    assert_eq!((config.suspect_after, config.down_after), (Duration::from_secs(2), Duration::from_secs(10)));
 }
 
 #[test]
@@ -74,6 +75,11 @@ fn a_wrong_value_says_where_it_came_from() {
         ("[network]\nfast_lane = \"yes\"\n", "network.fast_lane"),
         ("[node]\nname = \"Not A Label\"\n", "node.name"),
         ("[observe]\nlog_format = \"xml\"\n", "observe.log_format"),
+        ("[agent]\nsuspect_after = \"900ms\"\n", "agent.suspect_after"),
+        ("[agent]\nsuspect_after = 2\n", "agent.suspect_after"),
+        ("[agent]\nsuspect_after = \"2d\"\n", "agent.suspect_after"),
+        ("[agent]\ndown_after = \"2h\"\n", "agent.down_after"),
+        ("[agent]\nsuspect_after = \"5s\"\ndown_after = \"5s\"\n", "agent.down_after"),
         ("[security]\ncert_lifetime = \"59s\"\n", "security.cert_lifetime"),
         ("[security]\ncert_lifetime = \"4000d\"\n", "security.cert_lifetime"),
         ("[security]\ncert_lifetime = 600\n", "security.cert_lifetime"),

@@ -62,6 +62,15 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes a task and everything of it, killing it first if it still runs.
     async fn remove(&self, task: &str) -> Result<(), RuntimeError>;
 
+    /// Runs another program beside the task's own for at most `limit`: in its namespaces and limits, as its user, with
+    /// its environment. When that time is over, or the program ends, all of its process group is killed.
+    async fn probe(
+        &self,
+        task: &str,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<ProbeOutcome, RuntimeError>;
+
     /// What the task wrote to stdout and stderr, oldest first.
     async fn logs(&self, task: &str, query: LogQuery) -> Result<LogStream, RuntimeError>;
 }
@@ -189,6 +198,38 @@ pub enum StartStage {
     Program,
     /// Starting the task's monitor.
     Monitor,
+}
+
+/// What came of a program that was run beside a task's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeOutcome {
+    /// How it ended.
+    pub end: ProbeEnd,
+    /// The last it wrote to stdout or stderr, a few hundred bytes; not necessarily UTF-8.
+    pub output: Vec<u8>,
+}
+
+/// How a program that was run beside a task's ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "end", rename_all = "snake_case")]
+pub enum ProbeEnd {
+    /// It exited.
+    Exited {
+        /// With this code.
+        code: i32,
+    },
+    /// It was killed by somebody else.
+    Killed {
+        /// By this signal.
+        signal: i32,
+    },
+    /// It took too long and was killed.
+    TimedOut,
+    /// It could not be started.
+    Failed {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// News that a task ended.

@@ -112,6 +112,15 @@ pub(crate) fn reap_any() -> io::Result<Option<Reaped>> {
     }
 }
 
+/// Splits the process in two, which is safe only while it has a single thread: checked.
+pub(crate) fn fork() -> io::Result<nix::unistd::ForkResult> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("a process with threads can't be split"));
+    }
+    // SAFETY: without other threads no lock is held by anybody who will not be there in the child.
+    unsafe { nix::unistd::fork() }.map_err(io::Error::from)
+}
+
 /// Marks every descriptor from 3 on close-on-exec, whatever opened it.
 pub(crate) fn close_descriptors_on_exec() -> io::Result<()> {
     // SAFETY: takes three integers; marking descriptors close-on-exec closes nothing now.

@@ -351,6 +351,8 @@ impl Node {
             ("--listen", listen.to_string()),
             ("--advertise", advertise.to_string()),
             ("--data-addr", data_addr.to_string()),
+            ("--suspect-after-ms", self.config.suspect_after.as_millis().to_string()),
+            ("--down-after-ms", self.config.down_after.as_millis().to_string()),
             ("--log", self.config.log.clone()),
             ("--log-format", self.config.log_format.as_str().to_owned()),
         ]

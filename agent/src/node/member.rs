@@ -105,6 +105,7 @@ impl Member {
             reports: reports.clone(),
             stats: Arc::clone(stats),
             node: record.node.clone(),
+            health_dir: config.agent_dir().join("health"),
             events: KernelEvents::listen().context("cannot listen to changes of links")?,
             closing: closing.clone(),
         });

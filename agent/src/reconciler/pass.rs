@@ -251,7 +251,8 @@ impl<F: Facility> Reconciler<F> {
                     &self.node,
                     node_name.as_deref().unwrap_or_default(),
                 );
-                self.tasks.start(&task.id, spec, &self.reports);
+                let is_checked = assigned.spec.health.is_some();
+                self.tasks.start(&task.id, spec, is_checked, &self.reports);
                 outcome.deferred += 1;
             }
             _ => {

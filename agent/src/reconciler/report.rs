@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use shoal_types::object::{TaskState, TaskStatus};
+use shoal_types::object::{Health, TaskState, TaskStatus};
 use shoal_types::{Generation, LbInUse, TaskId, Timestamp};
 use tokio::sync::watch;
 
@@ -64,21 +64,28 @@ impl Reports {
         });
     }
 
-    /// The state of a task, if it is ahead of what was said: states only move forward.
-    pub(super) fn task(&self, id: &TaskId, state: TaskState, evidence: Evidence) {
+    /// The state of a task, if it is ahead of what was said: states only move forward. Within a state, its health moves
+    /// both ways.
+    pub(crate) fn task(&self, id: &TaskId, state: TaskState, evidence: Evidence) {
         self.statuses.send_if_modified(|statuses| {
-            let last = statuses.get(id).map(|status| status.state);
-            if last.is_some_and(|last| last.is_terminal() || state <= last) {
+            let last = statuses.get(id);
+            let is_stale = last.is_some_and(|last| {
+                let same = last.health == evidence.health && last.message == evidence.message;
+                let checked = evidence.health != Health::Unchecked;
+                last.state.is_terminal() || state < last.state || (state == last.state && (same || !checked))
+            });
+            if is_stale {
                 return false;
             }
             let status = TaskStatus {
                 state,
+                health: evidence.health,
                 since: now(),
                 message: evidence.message,
                 exit_code: evidence.exit_code,
                 pid: evidence.pid,
             };
-            tracing::info!(task = %id, state = ?status.state, message = status.message, "task");
+            tracing::info!(task = %id, state = ?status.state, health = ?status.health, message = status.message, "task");
             statuses.insert(id.clone(), status);
             true
         });
@@ -96,10 +103,11 @@ impl Reports {
 
 /// What goes with a state.
 #[derive(Debug, Default)]
-pub(super) struct Evidence {
-    pub(super) message: String,
-    pub(super) exit_code: Option<i32>,
-    pub(super) pid: Option<u32>,
+pub(crate) struct Evidence {
+    pub(crate) health: Health,
+    pub(crate) message: String,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) pid: Option<u32>,
 }
 
 impl Evidence {

@@ -7,12 +7,13 @@ use std::time::Duration;
 use shoal_types::TaskId;
 use shoal_types::assignment::{AssignedTask, Assignment};
 use shoal_types::object::{DesiredState, TaskState};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::report::{Evidence, Reports, chain};
 use crate::drivers::runtime::{
-    ObservedTask, Runtime, RuntimeError, RuntimeSpec, RuntimeState, StartFailure, TaskExit,
+    ObservedTask, Runtime, RuntimeError, RuntimeSpec, RuntimeState, StartFailure, TaskEnded, TaskExit,
 };
+use crate::health::{Checks, Subject};
 
 /// Grace of a task whose spec is not known any more.
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
@@ -29,6 +30,7 @@ pub(super) struct TaskEvent {
 /// What is going on with the tasks.
 pub(super) struct Tasks {
     runtime: Arc<dyn Runtime>,
+    checks: Checks,
     tell: mpsc::Sender<TaskEvent>,
     /// Tasks with an operation under way.
     busy: BTreeSet<TaskId>,
@@ -40,9 +42,10 @@ pub(super) struct Tasks {
 }
 
 impl Tasks {
-    pub(super) fn new(runtime: Arc<dyn Runtime>, tell: mpsc::Sender<TaskEvent>) -> Self {
+    pub(super) fn new(runtime: Arc<dyn Runtime>, checks: Checks, tell: mpsc::Sender<TaskEvent>) -> Self {
         Self {
             runtime,
+            checks,
             tell,
             busy: BTreeSet::new(),
             running: BTreeSet::new(),
@@ -72,14 +75,45 @@ impl Tasks {
                 self.running.insert(id.clone());
             }
             if let Some(assigned) = assigned.get(&id) {
-                report_state(&id, &task.state, assigned.desired, reports);
+                self.report(&id, task, assigned, reports);
             }
             self.held.insert(id);
         }
     }
 
+    /// Tells how a task stands. One that is checked is asked while it runs and is not being stopped.
+    fn report(&mut self, id: &TaskId, task: &ObservedTask, assigned: &AssignedTask, reports: &Reports) {
+        let Some(check) = &assigned.spec.health else {
+            return report_state(id, &task.state, assigned.desired, reports);
+        };
+        match &task.state {
+            RuntimeState::Running { pid, started_at_ms } if assigned.desired < DesiredState::Shutdown => {
+                let (pid, started_at_ms) = (*pid, *started_at_ms);
+                self.checks.follow(&Subject { id, check, netns: &task.spec.netns, pid, started_at_ms });
+            }
+            RuntimeState::Running { .. } => self.checks.rest(id),
+            RuntimeState::Exited(exit) if assigned.desired >= DesiredState::Shutdown => {
+                self.checks.rest(id);
+                match self.checks.verdict(id) {
+                    // It was stopped for that: the operator has to see why.
+                    Some(why) => {
+                        let message = format!("unhealthy: {why}");
+                        let evidence =
+                            Evidence { message, exit_code: Some(exit.code()), ..Evidence::default() };
+                        reports.task(id, TaskState::Failed, evidence);
+                    }
+                    None => report_state(id, &task.state, assigned.desired, reports),
+                }
+            }
+            _ => {
+                self.checks.rest(id);
+                report_state(id, &task.state, assigned.desired, reports);
+            }
+        }
+    }
+
     /// What should have ended and is not held has ended.
-    pub(super) fn settle(&self, assignment: &Assignment, reports: &Reports) {
+    pub(super) fn settle(&mut self, assignment: &Assignment, reports: &Reports) {
         for task in assignment.tasks() {
             let over = matches!(task.desired, DesiredState::Shutdown | DesiredState::Remove);
             if over && !self.held.contains(&task.id) && !self.busy.contains(&task.id) {
@@ -88,10 +122,11 @@ impl Tasks {
         }
         let assigned: BTreeSet<&TaskId> = assignment.tasks().map(|task| &task.id).collect();
         reports.retain(|id| assigned.contains(id));
+        self.checks.retain(|id| assigned.contains(id));
     }
 
-    /// Starts a task.
-    pub(super) fn start(&mut self, id: &TaskId, spec: RuntimeSpec, reports: &Reports) {
+    /// Starts a task. One that is checked is not said to run: that is for its first good answer to say.
+    pub(super) fn start(&mut self, id: &TaskId, spec: RuntimeSpec, is_checked: bool, reports: &Reports) {
         reports.task(id, TaskState::Preparing, Evidence::default());
         let (runtime, reports, task) = (Arc::clone(&self.runtime), reports.clone(), id.clone());
         self.spawn(id, async move {
@@ -101,6 +136,8 @@ impl Tasks {
                 runtime.start(task.as_str()).await
             };
             match started.await {
+                // The pass that follows has it asked.
+                Ok(RuntimeState::Running { .. }) if is_checked => {}
                 Ok(state) => report_state(&task, &state, DesiredState::Running, &reports),
                 Err(RuntimeError::Rejected { failure, .. }) => reject(&task, &failure, &reports),
                 // A spec that can never work: the managers have to know, trying again is in vain.
@@ -157,6 +194,27 @@ impl Tasks {
     }
 }
 
+/// Tells ends that nobody asked for as they happen. What was to be stopped is the passes' to tell, as is what is missed.
+pub(super) async fn report_ends(
+    mut ends: broadcast::Receiver<TaskEnded>,
+    assignment: watch::Receiver<Arc<Assignment>>,
+    reports: Reports,
+) {
+    loop {
+        let ended = match ends.recv().await {
+            Ok(ended) => ended,
+            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        let Ok(id) = ended.task.parse::<TaskId>() else { continue };
+        let now = Arc::clone(&assignment.borrow());
+        let desired = now.tasks().find(|task| task.id == id).map(|task| task.desired);
+        if let Some(desired) = desired.filter(|desired| *desired < DesiredState::Shutdown) {
+            report_state(&id, &RuntimeState::Exited(ended.exit), desired, &reports);
+        }
+    }
+}
+
 fn reject(id: &TaskId, failure: &StartFailure, reports: &Reports) {
     reports.task(id, TaskState::Rejected, Evidence::said(failure.to_string()));
 }
@@ -190,5 +248,5 @@ fn exit_evidence(exit: &TaskExit) -> Evidence {
         ExitCause::Signal { signal } => format!("killed by signal {signal}"),
         ExitCause::Lost => "gone; nobody saw how it ended".to_owned(),
     };
-    Evidence { message, exit_code: Some(exit.code()), pid: None }
+    Evidence { message, exit_code: Some(exit.code()), ..Evidence::default() }
 }

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use shoal_plan::object::Object;
 use shoal_plan::{EgressFacts, Facts, Key, Objects};
 use shoal_types::assignment::{AssignedNetwork, AssignedTask, Assignment, ClusterView, Object as Assigned};
-use shoal_types::object::{Attachment, DesiredState, Slot, TaskState};
-use shoal_types::spec::{ProcessSpec, Resources, RestartPolicy, TaskSpec};
+use shoal_types::object::{Attachment, DesiredState, Health, Slot, TaskState};
+use shoal_types::spec::{HealthCheck, HealthProbe, ProcessSpec, Resources, RestartPolicy, TaskSpec};
 use shoal_types::{
     ClusterId, DualAddr, DualNet, EndpointId, Generation, NetworkId, NodeId, ServiceId, TaskId, Vni,
 };
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::drivers::link::LinkError;
 use crate::drivers::runtime::fake::FakeRuntime;
-use crate::drivers::runtime::{ExitCause, Runtime, StartFailure, StartStage};
+use crate::drivers::runtime::{ExitCause, ProbeEnd, ProbeOutcome, Runtime, StartFailure, StartStage};
 use crate::facility::FacilityError;
 
 /// A kernel in memory: it holds what it was told, and can be made to refuse or to forget.
@@ -121,6 +121,7 @@ struct World {
     closing: CancellationToken,
     running: JoinHandle<FakeKernel>,
     generation: u64,
+    health: Arc<tempfile::TempDir>,
 }
 
 impl World {
@@ -129,6 +130,17 @@ impl World {
     }
 
     fn over(kernel: FakeKernel, runtime: Arc<FakeRuntime>, first: Assignment, generation: u64) -> Self {
+        let health = Arc::new(tempfile::tempdir().expect("a directory"));
+        Self::with_health(kernel, runtime, first, generation, health)
+    }
+
+    fn with_health(
+        kernel: FakeKernel,
+        runtime: Arc<FakeRuntime>,
+        first: Assignment,
+        generation: u64,
+        health: Arc<tempfile::TempDir>,
+    ) -> Self {
         let (assignment, receiver) = watch::channel(Arc::new(first));
         let (reports, stats) = (Reports::default(), Arc::new(Stats::default()));
         let closing = CancellationToken::new();
@@ -140,11 +152,12 @@ impl World {
             reports: reports.clone(),
             stats: Arc::clone(&stats),
             node: node(),
+            health_dir: health.path().to_owned(),
             events: KernelEvents::none(),
             closing: closing.clone(),
         });
         let running = tokio::spawn(reconciler.run());
-        Self { kernel, runtime, assignment, reports, stats, closing, running, generation }
+        Self { kernel, runtime, assignment, reports, stats, closing, running, generation, health }
     }
 
     fn assign(&mut self, desired: Option<DesiredState>) {
@@ -258,6 +271,7 @@ fn task_spec() -> TaskSpec {
         },
         resources: Resources::default(),
         restart: RestartPolicy::default(),
+        health: None,
         stop_grace_ms: 10_000,
         stop_signal: 15,
         constraints: vec![],
@@ -384,6 +398,53 @@ async fn a_restart_adopts_and_writes_nothing() {
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!((kernel.writes(), runtime.writes()), (writes, started));
     assert!(Stats::get(&world.stats.adopted) > 5);
+    world.stop().await;
+}
+
+/// The same task with a health check.
+fn checked(generation: u64, desired: DesiredState) -> Assignment {
+    let mut assignment = assigned(generation, Some(desired));
+    for object in assignment.objects.values_mut() {
+        if let Assigned::Task(task) = object {
+            let probe = HealthProbe::Command(vec!["true".to_owned()]);
+            task.spec.health = Some(HealthCheck { interval_ms: 1_000, retries: 2, ..HealthCheck::of(probe) });
+        }
+    }
+    assignment
+}
+
+fn exits_with(code: i32) -> ProbeOutcome {
+    ProbeOutcome { end: ProbeEnd::Exited { code }, output: b"no database\n".to_vec() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checked_task_runs_when_it_is_healthy_and_says_why_it_was_stopped() {
+    let world = World::start();
+    world.runtime.answer_probes(exits_with(1));
+    world.assignment.send_replace(Arc::new(checked(1, DesiredState::Running)));
+    world.state(TaskState::Starting).await;
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    world.state(TaskState::Starting).await;
+    world.runtime.answer_probes(exits_with(0));
+    world.state(TaskState::Running).await;
+    let health = Arc::clone(&world.health);
+    let (kernel, runtime) = world.stop().await;
+    runtime.answer_probes(exits_with(1));
+    let last = checked(1, DesiredState::Running);
+    let world = World::with_health(kernel, runtime, last, 1, health);
+    // Nothing worse is ever said of it on the way.
+    let mut statuses = world.reports.statuses();
+    statuses.wait_for(|all| all.contains_key(&task())).await.expect("runs");
+    let first = statuses.borrow()[&task()].clone();
+    assert_eq!((first.state, first.health), (TaskState::Running, Health::Healthy));
+    statuses.wait_for(|all| all[&task()].health == Health::Unhealthy).await.expect("runs");
+    world.assignment.send_replace(Arc::new(checked(2, DesiredState::Draining)));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.state(TaskState::Running).await;
+    world.assignment.send_replace(Arc::new(checked(3, DesiredState::Shutdown)));
+    world.state(TaskState::Failed).await;
+    let message = world.reports.statuses().borrow()[&task()].message.clone();
+    assert_eq!(message, "unhealthy: exited with 1: no database");
     world.stop().await;
 }
 

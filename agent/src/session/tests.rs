@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use shoal_types::assignment::{Member, Object};
-use shoal_types::object::{Attachment, TaskState};
+use shoal_types::object::{Attachment, Health, TaskState};
 use shoal_types::{ClusterId, DualAddr, EndpointId, Generation, NetworkId, NodeId, Timestamp};
 
 use super::*;
@@ -139,8 +139,14 @@ async fn a_log_that_is_not_there_is_answered_with_the_reason() {
 
 #[test]
 fn a_status_is_said_once_a_session() {
-    let status =
-        |state| TaskStatus { state, since: Timestamp(1), message: String::new(), exit_code: None, pid: None };
+    let status = |state| TaskStatus {
+        state,
+        since: Timestamp(1),
+        message: String::new(),
+        exit_code: None,
+        pid: None,
+        health: Health::Unchecked,
+    };
     let id = TaskId::from_entropy(1);
     let mut statuses = BTreeMap::from([(id.clone(), status(TaskState::Running))]);
     let mut said = BTreeMap::new();

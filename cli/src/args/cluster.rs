@@ -146,6 +146,8 @@ pub(crate) enum NodeCommand {
         #[arg(value_name = "NODE")]
         targets: Vec<String>,
     },
+    /// Change what the scheduler may do with nodes, and their labels
+    Update(NodeUpdateArgs),
     /// Remove nodes that are down from the swarm
     Rm {
         /// Also when the node is not down or not empty
@@ -154,6 +156,49 @@ pub(crate) enum NodeCommand {
         #[command(flatten)]
         remove: RemoveArgs,
     },
+}
+
+/// `shoal node update`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true)
+          .args(["availability", "label_add", "label_rm"]))]
+pub(crate) struct NodeUpdateArgs {
+    /// active: takes tasks; pause: keeps its tasks, takes no new ones; drain: its tasks move to other nodes
+    #[arg(long, value_enum, value_name = "STATE")]
+    pub(crate) availability: Option<NodeAvailability>,
+    /// Add or replace a label; repeatable
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse::label)]
+    pub(crate) label_add: Vec<(String, String)>,
+    /// Remove a label; repeatable
+    #[arg(long, value_name = "KEY")]
+    pub(crate) label_rm: Vec<String>,
+    /// Check and say what would change, change nothing (exit code 10: something would)
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Names, ids or unique prefixes of ids; self: this node
+    #[arg(required = true, value_name = "NODE")]
+    pub(crate) targets: Vec<String>,
+}
+
+/// What the scheduler may do with a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NodeAvailability {
+    /// Place tasks there
+    Active,
+    /// Leave it as it is
+    Pause,
+    /// Empty it
+    Drain,
+}
+
+impl From<NodeAvailability> for shoal_api::pb::Availability {
+    fn from(availability: NodeAvailability) -> Self {
+        match availability {
+            NodeAvailability::Active => Self::Active,
+            NodeAvailability::Pause => Self::Pause,
+            NodeAvailability::Drain => Self::Drain,
+        }
+    }
 }
 
 /// `shoal network ...`

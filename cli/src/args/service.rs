@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use shoal_api::pb;
 use shoal_types::LbPolicy;
 
-use super::{InspectArgs, ListFlags, RemoveArgs};
+use super::{HealthFlags, InspectArgs, ListFlags, RemoveArgs};
 use crate::parse;
 
 /// `shoal service ...`
@@ -161,6 +161,8 @@ pub(crate) struct TaskFlags {
     /// How new flows are spread over the tasks: auto, rr, leastconn (engine ipvs only), maglev or source
     #[arg(long, value_name = "POLICY")]
     pub(crate) lb: Option<LbPolicy>,
+    #[command(flatten)]
+    pub(crate) health: HealthFlags,
 }
 
 /// `shoal service create`
@@ -258,6 +260,10 @@ pub(crate) struct UpdateArgs {
     /// Take a capability away again
     #[arg(long, value_name = "CAP", value_parser = parse::capability)]
     pub(crate) cap_rm: Vec<String>,
+    /// Take the health check away
+    #[arg(long, conflicts_with_all = ["health_cmd", "health_http", "health_tcp", "health_interval",
+          "health_timeout", "health_retries", "health_start_period"])]
+    pub(crate) no_healthcheck: bool,
     #[command(flatten)]
     pub(crate) task: TaskFlags,
     #[command(flatten)]

@@ -2,10 +2,10 @@
 
 use shoal_api::pb;
 
-use super::change::Results;
+use super::change::{Results, diff};
 use super::cluster::{nodes, print_tasks, tasks};
 use super::{filtered, find, for_each, lookup};
-use crate::args::{InspectArgs, ListFlags, NodeCommand, RemoveArgs};
+use crate::args::{InspectArgs, ListFlags, NodeCommand, NodeUpdateArgs, RemoveArgs};
 use crate::client::{Ctx, request_id};
 use crate::failure::Failure;
 use crate::output::listing::{Row, print_list, print_objects};
@@ -16,6 +16,7 @@ pub(super) async fn run(ctx: &Ctx, command: NodeCommand) -> Result<(), Failure> 
         NodeCommand::Ls { list } => ls(ctx, &list).await,
         NodeCommand::Inspect(args) => inspect(ctx, &args).await,
         NodeCommand::Ps { list, all, targets } => ps(ctx, &list, all, targets).await,
+        NodeCommand::Update(args) => update(ctx, &args).await,
         NodeCommand::Rm { force, remove } => rm(ctx, force, &remove).await,
     }
 }
@@ -60,6 +61,37 @@ async fn ps(ctx: &Ctx, list: &ListFlags, all: bool, targets: Vec<String>) -> Res
         found.extend(tasks(&control, pb::ListTasksRequest { node, all, ..Default::default() }).await?);
     }
     print_tasks(ctx, list, &lookup, found)
+}
+
+async fn update(ctx: &Ctx, args: &NodeUpdateArgs) -> Result<(), Failure> {
+    let control = ctx.control().await?;
+    let mut results = Results::new(ctx, "Node", args.dry_run);
+    let outcome = for_each(ctx, &args.targets, async |target| {
+        let (nodes, lookup) = tokio::try_join!(nodes(&control), lookup(&control, true))?;
+        let before = find(&nodes, if target == "self" { control.local.node_id.as_str() } else { target })?;
+        let missing = args.label_rm.iter().filter(|key| !before.labels.contains_key(*key));
+        missing.for_each(|key| ctx.out.warn(&format!("--label-rm {key}: there is none")));
+        let availability = args.availability.map_or(pb::Availability::Unspecified, pb::Availability::from);
+        let request = pb::UpdateNodeRequest {
+            target: before.id.clone(),
+            request_id: request_id(),
+            dry_run: args.dry_run,
+            availability: availability.into(),
+            labels_add: args.label_add.iter().cloned().collect(),
+            labels_remove: args.label_rm.clone(),
+        };
+        let after = control.call(request, |mut api, r| async move { api.update_node(r).await }).await?;
+        if args.dry_run {
+            let item = |node: &pb::NodeInfo| {
+                let item = node_object(node, &lookup).item;
+                serde_json::json!({ "availability": item["availability"], "labels": item["labels"] })
+            };
+            return results.would_change(&after.name, &diff(&item(before), &item(&after)));
+        }
+        results.changed(&after.id, &after.name, &after.name)
+    })
+    .await;
+    results.finish(outcome)
 }
 
 async fn rm(ctx: &Ctx, force: bool, args: &RemoveArgs) -> Result<(), Failure> {

@@ -183,3 +183,42 @@ fn an_empty_text_takes_a_setting_away() {
     let spec = create(&["--workdir", "/srv", "true"]).unwrap();
     assert_eq!(process(&update(spec, &["--workdir", "", "web"]).unwrap().0).workdir, None);
 }
+
+#[test]
+fn a_health_check_is_given_changed_and_taken_away() {
+    use pb::health_check::Probe;
+    let spec = create(&["--health-cmd", "curl -f localhost", "--health-retries", "5", "true"]).unwrap();
+    let health = |spec: &pb::ServiceSpec| spec.task.clone().unwrap().health.unwrap();
+    let command =
+        pb::HealthCommand { words: ["/bin/sh", "-c", "curl -f localhost"].map(str::to_owned).to_vec() };
+    let first = health(&spec);
+    assert_eq!(first.probe, Some(Probe::Command(command)));
+    assert_eq!(
+        (first.interval_ms, first.timeout_ms, first.retries, first.start_period_ms),
+        (30_000, 30_000, 5, 0)
+    );
+    let flags = ["--health-http", "8080/healthz", "--health-interval", "2s", "web"];
+    let (spec, _) = update(spec, &flags).unwrap();
+    let http = pb::HealthHttp { target: "localhost:8080".into(), path: "/healthz".into() };
+    let second = health(&spec);
+    assert_eq!((second.probe, second.interval_ms, second.retries), (Some(Probe::Http(http)), 2_000, 5));
+    let (same, _) = update(spec.clone(), &["--replicas", "2", "web"]).unwrap();
+    assert_eq!(health(&same), health(&spec));
+    let flags = ["--health-tcp", "[::1]:53", "--health-timeout", "1s", "--health-start-period", "1m", "web"];
+    let (spec, _) = update(spec, &flags).unwrap();
+    let third = health(&spec);
+    assert_eq!(third.probe, Some(Probe::Tcp("[::1]:53".into())));
+    assert_eq!((third.timeout_ms, third.start_period_ms), (1_000, 60_000));
+    assert!(shoal_types::spec::ServiceSpec::try_from(spec.clone()).is_ok());
+    let (spec, warnings) = update(spec, &["--no-healthcheck", "web"]).unwrap();
+    assert_eq!((spec.task.clone().unwrap().health, warnings), (None, vec![]));
+    let (_, warnings) = update(spec, &["--no-healthcheck", "web"]).unwrap();
+    assert_eq!(warnings, ["--no-healthcheck: there is none"]);
+}
+
+#[test]
+fn times_without_a_check_are_refused() {
+    assert!(matches!(create(&["--health-interval", "1s", "true"]), Err(Failure::Usage(_))));
+    let spec = create(&["true"]).unwrap();
+    assert!(matches!(update(spec, &["--health-retries", "2", "web"]), Err(Failure::Usage(_))));
+}

@@ -6,8 +6,8 @@ use shoal_api::pb::service_spec;
 
 use super::Lookup;
 use super::words::{
-    attachments_item, labels, labels_text, policy, ports_item, ports_text, protocol, restart_condition,
-    update_order,
+    attachments_item, health_test, labels, labels_text, policy, ports_item, ports_text, protocol,
+    restart_condition, update_order,
 };
 use crate::output::listing::{Column, Row};
 use crate::output::time::rfc3339;
@@ -122,6 +122,7 @@ pub(crate) fn spec_item(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
             "condition": restart_condition(restart.condition()), "delayMs": restart.delay_ms,
             "maxAttempts": restart.max_attempts, "windowMs": restart.window_ms,
         },
+        "health": task.health.as_ref().map(health_item),
         "update": {
             "parallelism": update.parallelism, "delayMs": update.delay_ms,
             "order": update_order(update.order()),
@@ -136,6 +137,13 @@ pub(crate) fn spec_item(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
         "networks": spec.networks.iter().map(network).collect::<Value>(),
         "ports": spec.ports.iter().map(port).collect::<Value>(),
         "labels": labels(&spec.labels),
+    })
+}
+
+fn health_item(check: &pb::HealthCheck) -> Value {
+    json!({
+        "test": health_test(check), "intervalMs": check.interval_ms, "timeoutMs": check.timeout_ms,
+        "retries": check.retries, "startPeriodMs": check.start_period_ms,
     })
 }
 
@@ -209,6 +217,7 @@ fn docker_task(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
             "Hostname": process.hostname, "Root": process.root, "CapabilityAdd": process.cap_add,
             "ReadOnly": process.read_only, "StopSignal": task.stop_signal,
             "StopGracePeriod": nanos(task.stop_grace_ms),
+            "Healthcheck": task.health.as_ref().map(docker_health),
         },
         "Resources": {
             "Limits": {
@@ -227,6 +236,13 @@ fn docker_task(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
         "Placement": { "Constraints": task.constraints, "MaxReplicas": task.max_per_node },
         "Networks": spec.networks.iter().map(network).collect::<Value>(),
         "ForceUpdate": task.force_update,
+    })
+}
+
+fn docker_health(check: &pb::HealthCheck) -> Value {
+    json!({
+        "Test": health_test(check), "Interval": nanos(check.interval_ms), "Timeout": nanos(check.timeout_ms),
+        "Retries": check.retries, "StartPeriod": nanos(check.start_period_ms),
     })
 }
 

@@ -4,7 +4,7 @@ use serde_json::json;
 use shoal_api::pb;
 
 use super::Lookup;
-use super::words::{attachments_item, desired_state, task_state};
+use super::words::{attachments_item, desired_state, health, task_state};
 use crate::failure::one_line;
 use crate::output::listing::{Column, Row};
 use crate::output::time::{age, rfc3339};
@@ -16,6 +16,7 @@ pub(crate) const TASK_COLUMNS: &[Column] = &[
     ("NODE", "Node"),
     ("DESIRED", "DesiredState"),
     ("STATE", "CurrentState"),
+    ("HEALTH", "Health"),
     ("ADDRESS", "Address"),
     ("REASON", "Reason"),
 ];
@@ -59,6 +60,7 @@ pub(crate) fn task_row(task: &pb::TaskInfo, lookup: &Lookup) -> Row {
         "DesiredState": desired_state(task.desired()),
         "CurrentState": format!("{state} {}", age(status.since_ms, lookup.now_ms)),
         "State": state,
+        "Health": health(status.health()),
         "Address": address(task, lookup),
         "Reason": reason,
         "Error": reason,
@@ -75,6 +77,7 @@ pub(crate) fn task_row(task: &pb::TaskInfo, lookup: &Lookup) -> Row {
         "nodeId": task.node,
         "desiredState": desired_state(task.desired()),
         "state": state,
+        "health": Some(health(status.health())).filter(|word| !word.is_empty()),
         "since": rfc3339(status.since_ms),
         "message": status.message,
         "exitCode": status.exit_code,

@@ -32,7 +32,7 @@ fn task() -> pb::TaskInfo {
             since_ms: 880_000,
             message: "ended\nat once".into(),
             exit_code: Some(3),
-            pid: None,
+            ..Default::default()
         }),
         attachments: vec![attachment("ni", "10.255.0.3"), attachment("na", "10.9.0.12")],
         ..Default::default()
@@ -65,6 +65,22 @@ fn a_task_shows_age_overlay_address_and_reason() {
     let mut alone = task();
     alone.attachments.truncate(1);
     assert_eq!(field(&task_row(&alone, &lookup()), "Address"), "10.255.0.3");
+}
+
+#[test]
+fn a_checked_task_shows_its_health_and_another_none() {
+    let row = task_row(&task(), &lookup());
+    assert_eq!((field(&row, "Health"), &row.item["health"]), (&Value::from(""), &Value::Null));
+    for (health, word) in [
+        (pb::Health::Starting, "starting"),
+        (pb::Health::Healthy, "healthy"),
+        (pb::Health::Unhealthy, "unhealthy"),
+    ] {
+        let mut checked = task();
+        checked.status.as_mut().unwrap().health = health.into();
+        let row = task_row(&checked, &lookup());
+        assert_eq!((field(&row, "Health"), &row.item["health"]), (&word.into(), &word.into()));
+    }
 }
 
 #[test]

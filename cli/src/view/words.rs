@@ -22,6 +22,33 @@ pub(crate) fn task_state(state: pb::TaskState) -> &'static str {
     }
 }
 
+/// What a task's health check says; empty without one.
+pub(super) fn health(health: pb::Health) -> &'static str {
+    match health {
+        pb::Health::Unspecified => "",
+        pb::Health::Starting => "starting",
+        pb::Health::Healthy => "healthy",
+        pb::Health::Unhealthy => "unhealthy",
+    }
+}
+
+/// A health check's question in docker's words, which know no other than the first two.
+pub(super) fn health_test(check: &pb::HealthCheck) -> Vec<String> {
+    match &check.probe {
+        Some(pb::health_check::Probe::Command(command)) => match command.words.as_slice() {
+            [shell, flag, text] if shell == "/bin/sh" && flag == "-c" => {
+                vec!["CMD-SHELL".to_owned(), text.clone()]
+            }
+            words => std::iter::once("CMD".to_owned()).chain(words.iter().cloned()).collect(),
+        },
+        Some(pb::health_check::Probe::Http(http)) => {
+            vec!["HTTP".to_owned(), format!("http://{}{}", http.target, http.path)]
+        }
+        Some(pb::health_check::Probe::Tcp(target)) => vec!["TCP".to_owned(), target.clone()],
+        None => vec!["NONE".to_owned()],
+    }
+}
+
 pub(super) fn desired_state(state: pb::DesiredState) -> &'static str {
     match state {
         pb::DesiredState::Unspecified => "unknown",

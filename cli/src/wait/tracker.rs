@@ -52,7 +52,8 @@ pub(crate) struct Tracker {
     goal: Goal,
     name: String,
     seen_first: bool,
-    states: BTreeMap<String, pb::TaskState>,
+    /// Whether a task had failed when it was last looked at.
+    fates: BTreeMap<String, bool>,
     failures: BTreeMap<String, Failures>,
     failed: usize,
 }
@@ -64,13 +65,13 @@ impl Tracker {
             goal,
             name: name.to_owned(),
             seen_first: false,
-            states: BTreeMap::new(),
+            fates: BTreeMap::new(),
             failures: BTreeMap::new(),
             failed: 0,
         }
     }
 
-    /// Lines for tasks that have failed since the last message. What had failed before the wait began is history.
+    /// Lines for tasks that have failed, or become unhealthy, since the last message. What had failed before the wait began is history.
     pub(crate) fn events(&mut self, progress: &pb::ServiceProgress) -> Vec<String> {
         let history = !self.seen_first && self.goal != Goal::Running || self.goal == Goal::Gone;
         self.seen_first = true;
@@ -78,9 +79,11 @@ impl Tracker {
         for task in &progress.tasks {
             let status = task.status.clone().unwrap_or_default();
             let state = status.state();
-            let before = self.states.insert(task.id.clone(), state);
-            let failed = matches!(state, pb::TaskState::Failed | pb::TaskState::Rejected);
-            if !failed || before == Some(state) || history {
+            let failed =
+                matches!(state, pb::TaskState::Failed | pb::TaskState::Rejected) || is_unhealthy(task);
+            // One that is unhealthy and then stopped for it has failed once.
+            let before = self.fates.insert(task.id.clone(), failed);
+            if !failed || before == Some(true) || history {
                 continue;
             }
             self.failed += 1;
@@ -117,11 +120,13 @@ impl Tracker {
         line
     }
 
-    fn counts(&self, progress: &pb::ServiceProgress) -> [(usize, &'static str); 5] {
+    fn counts(&self, progress: &pb::ServiceProgress) -> [(usize, &'static str); 6] {
         let wanted_in = |states: &[pb::TaskState]| {
             let wanted = |t: &&pb::TaskInfo| t.desired() == pb::DesiredState::Running;
             progress.tasks.iter().filter(wanted).filter(|t| states.contains(&state_of(t))).count()
         };
+        let unhealthy =
+            progress.tasks.iter().filter(|t| t.desired() == pb::DesiredState::Running && is_unhealthy(t));
         let stopping = progress
             .tasks
             .iter()
@@ -133,6 +138,7 @@ impl Tracker {
                 "starting",
             ),
             (wanted_in(&[pb::TaskState::Complete]), "complete"),
+            (unhealthy.count(), "unhealthy"),
             (stopping.count(), "stopping"),
             (self.failed, "failed"),
         ]
@@ -155,7 +161,9 @@ impl Tracker {
         }
         if progress.converged {
             let serving = |t: &&pb::TaskInfo| {
-                t.desired() == pb::DesiredState::Running && state_of(t) == pb::TaskState::Running
+                t.desired() == pb::DesiredState::Running
+                    && state_of(t) == pb::TaskState::Running
+                    && !is_unhealthy(t)
             };
             return Verdict::Converged(progress.tasks.iter().filter(serving).map(|t| t.id.clone()).collect());
         }
@@ -176,13 +184,15 @@ impl Tracker {
         };
         for (slot, failures) in &self.failures {
             let of_slot = || progress.tasks.iter().filter(|t| &t.name == slot);
-            let alive = of_slot().any(|t| state_of(t) == pb::TaskState::Running);
+            let alive = of_slot().any(|t| state_of(t) == pb::TaskState::Running && !is_unhealthy(t));
             let exhausted = attempts.is_some_and(|n| failures.count > n);
             let lasting = failures.last_ms.saturating_sub(failures.first_ms) >= FAILING_FOR_MS;
             if alive || !(exhausted || failures.count >= FAILURES_TO_GIVE_UP && lasting) {
                 continue;
             }
-            let failed = of_slot().filter(|t| is_terminal(state_of(t))).max_by_key(|t| t.created_at_ms);
+            let failed = of_slot()
+                .filter(|t| is_terminal(state_of(t)) || is_unhealthy(t))
+                .max_by_key(|t| t.created_at_ms);
             let why =
                 failed.map(|t| failure_line(t, &t.status.clone().unwrap_or_default())).unwrap_or_default();
             let often =
@@ -195,6 +205,11 @@ impl Tracker {
 
 fn state_of(task: &pb::TaskInfo) -> pb::TaskState {
     task.status.as_ref().map_or(pb::TaskState::Unspecified, pb::TaskStatus::state)
+}
+
+/// Whether a task is unhealthy; what has ended is neither.
+fn is_unhealthy(task: &pb::TaskInfo) -> bool {
+    !is_terminal(state_of(task)) && task.status.as_ref().is_some_and(|s| s.health() == pb::Health::Unhealthy)
 }
 
 fn is_terminal(state: pb::TaskState) -> bool {
@@ -215,6 +230,8 @@ fn place(task: &pb::TaskInfo) -> String {
 fn failure_line(task: &pb::TaskInfo, status: &pb::TaskStatus) -> String {
     let (place, state) = (place(task), task_state(status.state()));
     match reason(status) {
+        // The node says so, and why.
+        why if is_unhealthy(task) => format!("{place} {why}"),
         why if why.is_empty() => format!("{place} {state}"),
         why => format!("{place} {state}: {why}"),
     }

@@ -173,3 +173,29 @@ async fn several_targets_are_one_document() {
     let none = fake.run("service rm --json web").await;
     assert_eq!((none.stdout.as_str(), none.code), ("", Some(4)));
 }
+
+#[tokio::test]
+async fn a_node_is_drained_and_labelled() {
+    let fake = Fake::start();
+    let node = |id: &str, name: &str| pb::NodeInfo {
+        id: id.into(),
+        name: name.into(),
+        availability: pb::Availability::Active.into(),
+        labels: [("zone".to_owned(), "a".to_owned())].into(),
+        ..Default::default()
+    };
+    fake.world().nodes =
+        vec![node("4kq2aaaaaaaaaaaaaaaaaaaaa", "n1"), node("7zz2aaaaaaaaaaaaaaaaaaaaa", "n2")];
+    let line = "node update --availability drain --label-add rack=3 --label-rm zone --label-rm x n2";
+    let would =
+        "n2\n  ~ availability: \"active\" -> \"drain\"\n  - labels.zone: \"a\"\n  + labels.rack: \"3\"\n";
+    let warning = "warning: --label-rm x: there is none\n";
+    assert_eq!(fake.run(&format!("{line} --dry-run")).await, result(10, would, warning));
+    assert_eq!(fake.run(line).await, result(0, "n2\n", warning));
+    assert_eq!(fake.world().nodes[1].availability(), pb::Availability::Drain);
+    assert_eq!(fake.run("node update --availability pause self").await, quiet_success("n1\n"));
+    assert_eq!(fake.world().nodes[0].availability(), pb::Availability::Pause);
+    let missing = fake.run("node update --availability active n9").await;
+    assert_eq!((missing.code, missing.stdout.as_str()), (Some(4), ""));
+    assert_eq!(fake.world().request_ids.len(), 3, "each carries its own");
+}

@@ -114,7 +114,10 @@ async fn ps_shows_where_and_why() {
         )
     );
     let table = fake.run("service ps web").await.stdout;
-    assert!(table.starts_with("NAME   COMMAND  NODE  DESIRED  STATE      ADDRESS    REASON\n"), "{table}");
+    assert!(
+        table.starts_with("NAME   COMMAND  NODE  DESIRED  STATE      HEALTH  ADDRESS    REASON\n"),
+        "{table}"
+    );
     assert_eq!(fake.run("service ps nobody").await.code, Some(4));
 }
 

@@ -2,6 +2,7 @@
 
 mod balancing;
 mod checks;
+mod health;
 mod histories;
 mod rejections;
 mod sim;

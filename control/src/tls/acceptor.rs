@@ -207,6 +207,8 @@ async fn handshake_with(
     addr: SocketAddr,
 ) -> io::Result<(TlsStream<TcpStream>, Peer)> {
     tcp.set_nodelay(true)?;
+    // As nodes do: lost packets of a stream with few are sent again at a steady pace, not ever more slowly.
+    socket2::SockRef::from(&tcp).set_tcp_thin_linear_timeouts(true)?;
     let stream = acceptor.accept(tcp).await?;
     let (_, session) = stream.get_ref();
     let identity = match session.peer_certificates().and_then(<[_]>::first) {

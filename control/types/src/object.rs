@@ -1,5 +1,7 @@
 //! What the cluster holds: objects of the replicated state.
 
+mod stored;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -280,11 +282,28 @@ impl TaskState {
     }
 }
 
-/// Evidence for a task's state.
+/// What the last answers to a task's health check come to. Unlike its state it moves both ways.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Health {
+    /// It has no health check, or does not run yet.
+    #[default]
+    Unchecked,
+    /// No good answer yet, and not enough wrong ones.
+    Starting,
+    /// It can serve.
+    Healthy,
+    /// It can't: too many wrong answers in a row.
+    Unhealthy,
+}
+
+/// Evidence for a task's state. A task with a health check is [`TaskState::Starting`] until its first good answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "stored::Status", into = "stored::Status")]
 pub struct TaskStatus {
     /// The state.
     pub state: TaskState,
+    /// What its health check says.
+    pub health: Health,
     /// Since when.
     pub since: Timestamp,
     /// Why, in words for the operator; empty when there is nothing to say.
@@ -329,7 +348,9 @@ pub struct Task {
 impl Task {
     /// Whether new flows may be sent to it.
     pub fn is_serving(&self) -> bool {
-        self.desired == DesiredState::Running && self.status.state == TaskState::Running
+        self.desired == DesiredState::Running
+            && self.status.state == TaskState::Running
+            && self.status.health != Health::Unhealthy
     }
 }
 

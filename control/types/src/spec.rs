@@ -1,5 +1,6 @@
 //! What an operator asks for.
 
+mod health;
 mod stored;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::id::{Name, NetworkId};
 use crate::lb::LbPolicy;
 use crate::net::Protocol;
+
+pub use health::{HealthCheck, HealthProbe, HealthTarget, parse_http};
 
 /// An overlay network as asked for; absent subnets are chosen from the cluster's pools.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,8 +84,9 @@ pub struct PortSpec {
     pub target: u16,
 }
 
-/// What a task runs and within which limits. A change of it replaces the tasks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What a task runs and within which limits. A change of it replaces the tasks. How it is written is in
+/// `spec/stored.rs`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskSpec {
     /// The program.
     pub process: ProcessSpec,
@@ -90,6 +94,8 @@ pub struct TaskSpec {
     pub resources: Resources,
     /// What follows when the task ends.
     pub restart: RestartPolicy,
+    /// How its node finds out whether it can serve; without one it can as soon as its program runs.
+    pub health: Option<HealthCheck>,
     /// Time from the stop signal to SIGKILL, milliseconds.
     pub stop_grace_ms: u64,
     /// Stop signal number (SIGTERM = 15).

@@ -108,6 +108,17 @@ impl Traffic {
         )
     }
 
+    /// As [`Self::connections`], from a namespace.
+    pub fn connections_in(
+        netns: &std::path::Path,
+        programs: &Programs,
+        target: SocketAddr,
+        per_second: u32,
+    ) -> anyhow::Result<Self> {
+        let rate = (per_second / slowness()).max(1).to_string();
+        Self::from_run(Run::new(&programs.load).netns(netns), target, &["connect", "--rate", &rate])
+    }
+
     fn start(host: &Host, programs: &Programs, target: SocketAddr, mode: &[&str]) -> anyhow::Result<Self> {
         Self::from_run(host.run(&programs.load), target, mode)
     }

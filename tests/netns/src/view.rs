@@ -41,6 +41,12 @@ pub struct Task {
     pub node: String,
     /// `running`, `failed`, …
     pub state: String,
+    /// Since when, as text.
+    pub since: String,
+    /// `starting`, `healthy` or `unhealthy`; nothing without a health check.
+    pub health: Option<String>,
+    /// Why.
+    pub message: String,
     /// `running`, `shutdown`, …
     pub desired_state: String,
     /// Its process on the node.
@@ -86,6 +92,11 @@ impl Node {
         let mut tasks: Vec<Task> = items(self.items(&["service", "ps", service])?)?;
         tasks.retain(|task| task.state == "running" && task.desired_state == "running");
         Ok(tasks)
+    }
+
+    /// All tasks of a service that are remembered.
+    pub fn all_tasks(&self, service: &str) -> anyhow::Result<Vec<Task>> {
+        items(self.items(&["service", "ps", "--all", service])?)
     }
 
     /// The virtual IP of a service in a network.

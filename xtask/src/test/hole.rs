@@ -4,7 +4,7 @@ use super::column::{Column, Engine, Form, Kernel};
 
 /// Groups that emulation is not worth the time for, unless the long form is asked for: they wait for clocks, and hang on
 /// nothing that differs between kernels.
-pub(super) const LONG_FORM_ONLY: [&str; 1] = ["renewal"];
+pub(super) const LONG_FORM_ONLY: [&str; 3] = ["health", "liveness", "renewal"];
 pub(super) const LONG_FORM: &str = "long form";
 
 /// A row, or all rows of a group, that columns of an engine or a kernel can't have.
@@ -15,13 +15,15 @@ struct Hole {
     reason: &'static str,
 }
 
-const HOLES: [Hole; 2] = [
-    Hole {
-        kernel: Some(Kernel::Uml),
-        engine: None,
-        rows: "mesh::no_conntrack_and_no_rule_on_the_path",
-        reason: "the kernel has no nftables",
-    },
+const fn without_nftables(rows: &'static str) -> Hole {
+    Hole { kernel: Some(Kernel::Uml), engine: None, rows, reason: "the kernel has no nftables" }
+}
+
+const HOLES: [Hole; 5] = [
+    without_nftables("liveness::a_suspect_node_is_out_of_the_mesh_and_comes_back_with_its_tasks"),
+    without_nftables("liveness::a_node_that_is_cut_off_for_longer_is_replaced"),
+    without_nftables("liveness::a_third_of_packets_lost_is_no_death"),
+    without_nftables("mesh::no_conntrack_and_no_rule_on_the_path"),
     Hole { kernel: None, engine: Some(Engine::Ebpf), rows: "engines::", reason: "about engine ipvs" },
 ];
 

@@ -11,8 +11,8 @@ use tokio::sync::{broadcast, watch};
 
 use super::spec::parse_signal;
 use super::{
-    ExitCause, LogEntry, LogQuery, LogSource, LogStream, ObservedTask, Runtime, RuntimeError, RuntimeSpec,
-    RuntimeState, StartFailure, TaskEnded, TaskExit,
+    ExitCause, LogEntry, LogQuery, LogSource, LogStream, ObservedTask, ProbeEnd, ProbeOutcome, Runtime,
+    RuntimeError, RuntimeSpec, RuntimeState, StartFailure, TaskEnded, TaskExit,
 };
 
 /// Tasks that only pretend to run.
@@ -30,6 +30,7 @@ struct State {
     clock_ms: u64,
     next_pid: i32,
     ignores_stop: bool,
+    probe: Option<ProbeOutcome>,
     writes: usize,
 }
 
@@ -70,6 +71,11 @@ impl FakeRuntime {
     /// Makes tasks ignore their stop signal, so that a stop takes the whole grace period.
     pub fn ignore_stop_signals(&self, ignore: bool) {
         self.lock().ignores_stop = ignore;
+    }
+
+    /// What programs that are run beside tasks come to from now on; at first they exit with 0.
+    pub fn answer_probes(&self, outcome: ProbeOutcome) {
+        self.lock().probe = Some(outcome);
     }
 
     /// Ends a running task. Returns whether it ran.
@@ -233,6 +239,21 @@ impl Runtime for FakeRuntime {
             state.writes += 1;
         }
         Ok(())
+    }
+
+    async fn probe(
+        &self,
+        task: &str,
+        _command: &[String],
+        _limit: Duration,
+    ) -> Result<ProbeOutcome, RuntimeError> {
+        match self.state_of(task)? {
+            RuntimeState::Running { .. } => {
+                let good = ProbeOutcome { end: ProbeEnd::Exited { code: 0 }, output: Vec::new() };
+                Ok(self.lock().probe.clone().unwrap_or(good))
+            }
+            _ => Err(RuntimeError::NotStarted(task.to_owned())),
+        }
     }
 
     async fn logs(&self, task: &str, query: LogQuery) -> Result<LogStream, RuntimeError> {

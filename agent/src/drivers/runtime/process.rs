@@ -6,8 +6,8 @@
 //! child, keeps the log, sees the end and writes it down. All the agent knows about tasks is in their
 //! directories ([`record`](self)), so one that restarts knows as much as before.
 //!
-//! The monitor and the task's first steps are this same binary, started anew as the hidden subcommands
-//! `task-shim`, `task-monitor` and `task-init`: see [`run_subcommand`].
+//! The monitor, the task's first steps and what is run beside it are this same binary, started anew as the hidden
+//! subcommands `task-shim`, `task-monitor`, `task-init` and `task-probe`: see [`run_subcommand`].
 
 mod capability;
 mod cgroup;
@@ -16,6 +16,7 @@ mod follow;
 mod init;
 mod log;
 mod monitor;
+mod probe;
 mod record;
 mod sandbox;
 mod tasks;
@@ -36,6 +37,7 @@ use record::TaskDir;
 const SHIM: &str = "task-shim";
 const MONITOR: &str = "task-monitor";
 const INIT: &str = "task-init";
+const PROBE: &str = "task-probe";
 
 /// Runs one of the hidden subcommands if the arguments (the program's name first) ask for one; `None` if they
 /// are for the daemon. To be called first of all in `main`, before there is any thread.
@@ -43,6 +45,7 @@ pub fn run_subcommand(args: impl IntoIterator<Item = OsString>) -> Option<ExitCo
     let mut args = args.into_iter().skip(1);
     let (name, dir) = (args.next()?, args.next());
     let run = match name.to_str()? {
+        PROBE => return Some(probe::run(dir, args)),
         SHIM => monitor::run_shim,
         MONITOR => monitor::run_monitor,
         INIT => init::run,

@@ -114,6 +114,30 @@ fn what_is_not_restarted_is_hopeless_at_once() {
 }
 
 #[test]
+fn an_unhealthy_task_has_failed_once_whatever_comes_of_it() {
+    let mut tracker = Tracker::new(Goal::Running, "web");
+    let with = |state: pb::TaskState, health: pb::Health, desired: pb::DesiredState| {
+        let mut task = task("a", "web.1", desired, state, "unhealthy: no answer within 1 s");
+        task.status.as_mut().unwrap().health = health.into();
+        progress(0, 1, vec![task])
+    };
+    let (starting, running) = (pb::TaskState::Starting, pb::DesiredState::Running);
+    assert_eq!(tracker.events(&with(starting, pb::Health::Starting, running)), Vec::<String>::new());
+    let sick = with(pb::TaskState::Running, pb::Health::Unhealthy, running);
+    assert_eq!(tracker.events(&sick), ["web.1 on n2 unhealthy: no answer within 1 s"]);
+    assert_eq!(tracker.summary(&sick), "web  0/1 running  1 unhealthy  1 failed");
+    let ended = with(pb::TaskState::Failed, pb::Health::Unspecified, pb::DesiredState::Shutdown);
+    assert_eq!(tracker.events(&ended), Vec::<String>::new());
+    // Not replaced: it does not count as up.
+    let mut restart = pb::RestartPolicy::default();
+    restart.set_condition(pb::RestartCondition::None);
+    let mut message = sick;
+    let task = pb::TaskSpec { restart: Some(restart), ..Default::default() };
+    message.service.as_mut().unwrap().spec = Some(pb::ServiceSpec { task: Some(task), ..Default::default() });
+    assert!(matches!(tracker.verdict(&message), Verdict::Hopeless(why) if why.contains("no answer")));
+}
+
+#[test]
 fn converged_gone_and_removed_meanwhile() {
     let tracker = Tracker::new(Goal::Running, "web");
     let mut message = progress(1, 1, vec![wanted("a", "web.1", pb::TaskState::Running)]);

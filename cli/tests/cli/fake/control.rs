@@ -60,8 +60,21 @@ impl Control for FakeControl {
         Ok(Response::new(pb::NodeList { nodes: self.enter("list_nodes", None)?.nodes.clone() }))
     }
 
-    async fn update_node(&self, _: Request<pb::UpdateNodeRequest>) -> Answer<pb::NodeInfo> {
-        Err(Status::unimplemented("no command of the program calls this"))
+    async fn update_node(&self, request: Request<pb::UpdateNodeRequest>) -> Answer<pb::NodeInfo> {
+        let request = request.into_inner();
+        let mut world = self.enter("update_node", Some(&request.request_id))?;
+        let at = world.nodes.iter().position(|n| n.id == request.target);
+        let at = at.ok_or_else(|| no_such("node", &request.target))?;
+        let mut after = world.nodes[at].clone();
+        if request.availability() != pb::Availability::Unspecified {
+            after.availability = request.availability;
+        }
+        request.labels_remove.iter().for_each(|key| drop(after.labels.remove(key)));
+        after.labels.extend(request.labels_add);
+        if !request.dry_run {
+            world.nodes[at] = after.clone();
+        }
+        Ok(Response::new(after))
     }
 
     async fn remove_node(&self, request: Request<pb::RemoveNodeRequest>) -> Answer<pb::ObjectRef> {

@@ -51,7 +51,7 @@ impl TryFrom<pb::AssignmentObject> for Object {
             Wire::Network(n) => network(&n).map(Self::Network).map_err(|e| e.within("network")),
             Wire::Endpoint(e) => endpoint(e).map(Self::Endpoint).map_err(|e| e.within("endpoint")),
             Wire::Service(s) => service(s).map(Self::Service).map_err(|e| e.within("service")),
-            Wire::Task(t) => task(t).map(|t| Self::Task(Box::new(t))).map_err(|e| e.within("task")),
+            Wire::Task(t) => task(*t).map(|t| Self::Task(Box::new(t))).map_err(|e| e.within("task")),
         }
     }
 }
@@ -164,7 +164,7 @@ impl From<&Object> for pb::AssignmentObject {
             }),
             Object::Endpoint(e) => Wire::Endpoint(endpoint_to(e)),
             Object::Service(s) => Wire::Service(service_to(s)),
-            Object::Task(t) => Wire::Task(task_to(t)),
+            Object::Task(t) => Wire::Task(Box::new(task_to(t))),
         };
         Self { object: Some(object) }
     }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use shoal_types::object::{
-    Attachment, Availability, DesiredState, NodeDescription, NodeRole, NodeState, Slot, TaskState,
+    Attachment, Availability, DesiredState, Health, NodeDescription, NodeRole, NodeState, Slot, TaskState,
     TaskStatus, Timestamp,
 };
 use shoal_types::{DualAddr, EndpointId, LbEngine, LbInUse, NodeLb, Protocol, PublishedPort};
@@ -143,6 +143,12 @@ impl TryFrom<pb::TaskStatus> for TaskStatus {
     fn try_from(s: pb::TaskStatus) -> Result<Self, WireError> {
         Ok(Self {
             state: s.state().try_into()?,
+            health: match s.health() {
+                pb::Health::Unspecified => Health::Unchecked,
+                pb::Health::Starting => Health::Starting,
+                pb::Health::Healthy => Health::Healthy,
+                pb::Health::Unhealthy => Health::Unhealthy,
+            },
             since: Timestamp(s.since_ms),
             message: s.message,
             exit_code: s.exit_code,
@@ -159,6 +165,13 @@ impl From<&TaskStatus> for pb::TaskStatus {
             message: s.message.clone(),
             exit_code: s.exit_code,
             pid: s.pid,
+            health: match s.health {
+                Health::Unchecked => pb::Health::Unspecified,
+                Health::Starting => pb::Health::Starting,
+                Health::Healthy => pb::Health::Healthy,
+                Health::Unhealthy => pb::Health::Unhealthy,
+            }
+            .into(),
         }
     }
 }

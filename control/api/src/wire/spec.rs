@@ -2,8 +2,8 @@
 
 use shoal_types::id::Name;
 use shoal_types::spec::{
-    AttachmentSpec, NetworkSpec, PortSpec, ProcessSpec, Resources, RestartCondition, RestartPolicy,
-    ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    AttachmentSpec, HealthCheck, HealthProbe, NetworkSpec, PortSpec, ProcessSpec, Resources,
+    RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 
 use super::WireError;
@@ -132,6 +132,7 @@ impl TryFrom<pb::TaskSpec> for TaskSpec {
                 .map_err(|e: WireError| e.within("process"))?,
             resources: s.resources.unwrap_or_default().into(),
             restart: s.restart.map(TryInto::try_into).transpose()?.unwrap_or_default(),
+            health: s.health.map(TryInto::try_into).transpose().map_err(|e: WireError| e.within("health"))?,
             stop_grace_ms: s.stop_grace_ms,
             stop_signal: s.stop_signal,
             constraints: s.constraints.iter().map(|c| field("constraints", c)).collect::<Result<_, _>>()?,
@@ -147,11 +148,60 @@ impl From<&TaskSpec> for pb::TaskSpec {
             process: Some((&s.process).into()),
             resources: Some(s.resources.into()),
             restart: Some(s.restart.into()),
+            health: s.health.as_ref().map(Into::into),
             stop_grace_ms: s.stop_grace_ms,
             stop_signal: s.stop_signal,
             constraints: s.constraints.iter().map(ToString::to_string).collect(),
             max_per_node: s.max_per_node,
             force_update: s.force_update,
+        }
+    }
+}
+
+impl TryFrom<pb::HealthCheck> for HealthCheck {
+    type Error = WireError;
+    fn try_from(h: pb::HealthCheck) -> Result<Self, WireError> {
+        let probe = match h.probe {
+            Some(pb::health_check::Probe::Command(command)) => HealthProbe::Command(command.words),
+            Some(pb::health_check::Probe::Http(http)) => {
+                HealthProbe::Http { to: field("http.target", &http.target)?, path: http.path }
+            }
+            Some(pb::health_check::Probe::Tcp(target)) => HealthProbe::Tcp(field("tcp", &target)?),
+            None => {
+                return Err(WireError::new("probe", "not given, or not known to this version"));
+            }
+        };
+        let check = Self {
+            probe,
+            interval_ms: h.interval_ms,
+            timeout_ms: h.timeout_ms,
+            retries: h.retries,
+            start_period_ms: h.start_period_ms,
+        };
+        match check.fault() {
+            Some((field, reason)) => Err(WireError::new(field, reason)),
+            None => Ok(check),
+        }
+    }
+}
+
+impl From<&HealthCheck> for pb::HealthCheck {
+    fn from(h: &HealthCheck) -> Self {
+        let probe = match &h.probe {
+            HealthProbe::Command(words) => {
+                pb::health_check::Probe::Command(pb::HealthCommand { words: words.clone() })
+            }
+            HealthProbe::Http { to, path } => {
+                pb::health_check::Probe::Http(pb::HealthHttp { target: to.to_string(), path: path.clone() })
+            }
+            HealthProbe::Tcp(target) => pb::health_check::Probe::Tcp(target.to_string()),
+        };
+        Self {
+            probe: Some(probe),
+            interval_ms: h.interval_ms,
+            timeout_ms: h.timeout_ms,
+            retries: h.retries,
+            start_period_ms: h.start_period_ms,
         }
     }
 }

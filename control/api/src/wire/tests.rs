@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use shoal_types::assignment::{AssignedTask, Delta, Endpoint, Object, ObjectKey};
 use shoal_types::object::{Attachment, DesiredState, Generation, NodeDescription, Slot};
 use shoal_types::spec::{
-    AttachmentSpec, PortSpec, ProcessSpec, Resources, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec,
-    UpdateConfig,
+    AttachmentSpec, HealthCheck, HealthProbe, PortSpec, ProcessSpec, Resources, RestartPolicy, ServiceMode,
+    ServiceSpec, TaskSpec, UpdateConfig,
 };
 use shoal_types::{
     DualAddr, EndpointId, LbEngine, LbInUse, LbPolicy, NetworkId, NodeId, NodeLb, Protocol, ServiceId, TaskId,
@@ -34,6 +34,7 @@ fn spec() -> ServiceSpec {
             },
             resources: Resources { limit_memory: 1 << 20, ..Resources::default() },
             restart: RestartPolicy::default(),
+            health: None,
             stop_grace_ms: 10_000,
             stop_signal: 15,
             constraints: vec!["node.role!=manager".parse().expect("literal")],
@@ -56,6 +57,27 @@ fn spec() -> ServiceSpec {
 fn a_service_spec_survives_the_wire() {
     let spec = spec();
     assert_eq!(ServiceSpec::try_from(pb::ServiceSpec::from(&spec)), Ok(spec));
+}
+
+#[test]
+fn health_checks_survive_the_wire_and_faulty_ones_are_named() {
+    let to = "[::1]:8080".parse().expect("literal");
+    for probe in [
+        HealthProbe::Command(vec!["/bin/sh".into(), "-c".into(), "true".into()]),
+        HealthProbe::Http { to, path: "/healthz".into() },
+        HealthProbe::Tcp("80".parse().expect("literal")),
+    ] {
+        let check = HealthCheck { interval_ms: 700, retries: 5, ..HealthCheck::of(probe) };
+        let mut spec = spec();
+        spec.task.health = Some(check);
+        assert_eq!(ServiceSpec::try_from(pb::ServiceSpec::from(&spec)), Ok(spec.clone()));
+        let mut wire = pb::ServiceSpec::from(&spec);
+        wire.task.as_mut().and_then(|t| t.health.as_mut()).expect("given").interval_ms = 0;
+        let error = ServiceSpec::try_from(wire).expect_err("refused");
+        assert_eq!(error.field, "task.health.interval");
+    }
+    let missing = pb::HealthCheck { interval_ms: 1_000, timeout_ms: 1_000, retries: 1, ..Default::default() };
+    assert_eq!(HealthCheck::try_from(missing).expect_err("refused").field, "probe");
 }
 
 #[test]

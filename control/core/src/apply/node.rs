@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use shoal_types::id::{Name, NodeId, TaskId};
 use shoal_types::object::{
-    Attachment, Availability, Node, NodeDescription, NodeRole, NodeState, Slot, TaskState, TaskStatus,
-    Timestamp,
+    Attachment, Availability, Health, Node, NodeDescription, NodeRole, NodeState, Slot, TaskState,
+    TaskStatus, Timestamp,
 };
 
 use super::{At, token};
@@ -173,6 +173,7 @@ fn take_out(state: &mut State, at: At, id: &NodeId, why: &str) -> Outcome {
         let freed = state.edit_task(&task, |t| {
             t.status = TaskStatus {
                 state: TaskState::Orphaned,
+                health: Health::Unchecked,
                 since: at.now,
                 message: why.to_owned(),
                 exit_code: None,

@@ -1,7 +1,7 @@
 //! What nodes report of their tasks.
 
 use shoal_types::id::{NodeId, TaskId};
-use shoal_types::object::{Task, TaskState, TaskStatus};
+use shoal_types::object::{Health, Task, TaskState, TaskStatus};
 
 use super::At;
 use crate::addresses;
@@ -42,7 +42,9 @@ fn moves(task: &Task, reported: &TaskStatus) -> bool {
     }
     reported.state > was.state
         || (reported.state == was.state
-            && (clipped(&reported.message) != was.message || reported.pid != was.pid))
+            && (clipped(&reported.message) != was.message
+                || reported.pid != was.pid
+                || reported.health != was.health))
 }
 
 fn clipped(message: &str) -> String {
@@ -50,10 +52,13 @@ fn clipped(message: &str) -> String {
 }
 
 fn record(state: &mut State, at: At, id: &TaskId, reported: &TaskStatus) {
+    let mut recovered = false;
     let freed = state.edit_task(id, |task| {
         let moved = reported.state > task.status.state;
+        recovered = task.status.health == Health::Unhealthy && reported.health != Health::Unhealthy;
         task.status = TaskStatus {
             state: reported.state,
+            health: reported.health,
             // The leader's clock: restart delays are measured with it, and nodes' clocks differ.
             since: if moved { at.now } else { task.status.since },
             message: clipped(&reported.message),
@@ -65,6 +70,10 @@ fn record(state: &mut State, at: At, id: &TaskId, reported: &TaskStatus) {
     addresses::release(state, &freed.unwrap_or_default());
     if reported.state == TaskState::Running {
         let track = state.tracks.entry(id.clone()).or_default();
-        track.running.get_or_insert((at.index, at.now));
+        let (index, _) = track.running.get_or_insert((at.index, at.now));
+        if recovered {
+            // Nodes take it in again: it counts when they have programmed that.
+            *index = at.index;
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Tasks: what the leader loops do with them.
 
 use shoal_types::id::{NodeId, TaskId};
-use shoal_types::object::{DesiredState, NodeState, Task, TaskState, TaskStatus, Timestamp};
+use shoal_types::object::{DesiredState, Health, NodeState, Task, TaskState, TaskStatus, Timestamp};
 
 use super::At;
 use crate::addresses;
@@ -64,7 +64,7 @@ pub(super) fn create(state: &mut State, at: At, command: &Command) -> Result<Out
 }
 
 fn status(state: TaskState, since: Timestamp, message: String) -> TaskStatus {
-    TaskStatus { state, since, message, exit_code: None, pid: None }
+    TaskStatus { state, since, message, exit_code: None, pid: None, health: Health::Unchecked }
 }
 
 /// Remembers a restart while the policy has a limit to hold against it.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_types::id::NodeId;
-use shoal_types::object::{Availability, DesiredState, Node, NodeState, Service, Slot, TaskState};
+use shoal_types::object::{Availability, DesiredState, Node, NodeState, Service, Slot};
 use shoal_types::spec::{ServiceMode, UpdateOrder};
 
 use super::scheduler;
@@ -84,9 +84,7 @@ fn victims(ctx: &Ctx<'_>, tasks: &ServiceTasks<'_>, count: usize) -> BTreeSet<Sl
 }
 
 fn runs(ctx: &Ctx<'_>, slot: &SlotTasks<'_>) -> bool {
-    slot.live
-        .iter()
-        .any(|t| t.status.state == TaskState::Running && ctx.node_state(t) != Some(NodeState::Down))
+    slot.live.iter().any(|t| t.is_serving() && ctx.node_state(t) != Some(NodeState::Down))
 }
 
 fn global(ctx: &Ctx<'_>, tasks: &ServiceTasks<'_>) -> Scope {

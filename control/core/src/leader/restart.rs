@@ -1,11 +1,11 @@
-//! The restart policy: whether, when and how often an ended task is replaced in its slot.
+//! The restart policy: whether, when and how often an ended or unhealthy task is replaced in its slot.
 
-use shoal_types::object::{Service, Task, TaskState, Timestamp};
+use shoal_types::object::{Health, Service, Task, TaskState, Timestamp};
 use shoal_types::spec::RestartCondition;
 
 use crate::state::State;
 
-/// What the policy says of an ended task.
+/// What the policy says of an ended or unhealthy task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// It stays as it ended.
@@ -38,10 +38,11 @@ pub(super) fn verdict(state: &State, service: &Service, ended: &Task, now: Times
     if let Some(refusal) = used_up(state, ended, now) {
         return refusal;
     }
-    let ran_ms = state.track(&ended.id).running.map_or(0, |(_, since)| ended.status.since.since_ms(since));
-    let healthy = ran_ms > policy.delay_ms;
-    let not_before =
-        if healthy { now } else { Timestamp(ended.status.since.0.saturating_add(policy.delay_ms)).max(now) };
+    // One that is unhealthy has not ended: it is looked at once, when that is told.
+    let end = if ended.status.state.is_terminal() { ended.status.since } else { now };
+    let ran_ms = state.track(&ended.id).running.map_or(0, |(_, since)| end.since_ms(since));
+    let lasted = ran_ms > policy.delay_ms;
+    let not_before = if lasted { now } else { Timestamp(end.0.saturating_add(policy.delay_ms)).max(now) };
     Verdict::Restart { not_before, counts: true }
 }
 
@@ -67,6 +68,9 @@ pub(super) fn reason(service: &Service, ended: &Task, not_before: Timestamp, now
     let name = format!("{}.{}", service.spec.name, ended.slot);
     let how = match (ended.status.state, ended.status.exit_code) {
         (TaskState::Orphaned, _) => "lost its node".to_owned(),
+        (state, _) if !state.is_terminal() && ended.status.health == Health::Unhealthy => {
+            "was unhealthy".to_owned()
+        }
         (TaskState::Rejected, _) => "could not be started".to_owned(),
         (_, Some(code)) => format!("ended with exit code {code}"),
         (_, None) => "ended".to_owned(),

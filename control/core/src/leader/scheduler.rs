@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shoal_types::id::{NetworkId, NodeId, ServiceId};
 use shoal_types::object::{Availability, DesiredState, Node, NodeRole, NodeState, Slot, Task, TaskState};
-use shoal_types::spec::{Constraint, ConstraintKey, TaskSpec};
+use shoal_types::spec::{Constraint, ConstraintKey, TaskSpec, UpdateOrder};
 
 use super::Ctx;
 use crate::addresses;
@@ -97,9 +97,26 @@ fn networks_of(state: &State, task: &Task) -> Vec<NetworkId> {
     state.services.get(&task.service).map(|s| addresses::networks_of(state, &s.spec)).unwrap_or_default()
 }
 
+/// In a service whose tasks stop first, a task that is led out makes place before its successor starts.
+fn waits_for_predecessor(ctx: &Ctx<'_>, task: &Task) -> Option<String> {
+    let service = ctx.state.services.get(&task.service)?;
+    if service.spec.update.order != UpdateOrder::StopFirst {
+        return None;
+    }
+    let alive = ctx.state.tasks_of_service(&task.service).find(|other| {
+        other.slot == task.slot
+            && other.id != task.id
+            && other.desired > DesiredState::Running
+            && !other.status.state.is_terminal()
+            && ctx.node_state(other).is_some_and(|state| state != NodeState::Down)
+    })?;
+    let word = if alive.desired == DesiredState::Draining { "drain" } else { "stop" };
+    Some(format!("waits for its predecessor to {word}"))
+}
+
 /// The best node for a task, or why there is none.
 pub(super) fn place<'a>(ctx: &Ctx<'a>, task: &Task) -> Result<&'a NodeId, String> {
-    if let Some(reason) = lacks_address(ctx, task) {
+    if let Some(reason) = waits_for_predecessor(ctx, task).or_else(|| lacks_address(ctx, task)) {
         return Err(reason);
     }
     let mut refusals = Refusals::default();

@@ -1,6 +1,6 @@
 //! Rolling updates: tasks of an older spec, and tasks on drained nodes, get a successor in their slot.
 
-use shoal_types::object::{DesiredState, NodeState, Slot, Task, TaskState, Timestamp};
+use shoal_types::object::{DesiredState, NodeState, Slot, Task, Timestamp};
 use shoal_types::spec::{ServiceMode, UpdateOrder};
 
 use super::orchestrator::Scope;
@@ -21,8 +21,7 @@ pub(super) fn plan(ctx: &mut Ctx<'_>, tasks: &ServiceTasks<'_>, scope: &Scope) {
         return;
     }
     // What serves nobody can be replaced at once; so can what sits on a drained node.
-    let is_free =
-        |ctx: &Ctx<'_>, task: &Task| task.status.state != TaskState::Running || ctx.is_on_drained_node(task);
+    let is_free = |ctx: &Ctx<'_>, task: &Task| !task.is_serving() || ctx.is_on_drained_node(task);
     candidates.sort_by_key(|(slot, task)| (!is_free(ctx, task), (*slot).clone()));
     let mut budget = budget(ctx, tasks, scope);
     for (slot, task) in candidates {
@@ -56,7 +55,7 @@ fn stale<'a>(ctx: &Ctx<'_>, tasks: &ServiceTasks<'a>, slot: &SlotTasks<'a>) -> O
 }
 
 fn replace(ctx: &mut Ctx<'_>, tasks: &ServiceTasks<'_>, slot: &Slot, old: &Task) {
-    let serves = old.status.state == TaskState::Running;
+    let serves = old.is_serving();
     match tasks.service.spec.update.order {
         UpdateOrder::StartFirst => {
             if !serves {

@@ -1,7 +1,7 @@
-//! Keeps one good task in every slot: ended ones are replaced by the restart policy, those on dead nodes by others,
-//! and of two the older one goes when the newer one serves.
+//! Keeps one good task in every slot: ended and unhealthy ones are replaced by the restart policy, those on dead nodes
+//! by others, and of two the older one goes when the newer one serves.
 
-use shoal_types::object::{DesiredState, NodeState, Slot, Task, TaskState};
+use shoal_types::object::{DesiredState, Health, NodeState, Slot, Task, TaskState};
 use shoal_types::spec::ServiceMode;
 
 use super::orchestrator::Scope;
@@ -15,6 +15,7 @@ pub(super) fn plan(ctx: &mut Ctx<'_>, tasks: &ServiceTasks<'_>, scope: &Scope) {
         if !scope.victims.contains(slot) {
             give_up_dead_nodes(ctx, tasks, in_slot);
             settle_ended(ctx, tasks, slot, in_slot);
+            settle_unhealthy(ctx, tasks, slot, in_slot);
             settle_rivals(ctx, in_slot);
         }
     }
@@ -48,6 +49,27 @@ fn settle_ended(ctx: &mut Ctx<'_>, tasks: &ServiceTasks<'_>, slot: &Slot, in_slo
                 let new = NewTask { not_before, replaces: Some(ended), restart: counts, message };
                 ctx.create(tasks.service, slot, new);
             }
+        }
+    }
+}
+
+/// An unhealthy task takes no new flows. It is led out, and its successor made, when the restart policy allows one;
+/// else it stays as it is and may recover.
+fn settle_unhealthy(ctx: &mut Ctx<'_>, tasks: &ServiceTasks<'_>, slot: &Slot, in_slot: &SlotTasks<'_>) {
+    let Some(newest) = in_slot.alive().next_back() else { return };
+    if newest.status.health != Health::Unhealthy
+        || ctx.leaving.contains(&newest.id)
+        || in_slot.live.last().is_none_or(|t| t.id != newest.id)
+    {
+        return;
+    }
+    match restart::verdict(ctx.state, tasks.service, newest, ctx.now) {
+        Verdict::Never => {}
+        Verdict::NotYet(at) => ctx.wake_at(at),
+        Verdict::Restart { not_before, counts } => {
+            let message = restart::reason(tasks.service, newest, not_before, ctx.now);
+            ctx.take_out(newest, DesiredState::Shutdown);
+            ctx.create(tasks.service, slot, NewTask { not_before, replaces: None, restart: counts, message });
         }
     }
 }

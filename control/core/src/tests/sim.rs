@@ -8,7 +8,8 @@ use shoal_types::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId, Tok
 use shoal_types::lb::{LbEngine, LbInUse, LbPolicy};
 use shoal_types::net::Protocol;
 use shoal_types::object::{
-    Availability, DesiredState, NodeDescription, NodeRole, NodeState, Task, TaskState, TaskStatus, Timestamp,
+    Availability, DesiredState, Health, NodeDescription, NodeRole, NodeState, Task, TaskState, TaskStatus,
+    Timestamp,
 };
 use shoal_types::spec::{
     AttachmentSpec, NetworkSpec, PortSpec, ProcessSpec, Resources, RestartPolicy, ServiceMode, ServiceSpec,
@@ -37,6 +38,8 @@ pub(crate) struct Sim {
     pub(crate) mute: BTreeSet<NodeId>,
     /// Tasks that end with this code right after they start.
     pub(crate) crashing: BTreeMap<ServiceId, i32>,
+    /// Services whose tasks start and give no good answer to their health check.
+    pub(crate) unready: BTreeSet<ServiceId>,
     entropy: u128,
 }
 
@@ -55,6 +58,7 @@ impl Sim {
             log: Vec::new(),
             mute: BTreeSet::new(),
             crashing: BTreeMap::new(),
+            unready: BTreeSet::new(),
             entropy: 1,
         };
         let init = sim.init(v4, prefix);
@@ -221,8 +225,24 @@ impl Sim {
 
     pub(crate) fn report(&mut self, task: &TaskId, state: TaskState, exit_code: Option<i32>) {
         let node = self.state.tasks()[task].node.clone().expect("placed");
-        let status = TaskStatus { state, since: self.now, message: String::new(), exit_code, pid: None };
+        let status = TaskStatus {
+            state,
+            since: self.now,
+            message: String::new(),
+            exit_code,
+            pid: None,
+            health: Health::Unchecked,
+        };
         self.must(Command::ReportTasks { node, updates: vec![(task.clone(), status)] });
+    }
+
+    /// A node says what the health check of one of its tasks comes to; its state stays.
+    pub(crate) fn report_health(&mut self, task: &TaskId, health: Health) {
+        let task = self.state.tasks()[task].clone();
+        let node = task.node.clone().expect("placed");
+        let message = if health == Health::Unhealthy { "no answer" } else { "" };
+        let status = TaskStatus { health, message: message.to_owned(), ..task.status };
+        self.must(Command::ReportTasks { node, updates: vec![(task.id, status)] });
     }
 
     pub(crate) fn assignment(&self, text: &str) -> Assignment {
@@ -278,11 +298,17 @@ impl Sim {
             state if state.is_terminal() => return None,
             _ if desired >= DesiredState::Shutdown => (TaskState::Shutdown, Some(0)),
             TaskState::Assigned => (TaskState::Starting, None),
+            TaskState::Starting if self.unready.contains(&task.service) => return None,
             TaskState::Starting => (TaskState::Running, None),
             TaskState::Running if crash.is_some() => (TaskState::Failed, crash),
             _ => return None,
         };
-        Some(TaskStatus { state, since: self.now, message: String::new(), exit_code, pid: None })
+        let health = match (&task.spec.health, state) {
+            (Some(_), TaskState::Starting) => Health::Starting,
+            (Some(_), TaskState::Running) => Health::Healthy,
+            _ => Health::Unchecked,
+        };
+        Some(TaskStatus { state, health, since: self.now, message: String::new(), exit_code, pid: None })
     }
 
     /// Until nobody has anything to do without the clock; panics if that never comes.
@@ -394,6 +420,7 @@ pub(crate) fn service(text: &str, replicas: u32, networks: &[&NetworkId], ports:
             },
             resources: Resources::default(),
             restart: RestartPolicy::default(),
+            health: None,
             stop_grace_ms: 10_000,
             stop_signal: 15,
             constraints: Vec::new(),

@@ -1,7 +1,8 @@
 //! What the first version wrote: logs and snapshots of clusters that are older than this build.
 
 use shoal_types::lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb};
-use shoal_types::object::Balancing;
+use shoal_types::object::{Balancing, Health};
+use shoal_types::spec::{HealthCheck, HealthProbe};
 
 use super::checks;
 use super::sim::{Sim, service};
@@ -51,12 +52,21 @@ fn what_came_later_is_read_back() {
     sim.balances("n1", LbEngine::Ipvs, true, false);
     let spec = service("web", 2, &[], &[]);
     let web = sim.create(&shoal_types::spec::ServiceSpec { lb: LbPolicy::LeastConnections, ..spec });
+    let mut checked = service("checked", 1, &[], &[]);
+    let probe = HealthProbe::Command(vec!["true".to_owned()]);
+    checked.task.health = Some(HealthCheck { retries: 7, ..HealthCheck::of(probe) });
+    let checked = sim.create(&checked);
     sim.run(60_000);
+    let sick = sim.live_task("checked.1").id;
+    sim.report_health(&sick, Health::Unhealthy);
     let state = read(&snapshot(&sim.state));
     assert_eq!(state.hash(), sim.state.hash());
     let balancing = state.cluster().expect("founded").balancing;
     assert_eq!((balancing.engine, balancing.direct), (LbEngine::Ipvs, DirectRouting::Ready));
     assert_eq!(state.services()[&web], sim.state.services()[&web]);
+    assert_eq!(state.services()[&checked], sim.state.services()[&checked]);
+    assert_eq!(state.tasks()[&sick].status.health, Health::Unhealthy);
+    assert_eq!(state.tasks(), sim.state.tasks());
     assert_eq!(state.nodes(), sim.state.nodes());
     let log: Vec<(u64, Entry)> =
         postcard::from_bytes(&postcard::to_stdvec(&sim.log).expect("serializes")).expect("reads");

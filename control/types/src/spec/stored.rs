@@ -1,13 +1,16 @@
 //! How a service's spec stands in logs and snapshots. Their format does not name fields, so none can be added; but an
-//! enum may get a variant. What came later than the first version therefore travels in the mode, and a spec that does
-//! not use it is written as ever.
+//! enum may get a variant. What came later than the first version therefore travels in the mode, or in a task's restart
+//! condition, and a spec that does not use it is written as ever.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{AttachmentSpec, PortSpec, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig};
+use super::{
+    AttachmentSpec, Constraint, HealthCheck, PortSpec, ProcessSpec, Resources, RestartCondition,
+    RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
+};
 use crate::id::Name;
 use crate::lb::LbPolicy;
 
@@ -79,6 +82,91 @@ impl<'de> Deserialize<'de> for ServiceSpec {
             drain_ms: stored.drain_ms,
             lb,
             labels: stored.labels.into_owned(),
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredTask<'a> {
+    process: Cow<'a, ProcessSpec>,
+    resources: Resources,
+    restart: StoredRestart<'a>,
+    stop_grace_ms: u64,
+    stop_signal: i32,
+    constraints: Cow<'a, [Constraint]>,
+    max_per_node: u32,
+    force_update: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredRestart<'a> {
+    condition: Condition<'a>,
+    delay_ms: u64,
+    max_attempts: u32,
+    window_ms: u64,
+}
+
+/// The first three are those of [`RestartCondition`], in its order.
+#[derive(Serialize, Deserialize)]
+enum Condition<'a> {
+    None,
+    OnFailure,
+    Any,
+    Checked { condition: RestartCondition, health: Cow<'a, HealthCheck> },
+}
+
+impl<'a> Condition<'a> {
+    fn of(spec: &'a TaskSpec) -> Self {
+        match (&spec.health, spec.restart.condition) {
+            (Some(health), condition) => Self::Checked { condition, health: Cow::Borrowed(health) },
+            (None, RestartCondition::None) => Self::None,
+            (None, RestartCondition::OnFailure) => Self::OnFailure,
+            (None, RestartCondition::Any) => Self::Any,
+        }
+    }
+
+    fn parts(self) -> (RestartCondition, Option<HealthCheck>) {
+        match self {
+            Self::None => (RestartCondition::None, None),
+            Self::OnFailure => (RestartCondition::OnFailure, None),
+            Self::Any => (RestartCondition::Any, None),
+            Self::Checked { condition, health } => (condition, Some(health.into_owned())),
+        }
+    }
+}
+
+impl Serialize for TaskSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let RestartPolicy { condition: _, delay_ms, max_attempts, window_ms } = self.restart;
+        let stored = StoredTask {
+            process: Cow::Borrowed(&self.process),
+            resources: self.resources,
+            restart: StoredRestart { condition: Condition::of(self), delay_ms, max_attempts, window_ms },
+            stop_grace_ms: self.stop_grace_ms,
+            stop_signal: self.stop_signal,
+            constraints: Cow::Borrowed(&self.constraints),
+            max_per_node: self.max_per_node,
+            force_update: self.force_update,
+        };
+        stored.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for TaskSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = StoredTask::deserialize(deserializer)?;
+        let StoredRestart { condition, delay_ms, max_attempts, window_ms } = stored.restart;
+        let (condition, health) = condition.parts();
+        Ok(Self {
+            process: stored.process.into_owned(),
+            resources: stored.resources,
+            restart: RestartPolicy { condition, delay_ms, max_attempts, window_ms },
+            health,
+            stop_grace_ms: stored.stop_grace_ms,
+            stop_signal: stored.stop_signal,
+            constraints: stored.constraints.into_owned(),
+            max_per_node: stored.max_per_node,
+            force_update: stored.force_update,
         })
     }
 }

@@ -13,6 +13,7 @@ use shoal_netns::{Answers, Need, Node, Programs, Swarm, Task, ask, sweep_stale, 
 pub(crate) const WHOAMI: u16 = 7000;
 pub(crate) const CONN: u16 = 7001;
 pub(crate) const ECHO: u16 = 7002;
+pub(crate) const HEALTH: u16 = 7003;
 /// The same, published.
 pub(crate) const PUBLISHED_WHOAMI: u16 = 8080;
 pub(crate) const PUBLISHED_CONN: u16 = 8081;
@@ -338,27 +339,26 @@ pub(crate) fn create(swarm: &Swarm, name: &str, network: &str, flags: &[&str]) -
         manager.shoal(&["network", "create", network])?;
     }
     let load = swarm.programs.load.display().to_string();
-    let words = format!("serve --whoami {WHOAMI} --conn {CONN} --echo {ECHO}");
+    let words = format!("serve --whoami {WHOAMI} --conn {CONN} --echo {ECHO} --health {HEALTH}");
     let program: Vec<_> = std::iter::once(load.as_str()).chain(words.split(' ')).collect();
-    let service = [
-        "service",
-        "create",
-        "--name",
-        name,
-        "--network",
-        network,
-        "--restart-delay",
-        "100ms",
-        "--drain",
-        "0s",
-        "--stop-grace-period",
-        "500ms",
-    ];
+    let mut service = vec!["service", "create", "--name", name, "--network", network];
+    // What flags don't say otherwise: no time is spent on waiting.
+    for (flag, value) in [("--restart-delay", "100ms"), ("--drain", "0s"), ("--stop-grace-period", "500ms")] {
+        if !flags.contains(&flag) {
+            service.extend([flag, value]);
+        }
+    }
     manager.shoal(&[&service, flags, &["--"], &program].concat()).map(drop)
 }
 
 /// The service most scenarios look at: so many replicas, every server published.
 pub(crate) fn web(swarm: &Swarm, replicas: u32) -> anyhow::Result<Vec<Task>> {
+    create_web(swarm, replicas, &[])?;
+    running(swarm, "web", replicas)
+}
+
+/// Makes that service, with further flags.
+pub(crate) fn create_web(swarm: &Swarm, replicas: u32, further: &[&str]) -> anyhow::Result<()> {
     let ports = [
         format!("{PUBLISHED_WHOAMI}:{WHOAMI}"),
         format!("{PUBLISHED_WHOAMI}:{WHOAMI}/udp"),
@@ -371,8 +371,8 @@ pub(crate) fn web(swarm: &Swarm, replicas: u32) -> anyhow::Result<Vec<Task>> {
     for port in &ports {
         flags.extend(["-p", port]);
     }
-    create(swarm, "web", "front", &flags)?;
-    running(swarm, "web", replicas)
+    flags.extend(further);
+    create(swarm, "web", "front", &flags)
 }
 
 /// Waits until so many tasks of a service run; which.

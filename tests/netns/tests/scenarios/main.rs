@@ -6,11 +6,15 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a test harness reports to its terminal")]
 
 mod admission;
+mod barriers;
 mod engines;
 mod faults;
 mod flows;
 mod harness;
+mod health;
 mod lane;
+mod liveness;
+mod load;
 mod members;
 mod mesh;
 mod names;
@@ -32,6 +36,9 @@ fn main() -> ExitCode {
         Group { name: "refusals", start: harness::formed, scenarios: refusals::SCENARIOS },
         Group { name: "admission", start: harness::formed, scenarios: admission::SCENARIOS },
         Group { name: "faults", start: harness::formed, scenarios: faults::SCENARIOS },
+        Group { name: "barriers", start: barriers::start, scenarios: barriers::SCENARIOS },
+        Group { name: "health", start: barriers::start, scenarios: health::SCENARIOS },
+        Group { name: "liveness", start: liveness::start, scenarios: liveness::SCENARIOS },
         Group { name: "engines", start: engines::start, scenarios: engines::SCENARIOS },
         Group { name: "renewal", start: renewal::start, scenarios: renewal::SCENARIOS },
     ])

@@ -20,8 +20,8 @@ use tracing::Instrument;
 
 use crate::drivers::runtime::spec::{is_task_id, parse_signal};
 use crate::drivers::runtime::{
-    LogQuery, LogStream, ObservedTask, Runtime, RuntimeError, RuntimeSpec, RuntimeState, StartFailure,
-    StartStage, TaskEnded, TaskExit,
+    LogQuery, LogStream, ObservedTask, ProbeOutcome, Runtime, RuntimeError, RuntimeSpec, RuntimeState,
+    StartFailure, StartStage, TaskEnded, TaskExit,
 };
 use crate::netns::sys;
 
@@ -392,6 +392,17 @@ impl Runtime for ProcessRuntime {
             remove_group(task, group).await?;
         }
         dir.remove().map_err(io_failed(task, "remove", dir.path()))
+    }
+
+    async fn probe(
+        &self,
+        task: &str,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<ProbeOutcome, RuntimeError> {
+        self.tasks.prepared(task)?;
+        let executable = &self.tasks.config.executable;
+        super::probe::probe(executable, task, &self.tasks.dir(task), command, limit).await
     }
 
     async fn logs(&self, task: &str, query: LogQuery) -> Result<LogStream, RuntimeError> {

@@ -93,7 +93,7 @@ fn namespaces(spec: &RuntimeSpec) -> Result<(), StartFailure> {
     Ok(())
 }
 
-fn ulimits(spec: &RuntimeSpec) -> Result<(), StartFailure> {
+pub(super) fn ulimits(spec: &RuntimeSpec) -> Result<(), StartFailure> {
     for ulimit in &spec.ulimits {
         let Some(resource) = ulimit.resource() else { continue };
         setrlimit(resource, ulimit.soft, ulimit.hard).map_err(|errno| {
@@ -106,7 +106,7 @@ fn ulimits(spec: &RuntimeSpec) -> Result<(), StartFailure> {
 }
 
 /// Gives up everything that was not given, for good.
-fn become_user(identity: &Identity, keep: u64) -> Result<(), StartFailure> {
+pub(super) fn become_user(identity: &Identity, keep: u64) -> Result<(), StartFailure> {
     let capabilities = |error: io::Error| {
         StartFailure::new(StartStage::Capabilities, format!("cannot set capabilities: {error}"))
     };
@@ -133,7 +133,7 @@ fn become_user(identity: &Identity, keep: u64) -> Result<(), StartFailure> {
 }
 
 /// Becomes the program; returns only if that failed.
-fn execute(spec: &RuntimeSpec, identity: &Identity) -> StartFailure {
+pub(super) fn execute(spec: &RuntimeSpec, identity: &Identity) -> StartFailure {
     let failed = |reason: String| StartFailure::new(StartStage::Program, reason);
     let Some((name, arguments)) = spec.command.split_first() else {
         return failed("no program named".to_owned());

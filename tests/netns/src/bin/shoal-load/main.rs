@@ -18,7 +18,8 @@ use std::process::ExitCode;
 use args::Args;
 
 const USAGE: &str = "\
-usage: shoal-load serve   [--whoami PORT]… [--echo PORT]… [--conn PORT]… [--discard PORT]… [--bind ADDR] [--cpu N]
+usage: shoal-load serve   [--whoami PORT]… [--echo PORT]… [--conn PORT]… [--discard PORT]… [--health PORT]…
+                          [--bind ADDR] [--cpu N]
        shoal-load connect --target ADDR:PORT [--workers N] [--secs S] [--rate PER_SECOND] [--until-eof] [--cpu N]
        shoal-load rr      --target ADDR:PORT [--secs S] [--size BYTES] [--udp] [--cpu N]
        shoal-load bulk    --target ADDR:PORT [--streams N] [--secs S] [--cpu N]
@@ -26,7 +27,9 @@ usage: shoal-load serve   [--whoami PORT]… [--echo PORT]… [--conn PORT]… [
        shoal-load stream  --target ADDR:PORT [--streams N] [--interval-ms MS] [--secs S] [--until-eof] [--timeout-ms MS]
 
 serve: each server listens on TCP and UDP at once. whoami answers with the peer address it saw and its own name;
-       echo sends back what it gets; conn reads one byte, answers one byte and closes; discard reads for ever.
+       echo sends back what it gets; conn reads one byte, answers one byte and closes; discard reads for ever. health
+       answers a GET with 200 while the file named by READY_FILE is there, else with 503; the others close what they
+       are asked until it has been there once.
 stream: sends numbered lines to an echo server and fails when one is lost, late or out of order.
 --until-eof: run until stdin is closed instead of for a number of seconds.
 ";

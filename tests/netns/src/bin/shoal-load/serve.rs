@@ -2,8 +2,9 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ const SILENT_CLIENT: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy)]
 enum Service {
+    Health,
     Whoami,
     Echo,
     Conn,
@@ -26,6 +28,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     let bind: Option<IpAddr> = args.take("bind")?;
     let mut ports = Vec::new();
     for (name, service) in [
+        ("health", Service::Health),
         ("whoami", Service::Whoami),
         ("echo", Service::Echo),
         ("conn", Service::Conn),
@@ -35,11 +38,13 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     }
     args.finish()?;
     anyhow::ensure!(!ports.is_empty(), "nothing to serve");
+    let readiness = Arc::new(Readiness::from_env());
     let mut threads = Vec::new();
     for (port, service) in ports {
         let listener = dual_stack(bind, port, TcpListener::bind)?;
         let socket = dual_stack(bind, port, UdpSocket::bind)?;
-        let pool = Arc::new(Pool { listener, idle: AtomicUsize::new(1), service });
+        let readiness = Arc::clone(&readiness);
+        let pool = Arc::new(Pool { listener, idle: AtomicUsize::new(1), service, readiness });
         threads.push(thread::spawn(move || accept_loop(&pool)));
         threads.push(thread::spawn(move || datagram_loop(&socket, service)));
     }
@@ -72,6 +77,32 @@ struct Pool {
     listener: TcpListener,
     idle: AtomicUsize,
     service: Service,
+    readiness: Arc<Readiness>,
+}
+
+/// A server that takes its time: until the file named by `READY_FILE` has been there once it closes what it is asked, so
+/// that whoever was led here too early finds out. Its health is whether the file is there now.
+struct Readiness {
+    file: Option<PathBuf>,
+    was_ready: AtomicBool,
+}
+
+impl Readiness {
+    fn from_env() -> Self {
+        Self { file: std::env::var_os("READY_FILE").map(PathBuf::from), was_ready: AtomicBool::new(false) }
+    }
+
+    fn is_there(&self) -> bool {
+        let there = self.file.as_ref().is_none_or(|file| file.exists());
+        if there {
+            self.was_ready.store(true, Ordering::Release);
+        }
+        there
+    }
+
+    fn serves(&self) -> bool {
+        self.was_ready.load(Ordering::Acquire) || self.is_there()
+    }
 }
 
 fn accept_loop(pool: &Arc<Pool>) {
@@ -84,7 +115,11 @@ fn accept_loop(pool: &Arc<Pool>) {
         }
         if let Ok((stream, peer)) = accepted {
             // A client that goes away in the middle is its own business.
-            drop(serve_stream(stream, peer, pool.service));
+            drop(match pool.service {
+                Service::Health => serve_health(stream, pool.readiness.is_there()),
+                service if pool.readiness.serves() => serve_stream(stream, peer, service),
+                _ => Ok(()),
+            });
         }
         pool.idle.fetch_add(1, Ordering::AcqRel);
     }
@@ -92,6 +127,7 @@ fn accept_loop(pool: &Arc<Pool>) {
 
 fn serve_stream(mut stream: TcpStream, peer: SocketAddr, service: Service) -> std::io::Result<()> {
     match service {
+        Service::Health => Ok(()),
         Service::Whoami => serve_whoami(stream, peer),
         Service::Echo => {
             stream.set_nodelay(true)?;
@@ -116,6 +152,15 @@ fn serve_stream(mut stream: TcpStream, peer: SocketAddr, service: Service) -> st
             Ok(())
         }
     }
+}
+
+fn serve_health(mut stream: TcpStream, is_well: bool) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(SILENT_CLIENT))?;
+    let mut request = [0; 1024];
+    let _read = stream.read(&mut request)?;
+    let (status, body) = if is_well { ("200 OK", "ready") } else { ("503 Service Unavailable", "not ready") };
+    let head = format!("HTTP/1.0 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    stream.write_all(format!("{head}{body}").as_bytes())
 }
 
 fn serve_whoami(mut stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> {
@@ -143,7 +188,7 @@ fn datagram_loop(socket: &UdpSocket, service: Service) {
                 socket.send_to(line.as_bytes(), peer)
             }
             Service::Echo | Service::Conn => socket.send_to(&buffer[..length], peer),
-            Service::Discard => Ok(0),
+            Service::Health | Service::Discard => Ok(0),
         };
         // An answer that can't be sent is a lost datagram, which the client must be ready for anyway.
         drop(sent);
