@@ -128,7 +128,7 @@ impl<F: Facility> Reconciler<F> {
             if let Some(why) = wake {
                 self.pass(why).await;
             }
-            let retry = self.backoffs.next().unwrap_or_else(|| Instant::now() + SWEEP);
+            let retry = self.backoffs.next();
             // Every arm only receives: dropping one that lost loses nothing, as a pass looks at everything anyway.
             wake = tokio::select! {
                 () = closing.cancelled() => break,
@@ -153,7 +153,7 @@ impl<F: Facility> Reconciler<F> {
                     Some(Wake::Kernel)
                 }
                 _ = sweep.tick() => Some(Wake::Sweep),
-                () = sleep_until(retry) => Some(Wake::Retry),
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => Some(Wake::Retry),
             };
         }
         self.facility
