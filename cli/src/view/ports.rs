@@ -104,7 +104,8 @@ pub(crate) fn chosen(
     let note = |run: &Run<'_>| {
         let (ports, were) = if run.count == 1 { ("port", "was") } else { ("ports", "were") };
         let (published, target) = (run.numbers(run.first.published), run.numbers(run.first.target));
-        format!("{ports} {published} {were} chosen for target {ports} {target}")
+        let udp = if run.first.protocol() == pb::Protocol::Udp { "/udp" } else { "" };
+        format!("{ports} {published}{udp} {were} chosen for target {ports} {target}{udp}")
     };
     runs(&new).iter().map(note).collect()
 }

@@ -193,4 +193,6 @@ fn chosen_ports_are_told_once() {
         ["port 30007 was chosen for target port 80", "ports 30010-30011 were chosen for target ports 82-83"]
     );
     assert_eq!(chosen(&spec, &now, &now), Vec::<String>::new());
+    let udp = pb::PublishedPort { protocol: pb::Protocol::Udp.into(), ..given(30_007, 80) };
+    assert_eq!(chosen(&spec[..1], &[udp], &[]), ["port 30007/udp was chosen for target port 80/udp"]);
 }
