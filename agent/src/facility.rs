@@ -80,6 +80,11 @@ pub trait Facility: Send + 'static {
     /// Removes an object; what is gone is removed.
     async fn remove(&mut self, object: &Object) -> Result<(), FacilityError>;
 
+    /// What is done once after the operations of a phase, rather than for each.
+    async fn phase_done(&mut self) -> Result<(), FacilityError> {
+        Ok(())
+    }
+
     /// Where a task's namespace is.
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf;
 
@@ -354,6 +359,14 @@ impl Facility for HostFacility {
                     self.writes.count();
                 }
             }
+        }
+        Ok(())
+    }
+
+    async fn phase_done(&mut self) -> Result<(), FacilityError> {
+        let purged = self.bpf.purge_withdrawn()?;
+        if purged > 0 {
+            tracing::debug!(purged, "UDP flows of withdrawn ports");
         }
         Ok(())
     }

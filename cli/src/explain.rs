@@ -138,10 +138,12 @@ fn resource(code: ErrorCode) -> Entry {
     match code {
         ErrorCode::PortTaken => entry(
             "another service publishes the port",
-            "A published port is answered by every node, so a number belongs to one service per protocol in the whole \
-             swarm.",
-            "publish another number, leave the choice to shoal (-p 80), or free it with 'shoal service update \
-             --publish-rm PORT OTHER'.",
+            "A number belongs to one service per protocol in the whole swarm, unless each publishes it on an address of \
+             its own (ip=) or all of them in host mode. A port without ip= is on every address, so it overlaps with any. \
+             In host mode no node has a port for two services: an update that would bring that about is refused, a \
+             task that finds no node with the port free waits.",
+            "publish another number, leave the choice to shoal (-p 80), bind both to addresses, or free it with \
+             'shoal service update --publish-rm PORT OTHER'.",
         ),
         ErrorCode::SubnetOverlap => entry(
             "the subnet overlaps one that is in use",

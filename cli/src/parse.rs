@@ -12,7 +12,7 @@ use std::time::Duration;
 use shoal_api::pb;
 use shoal_types::spec::{Constraint, HealthTarget, parse_http};
 
-pub(crate) use port::{PortMatch, port_match, publish};
+pub(crate) use port::{Known, PortMatch, Publish, port_match, publish, publish_mode, replaces};
 pub(crate) use words::split_words;
 
 /// A decimal number as (integer part, fraction in 10^-9), so that no float rounds what the operator wrote.

@@ -12,7 +12,7 @@ use shoal_types::spec::{HealthCheck, HealthProbe};
 
 use crate::args::{CreateArgs, HealthFlags, Mode, TaskFlags, UpdateArgs};
 use crate::failure::Failure;
-use crate::parse;
+use crate::parse::{self, Known};
 
 /// Stop signal, grace and drain of a new service (SIGTERM; SURFACE's table of defaults).
 const STOP_SIGNAL: i32 = 15;
@@ -49,12 +49,16 @@ pub(crate) fn created(args: &CreateArgs) -> Result<pb::ServiceSpec, Failure> {
             ..Default::default()
         }),
         networks: args.network.clone(),
-        ports: args.publish.clone(),
+        ports: args.publish.iter().flat_map(|publish| publish.0.clone()).collect(),
         update: Some(shoal_types::spec::UpdateConfig::default().into()),
         drain_ms: DRAIN_MS,
         lb: shoal_types::LbPolicy::default().to_string(),
         labels: args.label.iter().cloned().collect(),
     };
+    if spec.ports.iter().any(|port| parse::publish_mode(port) == pb::PublishMode::Host) {
+        // A node has the port once: the successor gets it when the predecessor is gone.
+        spec.update.get_or_insert_default().set_order(pb::UpdateOrder::StopFirst);
+    }
     apply_task_flags(&args.task, &mut spec);
     apply_health_flags(&args.task.health, spec.task.get_or_insert_default())?;
     Ok(spec)
@@ -157,10 +161,11 @@ fn remove<T>(list: &mut Vec<T>, warnings: &mut Vec<String>, what: &str, matches:
 }
 
 /// The spec that `service update` asks for, and warnings about removals of what is not there. `names` are the names
-/// of networks by id.
+/// of networks by id, `published` the ports that the service has, in the order of its spec.
 pub(crate) fn updated(
     args: &UpdateArgs,
     mut spec: pb::ServiceSpec,
+    published: &[pb::PublishedPort],
     names: &BTreeMap<String, String>,
 ) -> Result<(pb::ServiceSpec, Vec<String>), Failure> {
     let mut warnings = Vec::new();
@@ -181,7 +186,7 @@ pub(crate) fn updated(
     }
     update_command(args, &mut spec)?;
     update_task_lists(args, &mut spec, &mut warnings)?;
-    update_ports(args, &mut spec, &mut warnings);
+    update_ports(args, &mut spec, published, &mut warnings);
     update_networks(args, &mut spec, names, &mut warnings);
     for key in &args.label_rm {
         if spec.labels.remove(key).is_none() {
@@ -247,18 +252,25 @@ fn update_task_lists(
     Ok(())
 }
 
-fn update_ports(args: &UpdateArgs, spec: &mut pb::ServiceSpec, warnings: &mut Vec<String>) {
+fn update_ports(
+    args: &UpdateArgs,
+    spec: &mut pb::ServiceSpec,
+    published: &[pb::PublishedPort],
+    warnings: &mut Vec<String>,
+) {
+    let number = |at: usize, asked: &pb::PortSpec| published.get(at).map_or(asked.published, |p| p.published);
+    let with_number = |(at, spec): (usize, pb::PortSpec)| Known { number: number(at, &spec), spec };
+    let mut known: Vec<Known> = spec.ports.drain(..).enumerate().map(with_number).collect();
     for port in &args.publish_rm {
-        if !port.remove_from(&mut spec.ports) {
+        if !port.remove_from(&mut known) {
             warnings.push(format!("--publish-rm {port}: no such port is published"));
         }
     }
-    for port in &args.publish_add {
-        // The same published number again changes its target, as in docker.
-        spec.ports.retain(|old| {
-            old.protocol != port.protocol || old.published == 0 || old.published != port.published
-        });
-        spec.ports.push(*port);
+    spec.ports = known.into_iter().map(|known| known.spec).collect();
+    for port in args.publish_add.iter().flat_map(|publish| &publish.0) {
+        // The same published number again changes its target, as in docker, and how it is published.
+        spec.ports.retain(|old| !parse::replaces(port, old));
+        spec.ports.push(port.clone());
     }
 }
 

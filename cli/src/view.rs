@@ -2,6 +2,7 @@
 
 mod network;
 mod node;
+mod ports;
 mod service;
 mod task;
 #[cfg(test)]
@@ -14,6 +15,7 @@ use shoal_api::pb;
 
 pub(crate) use network::{NETWORK_COLUMNS, TOKEN_COLUMNS, network_object, network_row, token_row};
 pub(crate) use node::{NODE_COLUMNS, local_item, node_object, node_row};
+pub(crate) use ports::{chosen, spec_ports_texts};
 pub(crate) use service::{SERVICE_COLUMNS, service_object, service_row, spec_item};
 pub(crate) use task::{TASK_COLUMNS, reason, task_order, task_row};
 pub(crate) use words::{engine, node_role, task_state};

@@ -3,6 +3,7 @@
 mod balancer;
 mod balancing;
 mod names;
+mod published;
 mod sandbox;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use shoal_types::{DirectRouting, DualAddr, EndpointId, MacAddr, NetworkId, Servi
 use crate::name::{IfName, Mark};
 use crate::object::{Bridge, Fdb, Firewall, Neighbor, Object, Objects, Peer, Sysctl, Vxlan};
 use crate::ports::{self, PortSet};
+use published::Published;
 
 /// Kernel parameters of the host that the mesh needs: packets of tasks are forwarded.
 pub const HOST_SYSCTLS: &[(&str, &str)] = &[
@@ -128,6 +130,8 @@ pub(crate) struct View<'a> {
     /// Endpoints of tasks that run here and should.
     local: BTreeSet<EndpointId>,
     overlay_mtu: u32,
+    /// Published ports that this node answers on.
+    published: BTreeMap<&'a ServiceId, Vec<Published<'a>>>,
     /// Virtual IPs on the loopbacks of tasks; none while nobody forwards to them unchanged.
     direct: BTreeMap<(&'a ServiceId, &'a NetworkId), DualAddr>,
 }
@@ -136,11 +140,12 @@ impl<'a> View<'a> {
     fn new(assignment: &'a Assignment, facts: &'a Facts) -> Option<Self> {
         let cluster = assignment.cluster()?;
         let networks: BTreeMap<_, _> = assignment.networks().map(|n| (&n.id, n)).collect();
-        let local = running_tasks(assignment)
+        let local: BTreeSet<EndpointId> = running_tasks(assignment)
             .flat_map(|task| task.attachments.iter())
             .filter(|at| networks.contains_key(&at.network))
             .map(|at| at.endpoint)
             .collect();
+        let addrs = facts.uplinks.iter().flat_map(|uplink| &uplink.addrs).copied().collect();
         let overhead = if facts.data_addr.is_ipv4() { VXLAN_OVERHEAD_V4 } else { VXLAN_OVERHEAD_V6 };
         Some(Self {
             assignment,
@@ -148,6 +153,7 @@ impl<'a> View<'a> {
             cluster,
             ingress: networks.values().find(|n| n.ingress).copied(),
             networks,
+            published: published::published(assignment, &addrs, &local),
             local,
             overlay_mtu: facts.underlay_mtu.saturating_sub(overhead),
             direct: direct_vips(assignment, cluster),
@@ -157,6 +163,11 @@ impl<'a> View<'a> {
     /// The virtual IP that a task of a service has on its loopback for a network.
     fn direct_vip(&self, service: &ServiceId, network: &NetworkId) -> Option<DualAddr> {
         self.direct.get(&(service, network)).copied()
+    }
+
+    /// Ports of a service that this node answers on.
+    fn published(&self, service: &ServiceId) -> &[Published<'a>] {
+        self.published.get(service).map_or(&[], Vec::as_slice)
     }
 
     fn network(&self, id: &NetworkId) -> Option<&'a AssignedNetwork> {
@@ -208,7 +219,7 @@ fn host(view: &View<'_>, out: &mut Vec<Object>) {
             .map(|(path, value)| Object::Sysctl(Sysctl { path: (*path).into(), value: (*value).into() })),
     );
     let published: PortSet =
-        view.assignment.services().flat_map(|service| &service.ports).map(|port| port.published).collect();
+        view.published.values().flatten().map(|published| published.port.published).collect();
     out.push(Object::Sysctl(Sysctl { path: RESERVED_PORTS.into(), value: ports::format(&published) }));
     let egress = &view.facts.egress;
     if view.facts.firewall {

@@ -3,6 +3,7 @@
 mod attached;
 mod balancer;
 mod lane;
+mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use shoal_types::assignment::AssignedTask;
-use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, Protocol, TaskId, Vni};
+use shoal_types::{DualAddr, EndpointId, MacAddr, PortPlace, TaskId, Vni};
 
 use crate::name::{IfName, Mark};
 
@@ -20,6 +21,7 @@ pub use balancer::{
     VirtualDestination, VirtualForward, VirtualScheduler,
 };
 pub use lane::{Peer, Tunnel};
+pub use service::{LbService, ServiceKey};
 
 /// Everything a node should hold, or holds.
 pub type Objects = BTreeMap<Key, Object>;
@@ -73,8 +75,8 @@ pub enum Key {
     Hook(IfName, Program),
     /// A virtual IP in a network.
     Vip(Vni, IpAddr),
-    /// A published port.
-    Port(Protocol, u16),
+    /// A published port, on one address or on all.
+    Port(PortPlace),
     /// A task's resolver.
     Resolver(TaskId),
     /// A task's program.
@@ -165,7 +167,7 @@ impl Object {
             Self::Virtual(o) => Key::Virtual(o.place.clone(), o.mark),
             Self::Hook(link, program) => Key::Hook(link.clone(), *program),
             Self::Vip(o) => Key::Vip(o.network, o.addr),
-            Self::Port(o) => Key::Port(o.protocol, o.port),
+            Self::Port(o) => Key::Port(o.place),
             Self::Resolver(o) => Key::Resolver(o.task.clone()),
             Self::Task(o) => Key::Task(o.id.clone()),
         }
@@ -369,30 +371,6 @@ pub struct MeshConfig {
     pub balancer: Option<IngressBalancer>,
 }
 
-/// A service in a network: one table of endpoints. Alike on every node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceKey {
-    /// The network its endpoints are in.
-    pub network: Vni,
-    /// Number of the service.
-    pub index: u32,
-}
-
-impl ServiceKey {
-    /// As one number.
-    pub const fn to_u64(self) -> u64 {
-        // Both widen; From is not available in a const function.
-        ((self.network.get() as u64) << 32) | self.index as u64
-    }
-
-    /// From a number, if it is one of ours.
-    pub fn from_u64(value: u64) -> Option<Self> {
-        let network = Vni::new(u32::try_from(value >> 32).ok()?)?;
-        let index = u32::try_from(value & u64::from(u32::MAX)).ok()?;
-        Some(Self { network, index })
-    }
-}
-
 /// An endpoint that can be chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LbEndpoint {
@@ -408,19 +386,6 @@ pub struct LbEndpoint {
     pub draining: bool,
     /// Host side of its veth when local, else the VXLAN device of its network.
     pub link: IfName,
-}
-
-/// The table of a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LbService {
-    /// Which.
-    pub key: ServiceKey,
-    /// Seed of its table, the same on every node.
-    pub seed: u64,
-    /// How they are chosen.
-    pub policy: LbPolicy,
-    /// Its endpoints, sorted.
-    pub members: Vec<EndpointId>,
 }
 
 /// A program of the data plane.
@@ -460,10 +425,8 @@ pub struct Vip {
 /// A published port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
-    /// Transport.
-    pub protocol: Protocol,
-    /// Port on the node.
-    pub port: u16,
+    /// Transport, port and address on the node.
+    pub place: PortPlace,
     /// What it leads to.
     pub service: ServiceKey,
     /// Port the tasks listen on.

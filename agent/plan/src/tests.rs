@@ -11,14 +11,17 @@ use shoal_types::id::Name;
 use shoal_types::object::{Attachment, DesiredState, Slot};
 use shoal_types::spec::{ProcessSpec, Resources, RestartPolicy, TaskSpec};
 use shoal_types::{
-    ClusterId, DirectRouting, DualAddr, DualNet, EndpointId, Generation, LbPolicy, NetworkId, NodeId,
-    Protocol, PublishedPort, ServiceId, ServiceIndex, TaskId, Vni,
+    Binding, ClusterId, DirectRouting, DualAddr, DualNet, EndpointId, Generation, LbPolicy, NetworkId,
+    NodeId, Protocol, PublishMode, PublishedPort, ServiceId, ServiceIndex, TaskId, Vni,
 };
 
 use crate::check::check;
 use crate::desired::derive;
-use crate::object::{FirewallMark, Goal, Place, ServiceKey, Task};
+use crate::object::{FirewallMark, Goal, Place, Port, ServiceKey, Task};
 use crate::{EgressFacts, Engine, Facts, IfName, Key, Object, Objects, Op, Phase, Plan, Uplink, plan};
+
+/// The node's address.
+const OWN_ADDR: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// A stateful stand-in for the kernel: it does what a plan says.
 fn apply(plan: &Plan, observed: &mut Objects) {
@@ -112,6 +115,17 @@ fn task_spec() -> TaskSpec {
     }
 }
 
+/// Where the port of a service answers: everywhere, where its tasks are, or on one address; on the node's own.
+fn binding(n: u8) -> Binding {
+    let (mode, addr) = match n % 4 {
+        1 => (PublishMode::Host, None),
+        2 => (PublishMode::Ingress, Some(OWN_ADDR)),
+        3 => (PublishMode::Host, Some(OWN_ADDR)),
+        _ => return Binding::EVERYWHERE,
+    };
+    Binding { mode, addr }
+}
+
 /// A service with a virtual IP in network 1 and a published port.
 fn service(n: u8) -> AssignedService {
     AssignedService {
@@ -119,7 +133,10 @@ fn service(n: u8) -> AssignedService {
         index: ServiceIndex(u32::from(n) + 1),
         name: name(&format!("svc{n}")),
         vips: vec![AssignedVip { at: attachment(u32::from(n) + 10, 1), aliases: vec![] }],
-        ports: vec![PublishedPort { protocol: Protocol::Tcp, published: 8000 + u16::from(n), target: 80 }],
+        ports: vec![PublishedPort {
+            binding: binding(n),
+            ..PublishedPort::everywhere(Protocol::Tcp, 8000 + u16::from(n), 80)
+        }],
         lb: shoal_types::LbPolicy::Auto,
     }
 }
@@ -204,10 +221,7 @@ fn facts(assignment: &Assignment) -> Facts {
     Facts {
         data_addr: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
         underlay_mtu: 1500,
-        uplinks: vec![Uplink {
-            name: IfName::new("eth0"),
-            addrs: vec!["192.0.2.1".parse().expect("literal")],
-        }],
+        uplinks: vec![Uplink { name: IfName::new("eth0"), addrs: vec![OWN_ADDR] }],
         egress,
         engine: Engine::Ebpf,
         firewall: true,
@@ -326,6 +340,70 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// The ports a node answers on, as `place service(own) members`, with one service that publishes `ports`.
+fn answered(runs: &[Run], ports: &[PublishedPort], engine: Engine) -> Vec<(String, bool, usize)> {
+    let mut assignment = assignment(runs);
+    for object in assignment.objects.values_mut() {
+        if let Assigned::Service(service) = object {
+            service.ports = if service.id == service_id(0) { ports.to_vec() } else { Vec::new() };
+        }
+    }
+    let facts = Facts { engine, ..facts(&assignment) };
+    let objects = derive(&assignment, &facts).expect("the assignment says who the node is");
+    let members = |port: &Port| match (port.mark, objects.get(&Key::LbService(port.service))) {
+        (None, Some(Object::LbService(table))) => table.members.len(),
+        (Some(mark), _) => match objects.get(&Key::Virtual(Place::Ingress, mark)) {
+            Some(Object::Virtual(service)) => service.destinations.len(),
+            _ => panic!("no virtual service of {port:?}"),
+        },
+        (None, _) => panic!("no table of {port:?}"),
+    };
+    let found = objects.values().filter_map(|object| match object {
+        Object::Port(port) => Some((port.place.to_string(), port.service.own, members(port))),
+        _ => None,
+    });
+    let mut found: Vec<_> = found.collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a_port_in_host_mode_leads_to_the_nodes_own_tasks_alone() {
+    let run =
+        |node| Run { node, service: 0, networks: vec![0], desired: DesiredState::Running, serving: true };
+    let host = Binding { mode: PublishMode::Host, addr: None };
+    let ports = [
+        PublishedPort::everywhere(Protocol::Tcp, 80, 80),
+        PublishedPort { binding: host, ..PublishedPort::everywhere(Protocol::Tcp, 8080, 80) },
+    ];
+    for engine in [Engine::Ebpf, Engine::EbpfAfterIpvs, Engine::Ipvs] {
+        let here = answered(&[run(0), run(1)], &ports, engine);
+        assert_eq!(here, [("80/tcp".into(), false, 2), ("8080/tcp".into(), true, 1)], "{engine:?}");
+        let elsewhere = answered(&[run(1), run(1)], &ports, engine);
+        assert_eq!(elsewhere, [("80/tcp".into(), false, 2)], "{engine:?}");
+        // It is there as long as the task may have flows, and refuses new ones.
+        let leaving = Run { desired: DesiredState::Draining, serving: false, ..run(0) };
+        let found = answered(&[leaving.clone(), run(1)], &ports, engine);
+        let members = usize::from(engine == Engine::Ipvs);
+        assert_eq!(found[1], ("8080/tcp".into(), true, members), "{engine:?}");
+        let gone = Run { desired: DesiredState::Shutdown, ..leaving };
+        assert_eq!(answered(&[gone, run(1)], &ports, engine).len(), 1, "{engine:?}");
+    }
+}
+
+#[test]
+fn a_port_on_one_address_is_answered_where_that_address_is() {
+    let on = |addr: &str, target| PublishedPort {
+        binding: Binding { mode: PublishMode::Ingress, addr: Some(addr.parse().expect("literal")) },
+        ..PublishedPort::everywhere(Protocol::Udp, 53, target)
+    };
+    let ports = [on("192.0.2.1", 53), on("192.0.2.9", 54), on("2001:db8::1", 55)];
+    for engine in [Engine::Ebpf, Engine::Ipvs] {
+        let found = answered(&one(DesiredState::Running), &ports, engine);
+        assert_eq!(found, [("192.0.2.1:53/udp".into(), false, 1)], "{engine:?}");
     }
 }
 

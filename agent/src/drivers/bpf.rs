@@ -24,6 +24,7 @@ mod slots;
 mod sys;
 mod table;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
@@ -188,6 +189,8 @@ pub struct BpfDriver {
     pub(crate) replies: Table<FlowKey, ReplyVal>,
     pub(crate) slots: Array<MapData, Plain<u64>>,
     pub(crate) free_slots: Slots,
+    /// UDP ports that were withdrawn and whose flows are still to be purged.
+    pub(crate) withdrawn: BTreeSet<u16>,
     pub(crate) config: Array<MapData, Plain<NodeConfig>>,
     pub(crate) drops: PerCpuArray<MapData, u64>,
     pub(crate) stats: PerCpuArray<MapData, u64>,

@@ -13,7 +13,7 @@ use shoal_plan::object::{
     MeshConfig, Object, Peer, Port, Program, ServiceKey, TaskIf, Tunnel, Vip,
 };
 use shoal_plan::{IfName, Key, Objects};
-use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, Protocol, Vni};
+use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, PortPlace, Protocol, Vni};
 
 use crate::drivers::bpf::{BpfDriver, BpfError, Program as BpfProgram, ServiceSpec};
 use crate::drivers::link::LinkTable;
@@ -83,7 +83,7 @@ const NO_NETWORK: Vni = match Vni::new(0x00ff_ffff) {
 
 /// A service key; for a number that is none of ours, one that no service of ours has.
 fn service_key(value: u64) -> ServiceKey {
-    ServiceKey::from_u64(value).unwrap_or(ServiceKey { network: NO_NETWORK, index: u32::MAX })
+    ServiceKey::from_u64(value).unwrap_or(ServiceKey { network: NO_NETWORK, index: u32::MAX, own: true })
 }
 
 /// Everything in the maps, and all attachments.
@@ -175,8 +175,11 @@ fn ways_in(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Resul
     }));
     found.extend(bpf.ports.dump()?.iter().map(|(key, value)| {
         Object::Port(Port {
-            protocol: protocol(key.proto),
-            port: key.port,
+            place: PortPlace {
+                protocol: protocol(key.proto),
+                port: key.port,
+                addr: (!key.addr.is_any()).then(|| key.addr.into()),
+            },
             service: service_key(value.service),
             target: value.target_port,
             mark: FirewallMark::new(value.mark),
@@ -308,11 +311,15 @@ pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
             },
         )?,
         Object::Port(o) => bpf.ports.upsert(
-            &PortKey::new(Addr::ANY, o.port, o.protocol.number()),
+            &port_key(o.place),
             &PortVal::balanced(o.service.to_u64(), o.target, o.mark.map_or(0, FirewallMark::get)),
         )?,
         _ => false,
     })
+}
+
+fn port_key(place: PortPlace) -> PortKey {
+    PortKey::new(place.addr.map_or(Addr::ANY, Addr::from), place.port, place.protocol.number())
 }
 
 fn node_config(o: &MeshConfig, links: &LinkTable) -> Result<NodeConfig, FacilityError> {
@@ -366,7 +373,7 @@ fn index_or_gone(links: &LinkTable, name: &IfName) -> Option<u32> {
 }
 
 /// Removes an object. Returns whether it wrote. Flows of UDP, which would live on by their packets alone, are purged
-/// with the endpoint or port they lead to.
+/// with the endpoint they lead to; those of ports when the phase is done.
 pub(super) fn remove(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) -> Result<bool, FacilityError> {
     Ok(match object {
         Object::MeshConfig(_) => bpf.set_config(NodeConfig::default())?,
@@ -402,13 +409,7 @@ pub(super) fn remove(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
             None => false,
         },
         Object::Vip(o) => bpf.vips.remove(&VipKey { addr: o.addr.into(), network: o.network.get() })?,
-        Object::Port(o) => {
-            let removed = bpf.ports.remove(&PortKey::new(Addr::ANY, o.port, o.protocol.number()))?;
-            if o.protocol == Protocol::Udp {
-                bpf.purge_udp_port(o.port)?;
-            }
-            removed
-        }
+        Object::Port(o) => bpf.withdraw(&port_key(o.place))?,
         _ => false,
     })
 }

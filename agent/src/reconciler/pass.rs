@@ -177,6 +177,9 @@ impl<F: Facility> Reconciler<F> {
             for op in ops {
                 self.step(op, &owners, &mut outcome, &mut obstacles, is_drift).await;
             }
+            if let Err(error) = self.facility.phase_done().await {
+                outcome.errors.push(format!("after {phase:?}: {}", chain(&error)));
+            }
         }
         outcome
     }

@@ -3,7 +3,8 @@
 use std::ffi::CString;
 use std::process::Command;
 
-use shoal_agent::drivers::bpf::{Attachment, Opened, Program, ServiceSpec};
+use shoal_agent::drivers::bpf::{Attachment, BpfDriver, Opened, Program, ServiceSpec};
+use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
 use shoal_ebpf_common::maglev::{Member, Policy};
 use shoal_ebpf_common::reason::{Event, Reason};
@@ -100,6 +101,31 @@ fn udp_flows_of_a_removed_endpoint_are_purged() {
     kernel.remove_endpoint(LOCAL);
     assert_eq!(kernel.driver().purge_udp(LOCAL).unwrap(), 1);
     assert!(kernel.driver().replies().unwrap().keys().all(|key| key.proto() == TCP));
+}
+
+#[test]
+fn udp_flows_of_a_withdrawn_port_are_purged_where_it_is_published_no_more() {
+    let mut kernel = Kernel::new();
+    world::node(&mut kernel);
+    kernel.set_service(SERVICE, &[LOCAL]);
+    for (node, port) in [(V4.node, 8080), (V4.node2, 8080)] {
+        let packet = Segment::new(UDP, (V4.client, 40_000), (node, port)).bytes();
+        assert_eq!(kernel.run(Program::MeshIngress, &packet).action, Action::Redirect);
+    }
+    let driver = kernel.driver();
+    let scope = |addr| PortKey::new(world::addr(addr), 8080, UDP);
+    let left = |driver: &BpfDriver| -> Vec<_> { driver.flows().unwrap().keys().map(|key| key.dst).collect() };
+    // From every address to two: of one service on one of them, of another on the other.
+    driver.ports.upsert(&scope(V4.node), &PortVal::new(SERVICE, 80)).unwrap();
+    driver.ports.upsert(&scope(V4.node2), &PortVal::new(SERVICE + 1, 80)).unwrap();
+    driver.withdraw(&PortKey::new(Addr::ANY, 8080, UDP)).unwrap();
+    assert_eq!(driver.purge_withdrawn().unwrap(), 1);
+    assert_eq!(left(driver), [world::addr(V4.node)]);
+    driver.ports.remove(&scope(V4.node)).unwrap();
+    assert_eq!(driver.purge_withdrawn().unwrap(), 0, "nothing was withdrawn since");
+    driver.withdraw(&scope(V4.node)).unwrap();
+    assert_eq!(driver.purge_withdrawn().unwrap(), 1);
+    assert_eq!((left(driver), driver.replies().unwrap().len()), (vec![], 0));
 }
 
 #[test]

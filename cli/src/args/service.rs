@@ -146,7 +146,7 @@ pub(crate) struct TaskFlags {
     /// Pause between batches of an update
     #[arg(long, value_name = "TIME", value_parser = parse::millis)]
     pub(crate) update_delay: Option<u64>,
-    /// Old task out first or new one in first
+    /// Old task out first or new one in first (default: start-first; stop-first with a port in host mode)
     #[arg(long, value_enum, value_name = "ORDER")]
     pub(crate) update_order: Option<Order>,
     /// Signal that asks a task to stop
@@ -181,9 +181,10 @@ pub(crate) struct CreateArgs {
     /// Number of tasks (default: 1)
     #[arg(long, value_name = "N")]
     pub(crate) replicas: Option<u32>,
-    /// Port every node answers on, as in 8080:80 or 8080:80/udp; repeatable
+    /// Port to publish, as in 8080:80, 8000-8010:80-90/udp, 80 (the swarm chooses one of 30000-32767), 192.0.2.1:8080:80,
+    /// or published=8080,target=80,protocol=tcp,mode=ingress|host,ip=ADDR; repeatable
     #[arg(short, long, value_name = "PORT", value_parser = parse::publish)]
-    pub(crate) publish: Vec<pb::PortSpec>,
+    pub(crate) publish: Vec<parse::Publish>,
     /// Network of the tasks, NAME or NAME,alias=OTHER; repeatable
     #[arg(long, value_name = "NETWORK", value_parser = parse::network)]
     pub(crate) network: Vec<pb::AttachmentSpec>,
@@ -227,10 +228,10 @@ pub(crate) struct UpdateArgs {
     /// Arguments of the program in one, as in "-m http.server 80"
     #[arg(long, value_name = "ARGS", conflicts_with = "program", allow_hyphen_values = true)]
     pub(crate) args: Option<String>,
-    /// Publish a port, or change how it is published
+    /// Publish a port, or change how it is published; forms as for create
     #[arg(long, value_name = "PORT", value_parser = parse::publish)]
-    pub(crate) publish_add: Vec<pb::PortSpec>,
-    /// Unpublish, by target port, published port or 8080:80
+    pub(crate) publish_add: Vec<parse::Publish>,
+    /// Unpublish, by target port, published port, 8080:80, a range of these, or keys as in published=8080,mode=host
     #[arg(long, value_name = "PORT", value_parser = parse::port_match)]
     pub(crate) publish_rm: Vec<parse::PortMatch>,
     /// Attach to a network

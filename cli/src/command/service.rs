@@ -1,5 +1,6 @@
 //! `shoal service`
 
+use serde_json::Value;
 use shoal_api::pb;
 
 use super::change::{Results, diff};
@@ -13,7 +14,9 @@ use crate::client::{Control, Ctx, request_id};
 use crate::failure::Failure;
 use crate::output::listing::{Row, print_list, print_objects};
 use crate::spec;
-use crate::view::{SERVICE_COLUMNS, service_object, service_row, spec_item};
+use crate::view::{
+    Lookup, SERVICE_COLUMNS, chosen, service_object, service_row, spec_item, spec_ports_texts,
+};
 use crate::wait::{Goal, wait};
 
 pub(super) async fn run(ctx: &Ctx, command: ServiceCommand) -> Result<(), Failure> {
@@ -55,14 +58,18 @@ async fn create(ctx: &Ctx, args: &CreateArgs) -> Result<(), Failure> {
         let outcome = results.would_change(&name, &[format!("+ service '{name}'")]);
         return results.finish(outcome);
     }
-    for port in made.ports.iter().filter(|p| args.publish.iter().all(|given| given.published != p.published))
-    {
-        ctx.out.note(&format!("port {} was chosen for target port {}", port.published, port.target));
-    }
+    note_chosen_ports(ctx, &made, &[]);
     let waited = wait_unless(ctx, &control, args.change.detach, &made.id, &name, Goal::Running).await;
     // The change itself was made, whatever the wait says.
     results.changed(&made.id, &name, &made.id)?;
     results.finish(waited)
+}
+
+fn note_chosen_ports(ctx: &Ctx, made: &pb::ServiceInfo, before: &[pb::PublishedPort]) {
+    let asked = made.spec.as_ref().map_or(&[][..], |spec| &spec.ports);
+    for note in chosen(asked, &made.ports, before) {
+        ctx.out.note(&note);
+    }
 }
 
 async fn wait_unless(
@@ -113,7 +120,7 @@ async fn update(ctx: &Ctx, args: &UpdateArgs) -> Result<(), Failure> {
     let (services, lookup) = tokio::try_join!(services(&control), lookup(&control, true))?;
     let info = find(&services, &args.target)?;
     let old = info.spec.clone().unwrap_or_default();
-    let (new, warnings) = spec::updated(args, old.clone(), &lookup.networks)?;
+    let (new, warnings) = spec::updated(args, old.clone(), &info.ports, &lookup.networks)?;
     for warning in &warnings {
         ctx.out.warn(warning);
     }
@@ -127,14 +134,22 @@ async fn update(ctx: &Ctx, args: &UpdateArgs) -> Result<(), Failure> {
     let made = control.call(request, |mut api, r| async move { api.update_service(r).await }).await?;
     let mut results = Results::new(ctx, "Service", args.change.dry_run);
     if args.change.dry_run {
-        let lines = diff(&spec_item(&old, &lookup), &spec_item(&new, &lookup));
+        let lines = diff(&compared(&old, &lookup), &compared(&new, &lookup));
         let outcome = results.would_change(&old.name, &lines);
         return results.finish(outcome);
     }
+    note_chosen_ports(ctx, &made, &info.ports);
     let name = name_of(&made);
     let waited = wait_unless(ctx, &control, args.change.detach, &made.id, &name, Goal::Updated).await;
     results.changed(&made.id, &name, &name)?;
     results.finish(waited)
+}
+
+/// A spec as it is compared: a thousand ports in a row are one line.
+fn compared(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
+    let mut item = spec_item(spec, lookup);
+    item["ports"] = spec_ports_texts(&spec.ports);
+    item
 }
 
 /// A service that was asked to change, to be waited for: id and name.

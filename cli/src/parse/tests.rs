@@ -99,12 +99,18 @@ fn networks_and_aliases() {
 }
 
 fn port(protocol: pb::Protocol, published: u32, target: u32) -> pb::PortSpec {
-    pb::PortSpec { protocol: protocol.into(), published, target }
+    let mode = pb::PublishMode::Ingress.into();
+    pb::PortSpec { protocol: protocol.into(), published, target, mode, ip: String::new() }
+}
+
+fn bound(port: &pb::PortSpec, mode: pb::PublishMode, ip: &str) -> pb::PortSpec {
+    pb::PortSpec { mode: mode.into(), ip: ip.to_owned(), ..port.clone() }
 }
 
 #[test]
 fn published_ports() {
     use pb::Protocol::{Tcp, Udp};
+    use pb::PublishMode::{Host, Ingress};
     for (text, want) in [
         ("8080:80", port(Tcp, 8080, 80)),
         ("8080:80/udp", port(Udp, 8080, 80)),
@@ -112,17 +118,50 @@ fn published_ports() {
         (":80/UDP", port(Udp, 0, 80)),
         ("published=8080,target=80", port(Tcp, 8080, 80)),
         ("target=53,protocol=udp,mode=ingress", port(Udp, 0, 53)),
+        ("10.0.0.1:8080:80", bound(&port(Tcp, 8080, 80), Ingress, "10.0.0.1")),
+        ("10.0.0.1::80/udp", bound(&port(Udp, 0, 80), Ingress, "10.0.0.1")),
+        ("[2001:DB8::1]:8080:80", bound(&port(Tcp, 8080, 80), Ingress, "2001:db8::1")),
+        ("target=80,mode=host,published=8080", bound(&port(Tcp, 8080, 80), Host, "")),
+        ("target=80,mode=host,ip=2001:db8:0::1", bound(&port(Tcp, 0, 80), Host, "2001:db8::1")),
+        ("target=80,ip=::ffff:192.0.2.1", bound(&port(Tcp, 0, 80), Ingress, "192.0.2.1")),
     ] {
-        assert_eq!(publish(text), Ok(want), "{text}");
+        assert_eq!(publish(text), Ok(Publish(vec![want])), "{text}");
+    }
+    for (text, first, last, count) in [
+        ("8000-8010:80-90", port(Tcp, 8000, 80), port(Tcp, 8010, 90), 11),
+        ("8000-8010:8000-8010/udp", port(Udp, 8000, 8000), port(Udp, 8010, 8010), 11),
+        ("80-81", port(Tcp, 0, 80), port(Tcp, 0, 81), 2),
+        (
+            "published=10000-20000,target=10000-20000",
+            port(Tcp, 10_000, 10_000),
+            port(Tcp, 20_000, 20_000),
+            10_001,
+        ),
+        (
+            "10.0.0.1:1-2:3-4",
+            bound(&port(Tcp, 1, 3), Ingress, "10.0.0.1"),
+            bound(&port(Tcp, 2, 4), Ingress, "10.0.0.1"),
+            2,
+        ),
+    ] {
+        let Publish(ports) = publish(text).unwrap();
+        assert_eq!((ports.first(), ports.last(), ports.len()), (Some(&first), Some(&last), count), "{text}");
     }
     for (bad, says) in [
-        ("8080-8090:80", "range"),
-        ("10.0.0.1:8080:80", "one address is not available yet"),
-        ("[::1]:8080:80", "one address is not available yet"),
-        ("target=80,mode=host", "mode=host is not available yet"),
-        ("target=80,ip=10.0.0.1", "'ip=' is not available yet"),
+        ("8080-8090:80", "published ports 8080-8090 are 11 and target ports 80 are 1"),
+        ("8090-8080:80-90", "end before they begin; write 8080-8090"),
+        ("8080-:80", "1 to 65535"),
+        ("[::1]:8080:80", "is loopback"),
+        ("[fe80::1]:8080:80", "is link-local"),
+        ("2001:db8::1:8080:80", "write an IPv6 address as [2001:db8::1]:8080:80"),
+        ("[2001:db8::1]8080:80", "no ports behind the address"),
+        ("[2001:db8::1]:80", "has an address and one port"),
+        ("localhost:8080:80", "'localhost' is not an IP address"),
+        ("0.0.0.0:8080:80", "leave it out to publish on every address"),
+        ("target=80,mode=mesh", "use mode=ingress or mode=host"),
+        ("target=80,ip=eth0", "is not an IP address"),
         ("target=80,proxy-protocol=v2", "'proxy-protocol=' is not available yet"),
-        ("80/sctp", "sctp is not available yet"),
+        ("80/sctp", "sctp is not carried by the mesh"),
         ("80/icmp", "unknown"),
         ("0:80", "1 to 65535"),
         ("70000:80", "1 to 65535"),
@@ -138,17 +177,49 @@ fn published_ports() {
 #[test]
 fn ports_to_remove() {
     use pb::Protocol::{Tcp, Udp};
-    let all = vec![port(Tcp, 8080, 80), port(Udp, 8080, 80), port(Tcp, 9000, 81)];
-    for (text, left) in [
-        ("80", vec![port(Tcp, 9000, 81)]),
-        ("80/udp", vec![port(Tcp, 8080, 80), port(Tcp, 9000, 81)]),
-        ("9000", vec![port(Tcp, 8080, 80), port(Udp, 8080, 80)]),
-        ("9000:81", vec![port(Tcp, 8080, 80), port(Udp, 8080, 80)]),
-        ("9000:80", all.clone()),
+    use pb::PublishMode::{Host, Ingress};
+    let all = [
+        port(Tcp, 8080, 80),
+        port(Udp, 8080, 80),
+        port(Tcp, 9000, 81),
+        bound(&port(Tcp, 7000, 70), Host, ""),
+        bound(&port(Tcp, 7001, 71), Ingress, "10.0.0.1"),
+        // Chosen by the cluster: 30000.
+        port(Tcp, 0, 90),
+    ];
+    for (text, gone) in [
+        ("80", &[0, 1][..]),
+        ("80/udp", &[1]),
+        ("9000", &[2]),
+        ("9000:81", &[2]),
+        ("9000:80", &[]),
+        ("30000", &[5]),
+        ("30000:90", &[5]),
+        ("70-81", &[0, 1, 2, 3, 4]),
+        ("7000-7001", &[3, 4]),
+        ("7000-7001:70-71", &[3, 4]),
+        ("7000-7001:71-72", &[]),
+        ("8000-9000", &[0, 1, 2]),
+        ("published=8080", &[0, 1]),
+        ("published=7000-9000,protocol=tcp", &[0, 2, 3, 4]),
+        ("published=7000-9000,mode=host", &[3]),
+        ("target=1-99,ip=10.0.0.1", &[4]),
+        ("10.0.0.1:7001:71", &[4]),
+        ("10.0.0.2:7001:71", &[]),
+        ("target=8080", &[]),
     ] {
-        let mut ports = all.clone();
-        let any = port_match(text).unwrap().remove_from(&mut ports);
-        assert_eq!((any, &ports), (left.len() < all.len(), &left), "{text}");
+        let number = |spec: &pb::PortSpec| if spec.published == 0 { 30_000 } else { spec.published };
+        let known: Vec<Known> =
+            all.iter().map(|spec| Known { number: number(spec), spec: spec.clone() }).collect();
+        let mut left = known.clone();
+        let any = port_match(text).unwrap().remove_from(&mut left);
+        let mut places = 0..;
+        let mut want = known;
+        want.retain(|_| places.next().is_none_or(|place| !gone.contains(&place)));
+        assert_eq!((any, left), (!gone.is_empty(), want), "{text}");
+    }
+    for bad in ["", "mode=host", "80-79", "color=red", "0"] {
+        assert!(port_match(bad).is_err(), "{bad}");
     }
 }
 
@@ -204,8 +275,8 @@ proptest! {
     fn ports_round_trip(published in 1u32..=65535, target in 1u32..=65535, udp in any::<bool>()) {
         let proto = if udp { pb::Protocol::Udp } else { pb::Protocol::Tcp };
         let name = if udp { "udp" } else { "tcp" };
-        let want = port(proto, published, target);
-        prop_assert_eq!(publish(&format!("{published}:{target}/{name}")), Ok(want));
+        let want = Publish(vec![port(proto, published, target)]);
+        prop_assert_eq!(publish(&format!("{published}:{target}/{name}")), Ok(want.clone()));
         prop_assert_eq!(publish(&format!("target={target},published={published},protocol={name}")), Ok(want));
     }
 

@@ -16,7 +16,7 @@ fn update(spec: pb::ServiceSpec, flags: &[&str]) -> Result<(pb::ServiceSpec, Vec
     let cli = Cli::try_parse_from(["shoal", "service", "update"].iter().chain(flags)).unwrap();
     let names = BTreeMap::from([("net1".to_owned(), "app".to_owned())]);
     match cli.command {
-        Command::Service(ServiceCommand::Update(args)) => updated(&args, spec, &names),
+        Command::Service(ServiceCommand::Update(args)) => updated(&args, spec, &[], &names),
         other => panic!("{other:?}"),
     }
 }
@@ -132,7 +132,8 @@ fn lists_are_edited_in_place() {
     )
     .unwrap();
     assert_eq!(warnings, Vec::<String>::new());
-    assert_eq!(new.ports, [pb::PortSpec { protocol: 1, published: 9000, target: 91 }]);
+    let want = pb::PortSpec { protocol: 1, published: 9000, target: 91, mode: 1, ip: String::new() };
+    assert_eq!(new.ports, [want]);
     assert_eq!(process(&new).env, ["B=3", "C=4"]);
     assert_eq!(new.labels.into_iter().collect::<Vec<_>>(), [("z".to_owned(), "1".to_owned())]);
     assert_eq!(new.networks.iter().map(|n| n.network.as_str()).collect::<Vec<_>>(), ["back"]);
@@ -221,4 +222,40 @@ fn times_without_a_check_are_refused() {
     assert!(matches!(create(&["--health-interval", "1s", "true"]), Err(Failure::Usage(_))));
     let spec = create(&["true"]).unwrap();
     assert!(matches!(update(spec, &["--health-retries", "2", "web"]), Err(Failure::Usage(_))));
+}
+
+#[test]
+fn ports_are_added_replaced_and_removed_in_every_form() {
+    let texts = |spec: &pb::ServiceSpec| -> Vec<String> {
+        let text =
+            |p: &pb::PortSpec| format!("{} {}->{} {}", p.ip, p.published, p.target, p.mode().as_str_name());
+        spec.ports.iter().map(text).collect()
+    };
+    let spec = create(&["-p", "8000-8002:80-82", "-p", "90", "true"]).unwrap();
+    assert_eq!(spec.ports.len(), 4);
+    let (same, _) = update(spec.clone(), &["--publish-add", "90", "web"]).unwrap();
+    assert_eq!(same, spec, "an automatic port is not asked for twice");
+    let flags =
+        ["--publish-rm", "8000-8001:80-81", "--publish-add", "published=8002,target=82,mode=host", "web"];
+    let (new, warnings) = update(spec.clone(), &flags).unwrap();
+    assert_eq!(texts(&new), [" 0->90 PUBLISH_MODE_INGRESS", " 8002->82 PUBLISH_MODE_HOST"]);
+    assert!(warnings.is_empty());
+    // From every address to two, and back.
+    let flags = ["--publish-add", "10.0.0.1:8002:82", "--publish-add", "10.0.0.2:8002:83", "web"];
+    let (narrow, _) = update(spec, &flags).unwrap();
+    assert_eq!(
+        texts(&narrow)[3..],
+        ["10.0.0.1 8002->82 PUBLISH_MODE_INGRESS", "10.0.0.2 8002->83 PUBLISH_MODE_INGRESS"]
+    );
+    let (wide, _) = update(narrow, &["--publish-add", "8002:82", "web"]).unwrap();
+    assert_eq!(texts(&wide)[3..], [" 8002->82 PUBLISH_MODE_INGRESS"]);
+}
+
+#[test]
+fn a_port_in_host_mode_makes_stop_first_the_default() {
+    let order = |flags: &[&str]| create(flags).unwrap().update.unwrap().order();
+    let host = "published=8080,target=80,mode=host";
+    assert_eq!(order(&["-p", "8080:80", "true"]), pb::UpdateOrder::StartFirst);
+    assert_eq!(order(&["-p", host, "true"]), pb::UpdateOrder::StopFirst);
+    assert_eq!(order(&["-p", host, "--update-order", "start-first", "true"]), pb::UpdateOrder::StartFirst);
 }

@@ -5,9 +5,9 @@ use shoal_api::pb;
 use shoal_api::pb::service_spec;
 
 use super::Lookup;
+use super::ports::{docker_ports, docker_spec_ports, ports_item, ports_text, spec_ports_item};
 use super::words::{
-    attachments_item, health_test, labels, labels_text, policy, ports_item, ports_text, protocol,
-    restart_condition, update_order,
+    attachments_item, health_test, labels, labels_text, policy, restart_condition, update_order,
 };
 use crate::output::listing::{Column, Row};
 use crate::output::time::rfc3339;
@@ -100,10 +100,6 @@ pub(crate) fn spec_item(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
     };
     let network =
         |n: &pb::AttachmentSpec| json!({ "network": lookup.network(&n.network), "aliases": n.aliases });
-    let port = |p: &pb::PortSpec| {
-        let published = Some(p.published).filter(|n| *n > 0);
-        json!({ "protocol": protocol(p.protocol()), "published": published, "target": p.target })
-    };
     json!({
         "name": spec.name,
         "mode": mode(spec),
@@ -135,7 +131,7 @@ pub(crate) fn spec_item(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
         "maxPerNode": task.max_per_node,
         "forceUpdate": task.force_update,
         "networks": spec.networks.iter().map(network).collect::<Value>(),
-        "ports": spec.ports.iter().map(port).collect::<Value>(),
+        "ports": spec_ports_item(&spec.ports),
         "labels": labels(&spec.labels),
     })
 }
@@ -151,12 +147,6 @@ fn health_item(check: &pb::HealthCheck) -> Value {
 pub(crate) fn service_object(info: &pb::ServiceInfo, lookup: &Lookup) -> Row {
     let spec = info.spec.clone().unwrap_or_default();
     let vip = |a: &pb::Attachment| json!({ "NetworkID": a.network, "Network": lookup.network(&a.network), "Addr": a.v4, "Addr6": a.v6 });
-    let port = |p: &pb::PublishedPort| {
-        json!({
-            "Protocol": protocol(p.protocol()), "TargetPort": p.target, "PublishedPort": p.published,
-            "PublishMode": "ingress",
-        })
-    };
     let fields = json!({
         "ID": info.id,
         "Version": { "Index": info.version },
@@ -164,7 +154,7 @@ pub(crate) fn service_object(info: &pb::ServiceInfo, lookup: &Lookup) -> Row {
         "UpdatedAt": rfc3339(info.updated_at_ms),
         "Spec": docker_spec(&spec, lookup),
         "Endpoint": {
-            "Ports": info.ports.iter().map(port).collect::<Value>(),
+            "Ports": docker_ports(&info.ports),
             "VirtualIPs": info.vips.iter().map(vip).collect::<Value>(),
             "LB": policy(&spec),
         },
@@ -184,12 +174,6 @@ fn docker_spec(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
         Some(service_spec::Mode::Replicas(n)) => json!({ "Replicated": { "Replicas": n } }),
         None => json!({}),
     };
-    let port = |p: &pb::PortSpec| {
-        json!({
-            "Protocol": protocol(p.protocol()), "TargetPort": p.target, "PublishedPort": p.published,
-            "PublishMode": "ingress",
-        })
-    };
     json!({
         "Name": spec.name,
         "Labels": labels(&spec.labels),
@@ -199,7 +183,7 @@ fn docker_spec(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
             "Parallelism": update.parallelism, "Delay": nanos(update.delay_ms),
             "Order": update_order(update.order()),
         },
-        "EndpointSpec": { "Mode": "vip", "LB": policy(spec), "Ports": spec.ports.iter().map(port).collect::<Value>() },
+        "EndpointSpec": { "Mode": "vip", "LB": policy(spec), "Ports": docker_spec_ports(&spec.ports) },
         "Drain": nanos(spec.drain_ms),
     })
 }

@@ -1,7 +1,8 @@
 use serde_json::Value;
 use shoal_api::pb;
 
-use super::words::{command_text, ports_text, protocol};
+use super::ports::{chosen, ports_text};
+use super::words::{command_text, protocol};
 use super::*;
 use crate::output::listing::{Row, check_columns};
 
@@ -105,6 +106,7 @@ fn ports_and_commands_as_text() {
         protocol: proto.into(),
         published,
         target,
+        ..Default::default()
     };
     assert_eq!(
         ports_text(&[port(pb::Protocol::Tcp, 8080, 80), port(pb::Protocol::Udp, 53, 53)]),
@@ -170,4 +172,43 @@ fn a_node_shows_what_is_known_of_its_balancing() {
     let engine = &field(&row, "Description")["Engine"];
     assert_eq!((&engine["LBEngine"], &engine["IPVS"]), (&Value::Null, &Value::Null));
     assert_eq!((&row.item["ipvs"], &row.item["lbSetting"]), (&Value::Null, &"auto".into()));
+}
+
+#[test]
+fn neighbors_are_shown_as_ranges() {
+    let port = |published, target, mode: pb::PublishMode, ip: &str| pb::PublishedPort {
+        protocol: pb::Protocol::Tcp.into(),
+        published,
+        target,
+        mode: mode.into(),
+        ip: ip.to_owned(),
+    };
+    let (ingress, host) = (pb::PublishMode::Ingress, pb::PublishMode::Host);
+    let mut ports: Vec<_> = (8000..=8010).map(|n| port(n, n - 7920, ingress, "")).collect();
+    assert_eq!(ports_text(&ports), "*:8000-8010->80-90/tcp");
+    ports.push(port(8011, 91, host, ""));
+    ports.push(port(8012, 92, host, ""));
+    ports.push(port(8013, 93, host, "192.0.2.1"));
+    ports.push(port(8014, 94, ingress, "2001:db8::1"));
+    ports.push(port(8015, 94, ingress, "2001:db8::1"));
+    assert_eq!(
+        ports_text(&ports),
+        "*:8000-8010->80-90/tcp, *:8011-8012->91-92/tcp (host), 192.0.2.1:8013->93/tcp (host), \
+         [2001:db8::1]:8014->94/tcp, [2001:db8::1]:8015->94/tcp"
+    );
+}
+
+#[test]
+fn chosen_ports_are_told_once() {
+    let asked = |published, target| pb::PortSpec { published, target, ..Default::default() };
+    let given = |published, target| pb::PublishedPort { published, target, ..Default::default() };
+    let spec = [asked(0, 80), asked(8080, 81), asked(0, 82), asked(0, 83)];
+    let now = [given(30_007, 80), given(8080, 81), given(30_010, 82), given(30_011, 83)];
+    assert_eq!(
+        chosen(&spec, &now, &[]),
+        ["port 30007 was chosen for target port 80", "ports 30010-30011 were chosen for target ports 82-83"]
+    );
+    assert_eq!(chosen(&spec, &now, &now), Vec::<String>::new());
+    let udp = pb::PublishedPort { protocol: pb::Protocol::Udp.into(), ..given(30_007, 80) };
+    assert_eq!(chosen(&spec[..1], &[udp], &[]), ["port 30007/udp was chosen for target port 80/udp"]);
 }

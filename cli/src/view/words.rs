@@ -131,18 +131,6 @@ pub(super) fn command_text(command: &[String]) -> String {
     command.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// `*:8080->80/tcp`, joined by commas.
-pub(super) fn ports_text(ports: &[pb::PublishedPort]) -> String {
-    let one = |p: &pb::PublishedPort| format!("*:{}->{}/{}", p.published, p.target, protocol(p.protocol()));
-    ports.iter().map(one).collect::<Vec<_>>().join(", ")
-}
-
-/// Published ports as items.
-pub(super) fn ports_item(ports: &[pb::PublishedPort]) -> Value {
-    let one = |p: &pb::PublishedPort| json!({ "protocol": protocol(p.protocol()), "published": p.published, "target": p.target });
-    ports.iter().map(one).collect()
-}
-
 /// Attachments as items.
 pub(super) fn attachments_item(attachments: &[pb::Attachment], lookup: &Lookup) -> Value {
     let one = |a: &pb::Attachment| {

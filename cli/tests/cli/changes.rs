@@ -102,11 +102,7 @@ async fn a_dry_run_lists_changes_and_makes_none() {
     fake.world().services = vec![service("svc1", "web", 2)];
     assert_eq!(
         fake.run("service update --dry-run --replicas 5 --publish-add 8080:80 web").await,
-        result(
-            10,
-            "web\n  ~ ports: [] -> [{\"protocol\":\"tcp\",\"published\":8080,\"target\":80}]\n  ~ replicas: 2 -> 5\n",
-            ""
-        )
+        result(10, "web\n  ~ ports: [] -> [\"*:8080->80/tcp\"]\n  ~ replicas: 2 -> 5\n", "")
     );
     assert!(fake.world().updated[0].dry_run);
     assert_eq!(fake.run("service update --dry-run web").await, quiet_success("web: no change\n"));
@@ -198,4 +194,43 @@ async fn a_node_is_drained_and_labelled() {
     let missing = fake.run("node update --availability active n9").await;
     assert_eq!((missing.code, missing.stdout.as_str()), (Some(4), ""));
     assert_eq!(fake.world().request_ids.len(), 3, "each carries its own");
+}
+
+#[tokio::test]
+async fn ports_are_shown_as_ranges_and_told_one_by_one() {
+    let fake = Fake::start();
+    fake.run("service create -d --name web -p 8000-8099:8000-8099/udp -p 10.0.0.1:443:80 true").await;
+    let listed = fake.run("service ls --format {{.Ports}}").await;
+    assert_eq!(listed, quiet_success("*:8000-8099->8000-8099/udp, 10.0.0.1:443->80/tcp\n"));
+    let json: serde_json::Value = serde_json::from_str(&fake.run("service ls --json").await.stdout).unwrap();
+    let ports = json["items"][0]["ports"].as_array().unwrap();
+    assert_eq!(ports.len(), 101);
+    assert_eq!(
+        ports[100],
+        serde_json::json!({ "protocol": "tcp", "published": 443, "target": 80, "mode": "ingress", "ip": "10.0.0.1" })
+    );
+    let inspected: serde_json::Value =
+        serde_json::from_str(&fake.run("service inspect web").await.stdout).unwrap();
+    let last = &inspected[0]["Endpoint"]["Ports"][100];
+    assert_eq!((last["HostIp"].as_str(), last["PublishMode"].as_str()), (Some("10.0.0.1"), Some("ingress")));
+    let update = "service update --dry-run --publish-rm 8000-8099 --publish-add target=53,mode=host web";
+    let outcome = fake.run(update).await;
+    assert_eq!(
+        outcome.stdout,
+        "web\n  ~ ports: [\"*:8000-8099->8000-8099/udp\",\"10.0.0.1:443->80/tcp\"] -> \
+         [\"10.0.0.1:443->80/tcp\",\"*:auto->53/tcp (host)\"]\n"
+    );
+}
+
+#[tokio::test]
+async fn an_update_tells_the_port_chosen_once() {
+    let fake = Fake::start();
+    fake.world().services = vec![service("svc1", "web", 2)];
+    let first = fake.run("service update -d --publish-add 80 web").await;
+    assert_eq!(first, result(0, "web\n", "port 30000 was chosen for target port 80\n"));
+    let second = fake.run("service update -d --publish-add 80 web").await;
+    assert_eq!(second, quiet_success("web\n"));
+    // The number that was chosen names it.
+    assert_eq!(fake.run("service update -d --publish-rm 30000 web").await, quiet_success("web\n"));
+    assert_eq!(fake.world().services[0].ports, []);
 }

@@ -10,7 +10,12 @@ fn two_services() -> Fake {
     let fake = Fake::start();
     let mut web = service("websvcidwebsvcidwebsvcid1", "web", 3);
     web.running = 2;
-    web.ports = vec![pb::PublishedPort { protocol: pb::Protocol::Tcp.into(), published: 8080, target: 80 }];
+    web.ports = vec![pb::PublishedPort {
+        protocol: pb::Protocol::Tcp.into(),
+        published: 8080,
+        target: 80,
+        ..Default::default()
+    }];
     web.vips = vec![pb::Attachment { network: "neta".into(), v4: "10.9.0.2".into(), ..Default::default() }];
     fake.world().services = vec![web, service("apisvcidapisvcidapisvcid1", "api", 1)];
     fake

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use shoal_types::Binding;
 use shoal_types::assignment::{
     AssignedNetwork, AssignedService, AssignedTask, Assignment, ClusterView, Endpoint, Member, Object, Vip,
 };
@@ -105,12 +106,15 @@ fn service(service: &Service, networks: &BTreeSet<NetworkId>) -> AssignedService
         spec.map(|n| n.aliases.clone()).unwrap_or_default()
     };
     let vips = service.vips.iter().filter(|v| networks.contains(&v.network));
+    let mut ports = service.ports.clone();
+    // As the wire has them.
+    ports.sort_by_key(|port| port.binding != Binding::EVERYWHERE);
     AssignedService {
         id: service.id.clone(),
         index: service.index,
         name: service.spec.name.clone(),
         vips: vips.map(|v| Vip { at: v.clone(), aliases: aliases(&v.network) }).collect(),
-        ports: service.ports.clone(),
+        ports,
         lb: service.spec.lb,
     }
 }

@@ -17,6 +17,7 @@ pub mod assignment;
 mod clock_text;
 pub mod command;
 mod hash;
+mod host_ports;
 mod index;
 mod ipam;
 pub mod leader;

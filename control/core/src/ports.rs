@@ -1,12 +1,14 @@
-//! Published ports: one owner per protocol and port over the whole cluster, from the moment a service asks until
-//! its last task is gone.
+//! Published ports: one owner per place over the whole cluster, from the moment a service asks until its last task is
+//! gone. A port in host mode has an owner for each service that publishes it: which of them gets it on a node, the
+//! scheduler decides ([`crate::host_ports`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use shoal_types::id::{Name, ServiceId};
-use shoal_types::net::{Protocol, PublishedPort};
+use shoal_types::net::Protocol;
 use shoal_types::object::{Service, Timestamp};
+use shoal_types::port::{PortPlace, PublishMode, PublishedPort, unfit_address};
 use shoal_types::spec::PortSpec;
 
 use crate::rejection::Rejection;
@@ -16,12 +18,31 @@ pub(crate) const AUTO_FIRST: u16 = 30_000;
 /// See [`AUTO_FIRST`].
 pub(crate) const AUTO_LAST: u16 = 32_767;
 
+/// Ports that one service may publish. The range for media that some programs want open, 10000 to 20000, fits.
+pub(crate) const MAX_OF_SERVICE: usize = 16_384;
+/// Ports that all services may publish together: the programs' table on a node has as many entries.
+const MAX_OF_CLUSTER: usize = 65_536;
+
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PortTable {
-    owners: BTreeMap<(Protocol, u16), Owner>,
+    owners: BTreeMap<Key, Owner>,
     /// Automatic port given out last; the search goes on behind it.
     last_auto: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "stored::Key", into = "stored::Key")]
+struct Key {
+    place: PortPlace,
+    /// In host mode, the service: others may have the same place.
+    host: Option<ServiceId>,
+}
+
+impl Key {
+    fn of(port: &PublishedPort, service: &ServiceId) -> Self {
+        Self { place: port.place(), host: port.is_host().then(|| service.clone()) }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +61,40 @@ pub(crate) struct Asker<'a> {
     pub(crate) has: &'a [PublishedPort],
 }
 
+/// Places in their order, to be asked for overlaps without going through all of them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Places(BTreeSet<PortPlace>);
+
+impl Places {
+    pub(crate) fn insert(&mut self, place: PortPlace) {
+        self.0.insert(place);
+    }
+
+    /// The first place that shares packets with this one.
+    pub(crate) fn overlapping(&self, place: PortPlace) -> Option<PortPlace> {
+        let same_port = self.0.range(place.first_of_port()..).take_while(|other| other.same_port(place));
+        same_port.copied().find(|other| other.overlaps(place))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = PortPlace> + '_ {
+        self.0.iter().copied()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl FromIterator<PortPlace> for Places {
+    fn from_iter<T: IntoIterator<Item = PortPlace>>(places: T) -> Self {
+        Self(places.into_iter().collect())
+    }
+}
+
 impl PortTable {
     /// The ports a service would get, or why not. Changes nothing.
     pub(crate) fn resolve(
@@ -48,21 +103,17 @@ impl PortTable {
         wanted: &[PortSpec],
         services: &BTreeMap<ServiceId, Service>,
     ) -> Result<Vec<PublishedPort>, Rejection> {
-        let mut mine: BTreeSet<(Protocol, u16)> = BTreeSet::new();
+        self.check_count(asker, wanted)?;
+        let mut mine = Places::default();
         for port in wanted {
             check_numbers(*port)?;
-            let Some(published) = port.published else { continue };
-            if !mine.insert((port.protocol, published)) {
-                let value = format!("{published}:{}/{}", port.target, port.protocol);
-                return Err(Rejection::invalid(
-                    "publish",
-                    value,
-                    "is published twice",
-                    "leave one of them out",
-                ));
+            let Some(place) = port.place() else { continue };
+            if let Some(other) = mine.overlapping(place) {
+                return Err(twice(*port, place, other));
             }
-            if let Some(owner) = self.foreign_owner(asker, port.protocol, published) {
-                return Err(taken(asker, *port, published, owner, services));
+            mine.insert(place);
+            if let Some((key, owner)) = self.foreign_owner(asker, place, port.binding.mode) {
+                return Err(taken(asker, *port, place, key, owner, services));
             }
         }
         wanted
@@ -72,18 +123,40 @@ impl PortTable {
                     Some(published) => published,
                     None => self.automatic(asker, *port, &mine)?,
                 };
-                mine.insert((port.protocol, published));
-                Ok(PublishedPort { protocol: port.protocol, published, target: port.target })
+                let PortSpec { protocol, target, binding, .. } = *port;
+                let resolved = PublishedPort { protocol, published, target, binding };
+                mine.insert(resolved.place());
+                Ok(resolved)
             })
             .collect()
     }
 
+    fn check_count(&self, asker: Asker<'_>, wanted: &[PortSpec]) -> Result<(), Rejection> {
+        let count = wanted.len();
+        if count > MAX_OF_SERVICE {
+            let help = format!("publish at most {MAX_OF_SERVICE}, or share them out over several services");
+            return Err(Rejection::invalid(
+                "publish",
+                count,
+                "ports are more than a service can publish",
+                help,
+            ));
+        }
+        let of_others = self.owners.len().saturating_sub(asker.has.len());
+        if count > asker.has.len() && of_others + count > MAX_OF_CLUSTER {
+            let problem = format!("ports are too many beside the {of_others} that other services publish");
+            let help = format!("unpublish ports nobody uses; a swarm has at most {MAX_OF_CLUSTER}");
+            return Err(Rejection::invalid("publish", count, problem, help));
+        }
+        Ok(())
+    }
+
     /// Makes the resolved ports the service's, and every other port of it free.
     pub(crate) fn assign(&mut self, service: &ServiceId, ports: &[PublishedPort], now: Timestamp) {
-        let keep: BTreeSet<_> = ports.iter().map(|p| (p.protocol, p.published)).collect();
+        let keep: BTreeSet<_> = ports.iter().map(|p| Key::of(p, service)).collect();
         self.owners.retain(|key, owner| owner.service != *service || keep.contains(key));
         for port in ports {
-            let owner = self.owners.entry((port.protocol, port.published)).or_insert_with(|| Owner {
+            let owner = self.owners.entry(Key::of(port, service)).or_insert_with(|| Owner {
                 service: service.clone(),
                 target: port.target,
                 since: now,
@@ -95,30 +168,42 @@ impl PortTable {
         }
     }
 
-    /// Who owns a port.
+    /// Who owns a published port of a service.
     #[cfg(test)]
-    pub(crate) fn owner(&self, protocol: Protocol, port: u16) -> Option<&ServiceId> {
-        self.owners.get(&(protocol, port)).map(|o| &o.service)
+    pub(crate) fn owner(&self, port: &PublishedPort, service: &ServiceId) -> Option<&ServiceId> {
+        self.owners.get(&Key::of(port, service)).map(|o| &o.service)
     }
 
-    fn foreign_owner(&self, asker: Asker<'_>, protocol: Protocol, port: u16) -> Option<&Owner> {
-        self.owners.get(&(protocol, port)).filter(|o| o.service != *asker.id)
+    /// How many ports have owners.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.owners.len()
     }
 
-    fn automatic(
-        &self,
-        asker: Asker<'_>,
-        port: PortSpec,
-        mine: &BTreeSet<(Protocol, u16)>,
-    ) -> Result<u16, Rejection> {
+    /// The owner of a place that shares packets with this one, if it is in the way of the asker. Two services in host
+    /// mode are not: no node gets both.
+    fn foreign_owner(&self, asker: Asker<'_>, place: PortPlace, mode: PublishMode) -> Option<(&Key, &Owner)> {
+        let first = Key { place: place.first_of_port(), host: None };
+        self.owners.range(first..).take_while(|(key, _)| key.place.same_port(place)).find(|(key, owner)| {
+            owner.service != *asker.id
+                && key.place.overlaps(place)
+                && (mode == PublishMode::Ingress || key.host.is_none())
+        })
+    }
+
+    fn automatic(&self, asker: Asker<'_>, port: PortSpec, mine: &Places) -> Result<u16, Rejection> {
         let had = asker.has.iter().filter(|p| p.protocol == port.protocol && p.target == port.target);
         let after = self.last_auto.saturating_add(1).clamp(AUTO_FIRST, AUTO_LAST);
+        let is_free = |published: &u16, mode| {
+            let place = PortPlace { protocol: port.protocol, port: *published, addr: port.binding.addr };
+            mine.overlapping(place).is_none() && self.foreign_owner(asker, place, mode).is_none()
+        };
         had.map(|p| p.published)
             .filter(|p| (AUTO_FIRST..=AUTO_LAST).contains(p))
-            .chain(after..=AUTO_LAST)
-            .chain(AUTO_FIRST..after)
-            .find(|p| {
-                !mine.contains(&(port.protocol, *p)) && self.foreign_owner(asker, port.protocol, *p).is_none()
+            .find(|p| is_free(p, port.binding.mode))
+            // A new one is nobody else's in host mode either: there is no need to share it.
+            .or_else(|| {
+                (after..=AUTO_LAST).chain(AUTO_FIRST..after).find(|p| is_free(p, PublishMode::Ingress))
             })
             .ok_or_else(|| Rejection::PortsExhausted {
                 protocol: port.protocol,
@@ -129,31 +214,125 @@ impl PortTable {
     }
 }
 
+/// A port as it was asked for.
+pub(crate) fn shown(port: PortSpec) -> String {
+    let place = PortPlace {
+        protocol: port.protocol,
+        port: port.published.unwrap_or_default(),
+        addr: port.binding.addr,
+    };
+    let text = place.to_string();
+    // The target belongs between the port and the transport.
+    match text.rsplit_once('/') {
+        Some((left, protocol)) => format!("{left}:{}/{protocol}", port.target),
+        None => text,
+    }
+}
+
 fn check_numbers(port: PortSpec) -> Result<(), Rejection> {
     let help = "ports are 1 to 65535; leave the published one out to have a free one chosen";
     if port.target == 0 || port.published == Some(0) {
-        let value = format!("{}:{}/{}", port.published.unwrap_or_default(), port.target, port.protocol);
-        return Err(Rejection::invalid("publish", value, "has port 0", help));
+        return Err(Rejection::invalid("publish", shown(port), "has port 0", help));
+    }
+    if let Some(addr) = port.binding.addr
+        && let Some(problem) = unfit_address(addr)
+    {
+        let help = "give an address that a node has and clients send to, or leave it out";
+        return Err(Rejection::invalid("publish.ip", addr, problem, help));
     }
     Ok(())
+}
+
+fn twice(port: PortSpec, place: PortPlace, other: PortPlace) -> Rejection {
+    let problem = if place == other {
+        "is published twice".to_owned()
+    } else {
+        format!("overlaps {other} of the same service")
+    };
+    Rejection::invalid("publish", shown(port), problem, "leave one of them out")
 }
 
 fn taken(
     asker: Asker<'_>,
     port: PortSpec,
-    published: u16,
+    place: PortPlace,
+    key: &Key,
     owner: &Owner,
     services: &BTreeMap<ServiceId, Service>,
 ) -> Rejection {
-    let holder = services.get(&owner.service);
-    Rejection::PortTaken {
-        port: published,
-        protocol: port.protocol,
-        asked_by: asker.name.clone(),
-        // An owner is always a service of the state; the asker's name is only what the types need.
-        holder: holder.map_or_else(|| asker.name.clone(), |s| s.spec.name.clone()),
-        holder_target: owner.target,
+    let found = services.get(&owner.service);
+    // An owner is always a service of the state; the asker's name is only what the types need.
+    let holder = found.map_or_else(|| asker.name.clone(), |s| s.spec.name.clone());
+    let removing = found.is_some_and(|s| s.removing);
+    let asked_by = asker.name.clone();
+    if place.addr.is_none()
+        && key.place.addr.is_none()
+        && key.host.is_none()
+        && port.binding.mode == PublishMode::Ingress
+    {
+        return Rejection::PortTaken {
+            port: place.port,
+            protocol: place.protocol,
+            asked_by,
+            holder,
+            holder_target: owner.target,
+            since: owner.since,
+            removing,
+        };
+    }
+    let held_mode = if key.host.is_some() { PublishMode::Host } else { PublishMode::Ingress };
+    Rejection::PortOverlap {
+        place,
+        mode: port.binding.mode,
+        asked_by,
+        held: key.place,
+        held_mode,
+        holder,
         since: owner.since,
-        removing: holder.is_some_and(|s| s.removing),
+        removing,
+    }
+}
+
+/// How the table stands in snapshots: the key was a transport and a port, and still is when there is no more to say.
+mod stored {
+    use std::net::IpAddr;
+
+    use serde::{Deserialize, Serialize};
+    use shoal_types::id::ServiceId;
+
+    use super::{PortPlace, Protocol};
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Key(Transport, u16);
+
+    /// The first two are those of [`Protocol`], in its order.
+    #[derive(Serialize, Deserialize)]
+    enum Transport {
+        Tcp,
+        Udp,
+        Bound { protocol: Protocol, addr: Option<IpAddr>, host: Option<ServiceId> },
+    }
+
+    impl From<super::Key> for Key {
+        fn from(key: super::Key) -> Self {
+            let PortPlace { protocol, port, addr } = key.place;
+            let transport = match (protocol, addr, key.host) {
+                (Protocol::Tcp, None, None) => Transport::Tcp,
+                (Protocol::Udp, None, None) => Transport::Udp,
+                (protocol, addr, host) => Transport::Bound { protocol, addr, host },
+            };
+            Self(transport, port)
+        }
+    }
+
+    impl From<Key> for super::Key {
+        fn from(Key(transport, port): Key) -> Self {
+            let (protocol, addr, host) = match transport {
+                Transport::Tcp => (Protocol::Tcp, None, None),
+                Transport::Udp => (Protocol::Udp, None, None),
+                Transport::Bound { protocol, addr, host } => (protocol, addr, host),
+            };
+            Self { place: PortPlace { protocol, port, addr }, host }
+        }
     }
 }

@@ -10,6 +10,7 @@ use shoal_types::id::{Name, TokenId};
 use shoal_types::lb::{LbEngine, LbPolicy};
 use shoal_types::net::Protocol;
 use shoal_types::object::Timestamp;
+use shoal_types::port::{PortPlace, PublishMode};
 
 use crate::clock_text::utc;
 
@@ -326,6 +327,40 @@ pub enum Rejection {
         /// Which.
         nodes: Vec<Name>,
     },
+    /// Another service publishes a port of that number on addresses in common.
+    #[error("port {place} ({mode}) overlaps {held} ({held_mode}) of service '{holder}'")]
+    PortOverlap {
+        /// What was asked for.
+        place: PortPlace,
+        /// How.
+        mode: PublishMode,
+        /// Service that asked.
+        asked_by: Name,
+        /// What is taken.
+        held: PortPlace,
+        /// How.
+        held_mode: PublishMode,
+        /// Service that has it.
+        holder: Name,
+        /// Since when.
+        since: Timestamp,
+        /// The holder is being removed; the port is free when its tasks have stopped.
+        removing: bool,
+    },
+    /// A service would get a port in host mode on a node where another has it.
+    #[error(
+        "port {place} is in use on {node} by service '{holder}', and service '{asked_by}' has a task there"
+    )]
+    HostPortInUse {
+        /// What was asked for.
+        place: PortPlace,
+        /// Service that asked.
+        asked_by: Name,
+        /// Service that has it.
+        holder: Name,
+        /// Node that has tasks of both.
+        node: Name,
+    },
 }
 
 const fn have(count: usize) -> &'static str {
@@ -365,7 +400,9 @@ impl Rejection {
             Self::Ambiguous { .. } => ErrorCode::Ambiguous,
             Self::NameTaken { .. } | Self::IdTaken { .. } => ErrorCode::NameTaken,
             Self::VersionConflict { .. } | Self::Outdated { .. } => ErrorCode::VersionConflict,
-            Self::PortTaken { .. } => ErrorCode::PortTaken,
+            Self::PortTaken { .. } | Self::PortOverlap { .. } | Self::HostPortInUse { .. } => {
+                ErrorCode::PortTaken
+            }
             Self::PortsExhausted { .. } => ErrorCode::PortsExhausted,
             Self::SubnetOverlap { .. } | Self::AddressInOverlay { .. } => ErrorCode::SubnetOverlap,
             Self::SubnetExhausted { .. } => ErrorCode::SubnetExhausted,

@@ -4,6 +4,7 @@ mod balancing;
 mod checks;
 mod health;
 mod histories;
+mod ports;
 mod rejections;
 mod sim;
 mod stored;

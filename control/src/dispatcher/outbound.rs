@@ -49,12 +49,13 @@ pub fn change(from: &Assignment, to: &Assignment) -> Vec<pb::ManagerMessage> {
 mod tests {
     use super::*;
     use shoal_types::Generation;
+    use shoal_types::PublishedPort;
     use shoal_types::assignment::{AssignedService, Object};
-    use shoal_types::net::{Protocol, PublishedPort, ServiceIndex};
+    use shoal_types::net::{Protocol, ServiceIndex};
     use shoal_types::{ServiceId, assignment};
 
     fn service(n: u128, ports: u16) -> Object {
-        let port = |published| PublishedPort { protocol: Protocol::Tcp, published, target: 80 };
+        let port = |published| PublishedPort::everywhere(Protocol::Tcp, published, 80);
         Object::Service(AssignedService {
             id: ServiceId::from_entropy(n),
             index: ServiceIndex(1),

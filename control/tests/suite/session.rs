@@ -78,7 +78,12 @@ async fn an_engine_reaches_the_nodes_and_how_they_balance_comes_back() {
     let mut agent = FakeAgent::open(&fixture, &credentials, "10.0.0.2").await.expect("session");
     agent.until("a snapshot", |a| a.cluster().is_some()).await;
     let mut control = fixture.control().await;
-    let port = pb::PortSpec { protocol: pb::Protocol::Tcp.into(), published: 8080, target: 80 };
+    let port = pb::PortSpec {
+        protocol: pb::Protocol::Tcp.into(),
+        published: 8080,
+        target: 80,
+        ..Default::default()
+    };
     let least = pb::ServiceSpec { lb: "leastconn".into(), ports: vec![port], ..service("web", &[], 1) };
     let create = pb::CreateServiceRequest { spec: Some(least), ..pb::CreateServiceRequest::default() };
     let refused = control.create_service(create.clone()).await.expect_err("auto is ebpf");

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId};
 use crate::lb::{DirectRouting, LbEngine, LbPolicy};
-use crate::net::{DualAddr, DualNet, EndpointId, MacAddr, PublishedPort, ServiceIndex, Vni};
+use crate::net::{DualAddr, DualNet, EndpointId, MacAddr, ServiceIndex, Vni};
 use crate::object::{Attachment, DesiredState, Generation, Slot};
+use crate::port::PublishedPort;
 use crate::spec::TaskSpec;
 
 /// Key of an object in an assignment.
@@ -151,7 +152,7 @@ pub struct AssignedService {
     pub name: Name,
     /// VIPs in the networks this node takes part in.
     pub vips: Vec<Vip>,
-    /// Published ports; every node has all of them.
+    /// Published ports; which of them a node answers on, their bindings say.
     pub ports: Vec<PublishedPort>,
     /// How new flows are spread.
     pub lb: LbPolicy,

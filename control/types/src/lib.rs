@@ -12,11 +12,13 @@ pub mod lb;
 pub mod net;
 pub mod object;
 pub mod pki;
+pub mod port;
 pub mod spec;
 pub mod token;
 
 pub use error::ErrorCode;
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId, TokenId};
 pub use lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb};
-pub use net::{DualAddr, DualNet, EndpointId, MacAddr, Protocol, PublishedPort, ServiceIndex, Vni};
+pub use net::{DualAddr, DualNet, EndpointId, MacAddr, Protocol, ServiceIndex, Vni};
 pub use object::{Generation, Timestamp};
+pub use port::{Binding, PortPlace, PublishMode, PublishedPort};

@@ -176,23 +176,6 @@ impl FromStr for Protocol {
     }
 }
 
-/// A port that every node answers on (routing mesh). Ports in host byte order, never zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct PublishedPort {
-    /// Transport.
-    pub protocol: Protocol,
-    /// The port on every node.
-    pub published: u16,
-    /// The port the task listens on.
-    pub target: u16,
-}
-
-impl fmt::Display for PublishedPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}->{}/{}", self.published, self.target, self.protocol)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId, TokenId};
 use crate::lb::{DirectRouting, LbEngine, NodeLb};
-use crate::net::{DualAddr, DualNet, EndpointId, MacAddr, PublishedPort, ServiceIndex, Vni};
+use crate::net::{DualAddr, DualNet, EndpointId, MacAddr, ServiceIndex, Vni};
+use crate::port::PublishedPort;
 use crate::spec::{NetworkSpec, ServiceSpec, TaskSpec};
 
 /// Milliseconds since the Unix epoch, stamped by the leader before a command is proposed.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Name, NetworkId};
 use crate::lb::LbPolicy;
-use crate::net::Protocol;
+pub use crate::port::PortSpec;
 
 pub use health::{HealthCheck, HealthProbe, HealthTarget, parse_http};
 
@@ -40,7 +40,7 @@ pub struct ServiceSpec {
     pub task: TaskSpec,
     /// Overlay networks its tasks are on, by id (names are resolved before a command is proposed).
     pub networks: Vec<AttachmentSpec>,
-    /// Ports every node answers on.
+    /// Published ports.
     pub ports: Vec<PortSpec>,
     /// How a task's spec is changed on running slots.
     pub update: UpdateConfig,
@@ -71,17 +71,6 @@ pub struct AttachmentSpec {
     pub network: NetworkId,
     /// Further names that resolve to the service's VIP in this network.
     pub aliases: Vec<Name>,
-}
-
-/// A published port as asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct PortSpec {
-    /// Transport.
-    pub protocol: Protocol,
-    /// Port on every node; `None` takes a free one of 30000-32767.
-    pub published: Option<u16>,
-    /// Port the task listens on.
-    pub target: u16,
 }
 
 /// What a task runs and within which limits. A change of it replaces the tasks. How it is written is in

@@ -72,7 +72,8 @@ fn admit<T: Tables>(tables: &T, header: &Header) -> Verdict {
     if tables.is_member(&header.src) { Verdict::Tunnel } else { Verdict::Drop(Reason::NotMember) }
 }
 
-/// What the destination publishes: on the very address, else on every address of the node.
+/// What the destination publishes: on every address of the node, else on the very address. Nobody publishes a port on
+/// both, so the more frequent comes first.
 #[inline(always)]
 fn published<'a, T: Tables>(tables: &'a T, header: &Header) -> Option<&'a PortVal> {
     if tables.is_local_addr(&header.dst) { port(tables, header) } else { None }
@@ -81,10 +82,10 @@ fn published<'a, T: Tables>(tables: &'a T, header: &Header) -> Option<&'a PortVa
 /// As [`published`], for a destination that is known to be this node's.
 #[inline(always)]
 pub(crate) fn port<'a, T: Tables>(tables: &'a T, header: &Header) -> Option<&'a PortVal> {
-    if let Some(port) = tables.port(&PortKey::new(header.dst, header.dport, header.proto)) {
+    if let Some(port) = tables.port(&PortKey::new(Addr::ANY, header.dport, header.proto)) {
         return Some(port);
     }
-    tables.port(&PortKey::new(Addr::ANY, header.dport, header.proto))
+    tables.port(&PortKey::new(header.dst, header.dport, header.proto))
 }
 
 #[inline(always)]

@@ -2,11 +2,11 @@
 //!
 //! They are wanted while the engine is IPVS, and afterwards until the last flow they know has ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use shoal_types::assignment::{AssignedNetwork, AssignedService};
-use shoal_types::{DirectRouting, EndpointId, LbPolicy, ServiceId};
+use shoal_types::{DirectRouting, EndpointId, LbPolicy, ServiceId, Vni};
 
 use super::sandbox::{within4, within6};
 use super::{Engine, View};
@@ -100,11 +100,8 @@ fn first6(network: Ipv6Addr) -> Ipv6Addr {
 }
 
 fn virtual_services(view: &View<'_>, out: &mut Vec<Object>) {
-    let destinations = destinations(view);
+    let destinations = Destinations::of(view);
     for service in view.assignment.services() {
-        let of = |network: &AssignedNetwork| {
-            destinations.get(&(&service.id, network.vni.get())).cloned().unwrap_or_default()
-        };
         for vip in &service.vips {
             let (Some(network), Some(mark)) =
                 (view.network(&vip.at.network), FirewallMark::of_service(service.index))
@@ -116,18 +113,18 @@ fn virtual_services(view: &View<'_>, out: &mut Vec<Object>) {
                 mark,
                 scheduler: scheduler(service.lb, VirtualScheduler::RoundRobin),
                 forward: VirtualForward::Direct,
-                destinations: of(network),
+                destinations: destinations.in_network(service, network, false),
             }));
         }
         let Some(ingress) = view.ingress else { continue };
-        out.extend(service.ports.iter().map(|port| {
+        out.extend(view.published(&service.id).iter().map(|published| {
             Object::Virtual(Virtual {
                 place: Place::Ingress,
-                mark: FirewallMark::of_port(port.protocol, port.published),
+                mark: published.mark,
                 // A flow may come in by another node after an address has moved: it is to find its endpoint there.
                 scheduler: scheduler(service.lb, VirtualScheduler::Maglev),
-                forward: VirtualForward::Translated(port.target),
-                destinations: of(ingress),
+                forward: VirtualForward::Translated(published.port.target),
+                destinations: destinations.in_network(service, ingress, published.port.is_host()),
             })
         }));
     }
@@ -144,15 +141,34 @@ const fn scheduler(policy: LbPolicy, otherwise: VirtualScheduler) -> VirtualSche
 }
 
 /// Destinations of each service in each network. Those that are on their way out keep their flows.
-fn destinations<'a>(
-    view: &View<'a>,
-) -> BTreeMap<(&'a ServiceId, u32), BTreeMap<EndpointId, VirtualDestination>> {
-    let mut destinations: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
-    for (endpoint, network, _) in view.endpoints() {
-        destinations.entry((&endpoint.service, network.vni.get())).or_default().insert(
-            endpoint.id,
-            VirtualDestination { addr: endpoint.addr, weight: u32::from(endpoint.serving) },
-        );
+struct Destinations<'a> {
+    of_all: BTreeMap<(&'a ServiceId, Vni), BTreeMap<EndpointId, VirtualDestination>>,
+    /// Those whose task is on this node.
+    own: BTreeSet<EndpointId>,
+}
+
+impl<'a> Destinations<'a> {
+    fn of(view: &View<'a>) -> Self {
+        let mut destinations = Self { of_all: BTreeMap::new(), own: BTreeSet::new() };
+        for (endpoint, network, here) in view.endpoints() {
+            destinations.of_all.entry((&endpoint.service, network.vni)).or_default().insert(
+                endpoint.id,
+                VirtualDestination { addr: endpoint.addr, weight: u32::from(endpoint.serving) },
+            );
+            if here {
+                destinations.own.insert(endpoint.id);
+            }
+        }
+        destinations
     }
-    destinations
+
+    fn in_network(
+        &self,
+        service: &AssignedService,
+        network: &AssignedNetwork,
+        only_own: bool,
+    ) -> BTreeMap<EndpointId, VirtualDestination> {
+        let all = self.of_all.get(&(&service.id, network.vni)).into_iter().flatten();
+        all.filter(|(id, _)| !only_own || self.own.contains(id)).map(|(id, to)| (*id, *to)).collect()
+    }
 }

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_types::assignment::{AssignedNetwork, AssignedTask};
+use shoal_types::assignment::{AssignedNetwork, AssignedService, AssignedTask};
 use shoal_types::object::Attachment;
-use shoal_types::{EndpointId, LbPolicy, ServiceId};
+use shoal_types::{EndpointId, LbPolicy, ServiceId, Vni};
 
 use super::balancer;
 use super::sandbox::egress_place;
 use super::{Engine, View, running_tasks};
 use crate::name::IfName;
 use crate::object::{
-    FirewallMark, IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program,
-    ServiceKey, TaskIf, Tunnel, Vip,
+    IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program, ServiceKey,
+    TaskIf, Tunnel, Vip,
 };
 
 pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
@@ -110,61 +110,81 @@ fn endpoints(view: &View<'_>, out: &mut Vec<Object>) {
 
 /// The tables of services, and what leads to them or to the virtual services of a balancer.
 fn services(view: &View<'_>, out: &mut Vec<Object>) {
-    let members = members(view);
-    let with_tables = view.facts.engine != Engine::Ipvs;
+    let members = Members::of(view);
     for service in view.assignment.services() {
-        let table = |network: &AssignedNetwork, out: &mut Vec<Object>| {
-            let key = ServiceKey { network: network.vni, index: service.index.0 };
-            let members = members.get(&(&service.id, network.vni.get())).cloned().unwrap_or_default();
-            // The key is the same on every node and stays for the life of the service: a good seed.
-            out.push(Object::LbService(LbService {
-                key,
-                seed: key.to_u64(),
-                policy: table_policy(service.lb),
-                members: members.into_iter().collect(),
-            }));
-        };
-        for vip in &service.vips {
-            let Some(network) = view.network(&vip.at.network) else { continue };
-            let mark = balancer::mark_of_vip(view, service);
-            if mark.is_none() {
-                table(network, out);
-            }
-            let key = ServiceKey { network: network.vni, index: service.index.0 };
-            out.extend(vip.at.addr.iter().map(|addr| {
-                Object::Vip(Vip {
-                    network: network.vni,
-                    addr,
-                    service: key,
-                    mac: vip.at.mac(),
-                    balancer: balancer::leg_of(view, network),
-                    mark,
-                })
-            }));
+        virtual_ips(view, service, &members, out);
+        ports(view, service, &members, out);
+    }
+}
+
+fn virtual_ips(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out: &mut Vec<Object>) {
+    for vip in &service.vips {
+        let Some(network) = view.network(&vip.at.network) else { continue };
+        let key = ServiceKey { network: network.vni, index: service.index.0, own: false };
+        let mark = balancer::mark_of_vip(view, service);
+        if mark.is_none() {
+            out.push(members.table(service, key));
         }
-        let Some(ingress) = view.ingress.filter(|_| !service.ports.is_empty()) else { continue };
-        // Clients on the node itself are led by the table on either engine.
-        table(ingress, out);
-        let key = ServiceKey { network: ingress.vni, index: service.index.0 };
-        out.extend(service.ports.iter().map(|port| {
-            Object::Port(Port {
-                protocol: port.protocol,
-                port: port.published,
+        out.extend(vip.at.addr.iter().map(|addr| {
+            Object::Vip(Vip {
+                network: network.vni,
+                addr,
                 service: key,
-                target: port.target,
-                mark: (!with_tables).then(|| FirewallMark::of_port(port.protocol, port.published)),
+                mac: vip.at.mac(),
+                balancer: balancer::leg_of(view, network),
+                mark,
             })
         }));
     }
 }
 
+fn ports(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out: &mut Vec<Object>) {
+    let Some(ingress) = view.ingress else { return };
+    let with_tables = view.facts.engine != Engine::Ipvs;
+    let key = |own| ServiceKey { network: ingress.vni, index: service.index.0, own };
+    let published = view.published(&service.id);
+    // Clients on the node itself are led by the table on either engine.
+    let kinds: BTreeSet<bool> = published.iter().map(|p| p.port.is_host()).collect();
+    out.extend(kinds.into_iter().map(|own| members.table(service, key(own))));
+    out.extend(published.iter().map(|published| {
+        Object::Port(Port {
+            place: published.port.place(),
+            service: key(published.port.is_host()),
+            target: published.port.target,
+            mark: (!with_tables).then_some(published.mark),
+        })
+    }));
+}
+
 /// The serving endpoints of each service in each network.
-fn members<'a>(view: &View<'a>) -> BTreeMap<(&'a ServiceId, u32), BTreeSet<EndpointId>> {
-    let mut members: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-    for (endpoint, network, _) in view.endpoints().filter(|(endpoint, _, _)| endpoint.serving) {
-        members.entry((&endpoint.service, network.vni.get())).or_default().insert(endpoint.id);
+struct Members<'a> {
+    of_all: BTreeMap<(&'a ServiceId, Vni), BTreeSet<EndpointId>>,
+    /// Those whose task is on this node.
+    own: BTreeSet<EndpointId>,
+}
+
+impl<'a> Members<'a> {
+    fn of(view: &View<'a>) -> Self {
+        let mut members = Self { of_all: BTreeMap::new(), own: BTreeSet::new() };
+        for (endpoint, network, here) in view.endpoints().filter(|(endpoint, _, _)| endpoint.serving) {
+            members.of_all.entry((&endpoint.service, network.vni)).or_default().insert(endpoint.id);
+            if here {
+                members.own.insert(endpoint.id);
+            }
+        }
+        members
     }
-    members
+
+    fn table(&self, service: &AssignedService, key: ServiceKey) -> Object {
+        let all = self.of_all.get(&(&service.id, key.network)).into_iter().flatten();
+        Object::LbService(LbService {
+            key,
+            // The key is the same on every node and stays for the life of the service: a good seed.
+            seed: key.to_u64(),
+            policy: table_policy(service.lb),
+            members: all.filter(|id| !key.own || self.own.contains(id)).copied().collect(),
+        })
+    }
 }
 
 /// How a table is read. The managers refuse what tables can't do; a service that was there before gets what is

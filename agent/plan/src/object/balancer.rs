@@ -106,12 +106,25 @@ pub struct FirewallMark(u32);
 
 /// Places a port's digits in a mark, so that both can be read from it.
 const MARK_PORTS: u32 = 100_000;
+/// Places the number of an address above the digits of protocol and port.
+const MARK_SCOPES: u32 = 2_000_000;
+const _: () =
+    assert!(17 * MARK_PORTS + 65_535 < MARK_SCOPES && FirewallMark::SCOPES < u32::MAX / MARK_SCOPES);
 
 impl FirewallMark {
     /// The mark of a published port: protocol number and port, as digits. 608080 is TCP port 8080.
     pub fn of_port(protocol: Protocol, port: u16) -> Self {
         Self(u32::from(protocol.number()) * MARK_PORTS + u32::from(port))
     }
+
+    /// The mark of a published port on one address: the digits of [`FirewallMark::of_port`] behind the number of the
+    /// address, which tells the addresses of this port apart. A number from 1 to [`Self::SCOPES`].
+    pub fn of_scoped_port(protocol: Protocol, port: u16, number: u32) -> Self {
+        Self(number.clamp(1, Self::SCOPES) * MARK_SCOPES + Self::of_port(protocol, port).0)
+    }
+
+    /// Addresses of one port that can be told apart.
+    pub const SCOPES: u32 = 2_000;
 
     /// The mark of a service's virtual IP: its number. `None` for number 0, which no service has.
     pub fn of_service(index: ServiceIndex) -> Option<Self> {
@@ -198,5 +211,9 @@ mod tests {
         assert_eq!(mark(Protocol::Udp, 53), 1_700_053);
         assert!(mark(Protocol::Tcp, u16::MAX) < mark(Protocol::Udp, 1));
         assert_eq!(FirewallMark::of_service(ServiceIndex(0)), None);
+        let scoped = |number| FirewallMark::of_scoped_port(Protocol::Udp, u16::MAX, number).get();
+        assert_eq!(FirewallMark::of_scoped_port(Protocol::Tcp, 8080, 1).get(), 2_608_080);
+        assert!(mark(Protocol::Udp, u16::MAX) < scoped(1) && scoped(1) < scoped(2));
+        assert!(scoped(FirewallMark::SCOPES - 1) < scoped(FirewallMark::SCOPES));
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use shoal_ebpf_common::keys::FlowKey;
+use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::keys::{FlowKey, PortKey};
 use shoal_ebpf_common::packet::{UDP, reply_key};
 use shoal_ebpf_common::values::{FlowVal, REPLY_STEER, ReplyVal};
 
@@ -30,9 +31,36 @@ impl BpfDriver {
         self.purge(|key, flow| key.proto() == UDP && flow.endpoint == endpoint)
     }
 
-    /// Removes the UDP flows of a published port that is withdrawn. Returns how many.
-    pub fn purge_udp_port(&mut self, port: u16) -> Result<usize, BpfError> {
-        self.purge(|key, _| key.proto() == UDP && key.network() == 0 && key.dport == port)
+    /// Takes a published port away. Returns whether it was there. Its UDP flows go with the next
+    /// [`BpfDriver::purge_withdrawn`]: ports may go by the thousand, and all flows are looked at to find theirs.
+    pub fn withdraw(&mut self, port: &PortKey) -> Result<bool, BpfError> {
+        let removed = self.ports.remove(port)?;
+        if port.proto == UDP {
+            self.withdrawn.insert(port.port);
+        }
+        Ok(removed)
+    }
+
+    /// Removes the UDP flows of withdrawn ports, but for those to addresses on which their service still publishes the
+    /// port. Returns how many.
+    pub fn purge_withdrawn(&mut self) -> Result<usize, BpfError> {
+        if self.withdrawn.is_empty() {
+            return Ok(0);
+        }
+        let ports = self.withdrawn.clone();
+        let mut published = self.ports.dump()?;
+        published.retain(|key, _| key.proto == UDP && ports.contains(&key.port));
+        let goes_on = |key: &FlowKey, flow: &FlowVal| {
+            [Addr::ANY, key.dst].into_iter().any(|addr| {
+                let port = published.get(&PortKey::new(addr, key.dport, UDP));
+                port.is_some_and(|port| port.service == flow.service)
+            })
+        };
+        let purged = self.purge(|key, flow| {
+            key.proto() == UDP && key.network() == 0 && ports.contains(&key.dport) && !goes_on(key, flow)
+        })?;
+        self.withdrawn.clear();
+        Ok(purged)
     }
 
     /// Removes every flow the predicate names, in both directions. Returns how many.

@@ -129,6 +129,7 @@ impl BpfDriver {
             services,
             slots,
             free_slots,
+            withdrawn: std::collections::BTreeSet::new(),
             dirs,
         })
     }

@@ -114,13 +114,8 @@ impl Control for FakeControl {
         let request = request.into_inner();
         let mut world = self.enter("create_service", Some(&request.request_id))?;
         let spec = request.spec.clone().unwrap();
-        let ports = spec.ports.iter().map(|p| pb::PublishedPort {
-            protocol: p.protocol,
-            published: if p.published == 0 { 30_000 } else { p.published },
-            target: p.target,
-        });
         let info = pb::ServiceInfo {
-            ports: ports.collect(),
+            ports: published(&spec),
             spec: Some(spec.clone()),
             ..super::service("svc1", &spec.name, 1)
         };
@@ -137,6 +132,7 @@ impl Control for FakeControl {
         let at = find_service(&world, &request.target)?;
         let mut info = world.services[at].clone();
         info.spec.clone_from(&request.spec);
+        info.ports = published(request.spec.as_ref().unwrap());
         if !request.dry_run {
             world.services[at] = info.clone();
         }
@@ -250,4 +246,16 @@ fn present(world: &World, target: &str) -> Result<Vec<Step>, Status> {
     let task = |n: u32| super::task(&format!("{name}{n}"), &format!("{name}.{n}"), "n1", desired, state, "");
     let tasks = (1..=info.wanted).map(task).collect();
     Ok(vec![Ok(pb::ServiceProgress { converged: info.converged, service: Some(info), tasks, gone: false })])
+}
+
+/// What a spec's ports become: 30000 where none was asked for.
+fn published(spec: &pb::ServiceSpec) -> Vec<pb::PublishedPort> {
+    let one = |p: &pb::PortSpec| pb::PublishedPort {
+        protocol: p.protocol,
+        published: if p.published == 0 { 30_000 } else { p.published },
+        target: p.target,
+        mode: p.mode,
+        ip: p.ip.clone(),
+    };
+    spec.ports.iter().map(one).collect()
 }

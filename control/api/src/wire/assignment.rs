@@ -6,7 +6,7 @@ use shoal_types::assignment::{
 };
 use shoal_types::id::Name;
 use shoal_types::object::Generation;
-use shoal_types::{DualNet, EndpointId, ServiceIndex, Vni};
+use shoal_types::{Binding, DualNet, EndpointId, PublishedPort, ServiceIndex, Vni};
 
 use super::WireError;
 use super::base::{attachment, attachment_to, field, port, required, word};
@@ -116,7 +116,7 @@ fn service(s: pb::AssignedService) -> Result<AssignedService, WireError> {
         index: ServiceIndex(s.index),
         name: field("name", &s.name)?,
         vips: s.vips.iter().map(vip).collect::<Result<_, _>>()?,
-        ports: s.ports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        ports: s.ports.into_iter().chain(s.bound_ports).map(TryInto::try_into).collect::<Result<_, _>>()?,
         lb: word("lb", &s.lb)?,
     })
 }
@@ -187,6 +187,8 @@ fn endpoint_to(e: &Endpoint) -> pb::Endpoint {
 }
 
 fn service_to(s: &AssignedService) -> pb::AssignedService {
+    let (ports, bound): (Vec<PublishedPort>, Vec<PublishedPort>) =
+        s.ports.iter().partition(|port| port.binding == Binding::EVERYWHERE);
     pb::AssignedService {
         id: s.id.to_string(),
         index: s.index.0,
@@ -199,8 +201,9 @@ fn service_to(s: &AssignedService) -> pb::AssignedService {
                 aliases: v.aliases.iter().map(ToString::to_string).collect(),
             })
             .collect(),
-        ports: s.ports.iter().copied().map(Into::into).collect(),
+        ports: ports.into_iter().map(Into::into).collect(),
         lb: s.lb.to_string(),
+        bound_ports: bound.into_iter().map(Into::into).collect(),
     }
 }
 

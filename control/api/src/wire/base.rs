@@ -1,13 +1,16 @@
 //! Small values: enums, attachments, ports, slots, statuses.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use shoal_types::object::{
     Attachment, Availability, DesiredState, Health, NodeDescription, NodeRole, NodeState, Slot, TaskState,
     TaskStatus, Timestamp,
 };
-use shoal_types::{DualAddr, EndpointId, LbEngine, LbInUse, NodeLb, Protocol, PublishedPort};
+use shoal_types::{
+    Binding, DualAddr, EndpointId, LbEngine, LbInUse, NodeLb, Protocol, PublishMode, PublishedPort,
+};
 
 use super::WireError;
 use crate::pb;
@@ -103,18 +106,42 @@ impl TryFrom<pb::PublishedPort> for PublishedPort {
             protocol: p.protocol().try_into()?,
             published: port("published", p.published)?,
             target: port("target", p.target)?,
+            binding: binding(p.mode, &p.ip)?,
         })
     }
 }
 
 impl From<PublishedPort> for pb::PublishedPort {
     fn from(p: PublishedPort) -> Self {
+        let (mode, ip) = binding_to(p.binding);
         Self {
             protocol: pb::Protocol::from(p.protocol).into(),
             published: p.published.into(),
             target: p.target.into(),
+            mode: mode.into(),
+            ip,
         }
     }
+}
+
+/// Where a port answers. An IPv4 address in IPv6's clothes is an IPv4 address.
+pub(super) fn binding(mode: i32, ip: &str) -> Result<Binding, WireError> {
+    let mode = match pb::PublishMode::try_from(mode) {
+        Ok(pb::PublishMode::Unspecified | pb::PublishMode::Ingress) => PublishMode::Ingress,
+        Ok(pb::PublishMode::Host) => PublishMode::Host,
+        // What is not understood must not turn into a port that is open wider than asked for.
+        Err(_) => return Err(WireError::new("ports.mode", format!("{mode} is not a mode of this version"))),
+    };
+    let addr = if ip.is_empty() { None } else { Some(field::<IpAddr>("ports.ip", ip)?.to_canonical()) };
+    Ok(Binding { mode, addr })
+}
+
+pub(super) fn binding_to(binding: Binding) -> (pb::PublishMode, String) {
+    let mode = match binding.mode {
+        PublishMode::Ingress => pb::PublishMode::Ingress,
+        PublishMode::Host => pb::PublishMode::Host,
+    };
+    (mode, binding.addr.map(|addr| addr.to_string()).unwrap_or_default())
 }
 
 impl TryFrom<pb::Slot> for Slot {

@@ -7,7 +7,7 @@ use shoal_types::spec::{
 };
 
 use super::WireError;
-use super::base::{enum_wire, field, port, required, word};
+use super::base::{binding, binding_to, enum_wire, field, port, required, word};
 use crate::pb;
 
 enum_wire!(RestartCondition, RestartCondition, "restart.condition", { None <=> None, OnFailure <=> OnFailure, Any <=> Any });
@@ -103,16 +103,24 @@ impl TryFrom<pb::PortSpec> for PortSpec {
     type Error = WireError;
     fn try_from(p: pb::PortSpec) -> Result<Self, WireError> {
         let published = if p.published == 0 { None } else { Some(port("ports.published", p.published)?) };
-        Ok(Self { protocol: p.protocol().try_into()?, published, target: port("ports.target", p.target)? })
+        Ok(Self {
+            protocol: p.protocol().try_into()?,
+            published,
+            target: port("ports.target", p.target)?,
+            binding: binding(p.mode, &p.ip)?,
+        })
     }
 }
 
 impl From<PortSpec> for pb::PortSpec {
     fn from(p: PortSpec) -> Self {
+        let (mode, ip) = binding_to(p.binding);
         Self {
             protocol: pb::Protocol::from(p.protocol).into(),
             published: p.published.unwrap_or(0).into(),
             target: p.target.into(),
+            mode: mode.into(),
+            ip,
         }
     }
 }

@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
-use shoal_types::assignment::{AssignedTask, Delta, Endpoint, Object, ObjectKey};
+use shoal_types::assignment::{AssignedService, AssignedTask, Delta, Endpoint, Object, ObjectKey};
 use shoal_types::object::{Attachment, DesiredState, Generation, NodeDescription, Slot};
+use shoal_types::port::{Binding, PublishMode, PublishedPort};
 use shoal_types::spec::{
     AttachmentSpec, HealthCheck, HealthProbe, PortSpec, ProcessSpec, Resources, RestartPolicy, ServiceMode,
     ServiceSpec, TaskSpec, UpdateConfig,
@@ -43,8 +44,21 @@ fn spec() -> ServiceSpec {
         },
         networks: vec![AttachmentSpec { network: network(), aliases: vec!["www".parse().expect("literal")] }],
         ports: vec![
-            PortSpec { protocol: Protocol::Tcp, published: Some(8080), target: 80 },
-            PortSpec { protocol: Protocol::Udp, published: None, target: 53 },
+            PortSpec {
+                protocol: Protocol::Tcp,
+                published: Some(8080),
+                target: 80,
+                binding: Binding::EVERYWHERE,
+            },
+            PortSpec {
+                protocol: Protocol::Udp,
+                published: None,
+                target: 53,
+                binding: Binding {
+                    mode: PublishMode::Host,
+                    addr: Some("2001:db8::7".parse().expect("an address")),
+                },
+            },
         ],
         update: UpdateConfig::default(),
         drain_ms: 5_000,
@@ -171,7 +185,34 @@ fn bad_fields_are_named() {
     assert_eq!(with(&|s| s.ports[0].target = 0), "ports.target");
     assert_eq!(with(&|s| s.ports[0].published = 65_536), "ports.published");
     assert_eq!(with(&|s| s.ports[0].protocol = 0), "protocol");
+    assert_eq!(with(&|s| s.ports[0].mode = 77), "ports.mode");
+    assert_eq!(with(&|s| s.ports[0].ip = "eth0".into()), "ports.ip");
     assert_eq!(with(&|s| s.lb = "random".into()), "lb");
     assert_eq!(with(&|s| s.networks[0].network = "../x".into()), "networks.network");
     assert_eq!(with(&|s| s.task.as_mut().expect("set").stop_signal = 0), "task.stop_signal");
+}
+
+#[test]
+fn a_peer_that_knows_no_bindings_never_opens_a_port_wider_than_asked_for() {
+    let everywhere = PublishedPort::everywhere(Protocol::Tcp, 8080, 80);
+    let host = Binding { mode: PublishMode::Host, addr: None };
+    let one = Binding { mode: PublishMode::Ingress, addr: Some("192.0.2.1".parse().expect("an address")) };
+    let service = AssignedService {
+        id: ServiceId::from_entropy(1),
+        index: shoal_types::ServiceIndex(1),
+        name: "web".parse().expect("a name"),
+        vips: Vec::new(),
+        ports: vec![
+            everywhere,
+            PublishedPort { binding: host, ..everywhere },
+            PublishedPort { binding: one, ..everywhere },
+        ],
+        lb: LbPolicy::Auto,
+    };
+    let object = Object::Service(service);
+    let wire = pb::AssignmentObject::from(&object);
+    let Some(pb::assignment_object::Object::Service(sent)) = &wire.object else { panic!("a service") };
+    // What the first version reads.
+    assert_eq!(sent.ports.len(), 1);
+    assert_eq!(Object::try_from(wire), Ok(object));
 }

@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 
 use shoal_types::id::{Name, NetworkId, ServiceId};
-use shoal_types::net::{Protocol, PublishedPort, ServiceIndex};
+use shoal_types::net::{Protocol, ServiceIndex};
 use shoal_types::object::{Attachment, Service};
-use shoal_types::spec::{ServiceMode, ServiceSpec};
+use shoal_types::port::PublishedPort;
+use shoal_types::spec::{PortSpec, ServiceMode, ServiceSpec};
 
 use super::{At, balancing, service_spec};
-use crate::addresses;
 use crate::command::Outcome;
-use crate::ports::Asker;
+use crate::ports::{self, Asker};
 use crate::rejection::{Kind, Rejection};
 use crate::state::State;
+use crate::{addresses, host_ports};
 
 /// Refuses the ports the cluster itself lives by: published, the mesh would take them from managers and tunnels.
 fn check_own_ports(state: &State, ports: &[PublishedPort]) -> Result<(), Rejection> {
@@ -24,9 +25,25 @@ fn check_own_ports(state: &State, ports: &[PublishedPort]) -> Result<(), Rejecti
         Protocol::Udp => data == Some(port.published),
     };
     let Some(port) = ports.iter().find(is_own) else { return Ok(()) };
-    let value = format!("{}:{}/{}", port.published, port.target, port.protocol);
+    let PublishedPort { protocol, published, target, binding } = *port;
+    let value = ports::shown(PortSpec { protocol, published: Some(published), target, binding });
     let help = "publish another port; managers and tunnels could not be reached any more";
     Err(Rejection::invalid("publish", value, "is a port of the swarm itself", help))
+}
+
+/// Refuses new ports in host mode where another service has them on a node with tasks of both. From then on the
+/// scheduler keeps the two apart.
+fn check_host_ports(state: &State, old: &Service, ports: &[PublishedPort]) -> Result<(), Rejection> {
+    let Some((place, holder, node)) = host_ports::in_the_way_of_tasks(state, &old.id, ports) else {
+        return Ok(());
+    };
+    let node = state.nodes.get(node).ok_or_else(|| Rejection::not_found(Kind::Node, node))?;
+    Err(Rejection::HostPortInUse {
+        place,
+        asked_by: old.spec.name.clone(),
+        holder: holder.spec.name.clone(),
+        node: node.name.clone(),
+    })
 }
 
 fn find<'a>(state: &'a State, id: &ServiceId) -> Result<&'a Service, Rejection> {
@@ -138,6 +155,7 @@ pub(super) fn update(
     let asker = Asker { id, name: &spec.name, has: &old.ports };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
     check_own_ports(state, &ports)?;
+    check_host_ports(state, &old, &ports)?;
     let new_vips = addresses::missing_vips(spec, Some(&old));
     if asks_for_more(state, &old.spec, spec) {
         addresses::require_for_spec(state, id, spec, &new_vips)?;
@@ -148,7 +166,7 @@ pub(super) fn update(
         old.vips.iter().cloned().partition(|v| spec.networks.iter().any(|n| n.network == v.network));
     addresses::release(state, &dropped);
     state.ports.assign(id, &ports, at.now);
-    let outdates = outdates_tasks(&old.spec, spec);
+    let outdates = outdates_tasks(&old, spec, &ports);
     let service = Service {
         spec: spec.clone(),
         task_version: old.task_version + u64::from(outdates),
@@ -162,10 +180,15 @@ pub(super) fn update(
 }
 
 /// Whether running tasks have to be replaced to follow the new spec. A task without an ingress endpoint can't be
-/// published; one with it that isn't needed any more does no harm.
-fn outdates_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
+/// published; one with it that isn't needed any more does no harm. A port in host mode is for one task on a node: the
+/// scheduler has to look again.
+fn outdates_tasks(service: &Service, new: &ServiceSpec, ports: &[PublishedPort]) -> bool {
+    let old = &service.spec;
     let ids = |spec: &ServiceSpec| spec.networks.iter().map(|n| n.network.clone()).collect::<BTreeSet<_>>();
-    old.task != new.task || ids(old) != ids(new) || (old.ports.is_empty() && !new.ports.is_empty())
+    old.task != new.task
+        || ids(old) != ids(new)
+        || (old.ports.is_empty() && !new.ports.is_empty())
+        || ports.iter().any(|port| port.is_host() && !service.ports.contains(port))
 }
 
 /// Whether the new spec needs addresses that the old one did not.

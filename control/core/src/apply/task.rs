@@ -8,7 +8,7 @@ use crate::addresses;
 use crate::command::{Command, Outcome};
 use crate::rejection::{Kind, Rejection};
 use crate::state::{RestartHistory, State};
-use crate::view;
+use crate::{host_ports, view};
 
 /// Attempts that are remembered of a slot at most.
 const ATTEMPTS_REMEMBERED: usize = 1_000;
@@ -97,6 +97,13 @@ pub(super) fn assign(state: &mut State, at: At, id: &TaskId, node: &NodeId) -> R
         .services
         .get(&task.service)
         .ok_or_else(|| Rejection::not_found(Kind::Service, &task.service))?;
+    let host_ports = host_ports::of(&service.ports);
+    if let Some((place, other)) = host_ports::in_the_way(state, node, &service.id, &host_ports) {
+        return Err(outdated(
+            "assign-task",
+            format!("service '{}' has port {place} on the node", other.spec.name),
+        ));
+    }
     let networks = addresses::networks_of(state, &service.spec);
     let asked_by = format!("task '{}'", view::task_name(state, task));
     let attachments = addresses::allocate(state, &networks, &asked_by)?;

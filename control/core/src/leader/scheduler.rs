@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use shoal_types::id::{NetworkId, NodeId, ServiceId};
+use shoal_types::id::{Name, NetworkId, NodeId, ServiceId};
 use shoal_types::object::{Availability, DesiredState, Node, NodeRole, NodeState, Slot, Task, TaskState};
+use shoal_types::port::PortPlace;
 use shoal_types::spec::{Constraint, ConstraintKey, TaskSpec, UpdateOrder};
 
 use super::Ctx;
 use crate::addresses;
 use crate::command::Command;
+use crate::host_ports::HostPorts;
+use crate::some_of::some_of;
 use crate::state::State;
 
 /// What the nodes carry, with what this call has placed already.
@@ -17,6 +20,8 @@ pub(crate) struct Loads<'a> {
     nodes: BTreeMap<&'a NodeId, Load>,
     /// Which slots of a service are where.
     slots: BTreeMap<(&'a ServiceId, &'a NodeId), Vec<&'a Slot>>,
+    /// Who has which ports in host mode.
+    host_ports: HostPorts<'a>,
     /// Addresses taken in this call.
     taken: BTreeMap<NetworkId, u64>,
 }
@@ -30,7 +35,7 @@ struct Load {
 
 impl<'a> Loads<'a> {
     pub(crate) fn of(state: &'a State) -> Self {
-        let mut loads = Self::default();
+        let mut loads = Self { host_ports: HostPorts::of_services(state), ..Self::default() };
         for task in state.tasks.values() {
             if let (Some(node), false) = (&task.node, task.status.state.is_terminal()) {
                 loads.add(task, node);
@@ -40,6 +45,7 @@ impl<'a> Loads<'a> {
     }
 
     fn add(&mut self, task: &'a Task, node: &'a NodeId) {
+        self.host_ports.add(&task.service, node);
         let load = self.nodes.entry(node).or_default();
         load.cpu_milli = load.cpu_milli.saturating_add(task.spec.resources.reserve_cpu_milli);
         load.memory = load.memory.saturating_add(task.spec.resources.reserve_memory);
@@ -48,6 +54,16 @@ impl<'a> Loads<'a> {
             load.tasks += 1;
             self.slots.entry((&task.service, node)).or_default().push(&task.slot);
         }
+    }
+
+    /// A port in host mode that the task would not get on the node: another service has it, or another slot of its
+    /// own. Its predecessor makes place.
+    fn host_port_in_use(&self, task: &Task, node: &NodeId) -> Option<PortPlace> {
+        let own = self.host_ports.first_of(&task.service)?;
+        if self.of_service(task, node) > 0 {
+            return Some(own);
+        }
+        self.host_ports.taken(&task.service, node)
     }
 
     /// Tasks of other slots of the service on the node: the slot's own predecessor makes place.
@@ -166,6 +182,7 @@ enum Refusal {
     Memory { free: u64 },
     Cpu { free: u64 },
     MaxPerNode,
+    HostPort(PortPlace),
 }
 
 fn refuse(loads: &Loads<'_>, task: &Task, node: &Node) -> Option<Refusal> {
@@ -193,7 +210,10 @@ fn refuse(loads: &Loads<'_>, task: &Task, node: &Node) -> Option<Refusal> {
         return Some(Refusal::Cpu { free: cpu });
     }
     let limit = usize::try_from(task.spec.max_per_node).unwrap_or(usize::MAX);
-    (limit > 0 && loads.of_service(task, &node.id) >= limit).then_some(Refusal::MaxPerNode)
+    if limit > 0 && loads.of_service(task, &node.id) >= limit {
+        return Some(Refusal::MaxPerNode);
+    }
+    loads.host_port_in_use(task, &node.id).map(Refusal::HostPort)
 }
 
 /// The first constraint that does not hold of the node.
@@ -224,6 +244,8 @@ struct Refusals {
 #[derive(Debug, Default)]
 struct Count {
     nodes: usize,
+    /// Their names, where they are told.
+    names: Vec<Name>,
     most_free: Option<(u64, String)>,
 }
 
@@ -234,15 +256,20 @@ impl Refusals {
             Refusal::Cpu { free } => (1, "cpu".to_owned(), Some(free)),
             Refusal::Constraint(text) => (2, text, None),
             Refusal::MaxPerNode => (3, "max-per-node".to_owned(), None),
-            Refusal::Drained => (4, "drained".to_owned(), None),
-            Refusal::Paused => (5, "paused".to_owned(), None),
-            Refusal::Suspect => (6, "suspect".to_owned(), None),
-            Refusal::Down => (7, "down".to_owned(), None),
-            Refusal::NoSession => (8, "not connected yet".to_owned(), None),
+            Refusal::HostPort(place) => (4, format!("port {place} in use on"), None),
+            Refusal::Drained => (5, "drained".to_owned(), None),
+            Refusal::Paused => (6, "paused".to_owned(), None),
+            Refusal::Suspect => (7, "suspect".to_owned(), None),
+            Refusal::Down => (8, "down".to_owned(), None),
+            Refusal::NoSession => (9, "not connected yet".to_owned(), None),
         };
+        let is_named = order == 4;
         self.nodes += 1;
         let count = self.counts.entry((order, text)).or_default();
         count.nodes += 1;
+        if is_named {
+            count.names.push(node.name.clone());
+        }
         let Some(free) = free else { return };
         let better =
             |(most, name): &(u64, String)| free > *most || (free == *most && node.name.as_str() < name);
@@ -256,7 +283,7 @@ impl Refusals {
         let parts: Vec<String> = self
             .counts
             .iter()
-            .map(|((order, what), Count { nodes, most_free })| {
+            .map(|((order, what), Count { nodes, names, most_free })| {
                 let (free, node) = most_free.clone().unwrap_or_default();
                 let (lacks, matches) = if *nodes == 1 { ("lacks", "does") } else { ("lack", "do") };
                 match order {
@@ -272,6 +299,7 @@ impl Refusals {
                     ),
                     2 => format!("{nodes} {matches} not match {what}"),
                     3 => format!("{nodes} at the limit of {} per node", task.spec.max_per_node),
+                    4 => format!("{what} {}", some_of(names)),
                     _ => format!("{nodes} {what}"),
                 }
             })

@@ -1,10 +1,17 @@
 //! Who asked, who holds it, what to do next.
 
 use shoal_types::lb::LbEngine;
+use shoal_types::port::PortPlace;
 
 use super::{Kind, Rejection};
 use crate::clock_text::utc;
 use crate::some_of::some_of;
+
+/// A place as `--publish-rm` takes it.
+fn removal_of(place: PortPlace) -> String {
+    let ip = place.addr.map(|addr| format!(",ip={addr}")).unwrap_or_default();
+    format!("published={},protocol={}{ip}", place.port, place.protocol)
+}
 
 impl Rejection {
     /// Where it comes from: who asked, who holds it.
@@ -13,6 +20,12 @@ impl Rejection {
             Self::PortTaken { asked_by, holder, since, .. } => {
                 vec![
                     format!("asked by: service '{asked_by}' (ingress)"),
+                    format!("held by: {holder}, since {}", utc(*since)),
+                ]
+            }
+            Self::PortOverlap { asked_by, mode, holder, since, .. } => {
+                vec![
+                    format!("asked by: service '{asked_by}' ({mode})"),
                     format!("held by: {holder}, since {}", utc(*since)),
                 ]
             }
@@ -72,11 +85,20 @@ impl Rejection {
             }
             Self::VersionConflict { .. } => "re-run, or overwrite with '--force-version'".into(),
             Self::Removing { .. } => "wait until it is gone, then create it again".into(),
-            Self::PortTaken { removing: true, holder, .. } => {
+            Self::PortTaken { removing: true, holder, .. }
+            | Self::PortOverlap { removing: true, holder, .. } => {
                 format!("'{holder}' is being removed and still drains; try again in a few seconds")
             }
             Self::PortTaken { holder, holder_target, .. } => format!(
                 "choose another port, or 'shoal service update --publish-rm {holder_target} {holder}'"
+            ),
+            Self::PortOverlap { holder, held, .. } => format!(
+                "choose another port or address, or 'shoal service update --publish-rm {} {holder}'",
+                removal_of(*held)
+            ),
+            Self::HostPortInUse { node, asked_by, .. } => format!(
+                "choose another port, or keep '{asked_by}' off the node first: 'shoal service update \
+                 --constraint-add node.hostname!={node} {asked_by}'"
             ),
             Self::PolicyUnsupported { engine: LbEngine::Ipvs, .. } => {
                 "if they are still changing over, try again in a few seconds; if they are set to ebpf themselves, take \

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shoal_types::id::ServiceId;
 use shoal_types::lb::DirectRouting;
 use shoal_types::object::{Attachment, DesiredState, NodeState, TaskState};
+use shoal_types::port::PublishedPort;
 
 use crate::index::Index;
 use crate::leader::LeaderView;
@@ -67,16 +69,44 @@ fn check_networks(state: &State) {
 }
 
 fn check_ports(state: &State) {
-    let mut seen = BTreeSet::new();
     let mut names = BTreeSet::new();
     let mut numbers = BTreeSet::new();
+    let mut taken: BTreeMap<_, Vec<(&ServiceId, &PublishedPort)>> = BTreeMap::new();
     for service in state.services.values() {
         assert!(names.insert(&service.spec.name));
         assert!(numbers.insert(service.index));
         assert_eq!(service.ports.len(), service.spec.ports.len());
-        for port in &service.ports {
-            assert!(seen.insert((port.protocol, port.published)), "port {port} twice");
-            assert_eq!(state.ports.owner(port.protocol, port.published), Some(&service.id));
+        for (port, asked) in service.ports.iter().zip(&service.spec.ports) {
+            assert_eq!(
+                (port.protocol, port.target, port.binding),
+                (asked.protocol, asked.target, asked.binding)
+            );
+            assert!(asked.published.is_none_or(|published| published == port.published));
+            assert_eq!(state.ports.owner(port, &service.id), Some(&service.id));
+            let same_port = taken.entry((port.protocol, port.published)).or_default();
+            for (other, held) in same_port.iter() {
+                let apart = *other != &service.id && port.is_host() && held.is_host();
+                assert!(apart || !port.place().overlaps(held.place()), "{port} and {held}");
+            }
+            same_port.push((&service.id, port));
+        }
+    }
+    assert_eq!(state.ports.len(), taken.values().map(Vec::len).sum::<usize>(), "no port leaks");
+    check_host_ports(state);
+}
+
+/// A port in host mode leads to one service on each node.
+fn check_host_ports(state: &State) {
+    let mut there = BTreeSet::new();
+    for task in state.tasks.values().filter(|t| !t.status.state.is_terminal()) {
+        there.extend(task.node.as_ref().map(|node| (node, &task.service)));
+    }
+    let host = |id: &ServiceId| state.services[id].ports.iter().filter(|port| port.is_host());
+    for (node, service) in &there {
+        for (_, other) in there.iter().filter(|(at, other)| at == node && other != service) {
+            for (port, held) in host(service).flat_map(|p| host(other).map(move |h| (p, h))) {
+                assert!(!port.place().overlaps(held.place()), "{port} and {held} on {node}");
+            }
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Random histories: whatever operators, nodes and clocks do in whatever order, the invariants hold, the cluster
 //! comes to rest, and another replica has the same state.
 
+use std::net::IpAddr;
+
 use proptest::prelude::*;
 use shoal_types::id::{NetworkId, NodeId, ServiceId, TaskId};
 use shoal_types::lb::{LbEngine, LbPolicy};
 use shoal_types::object::{Availability, NodeRole, NodeState, TaskState};
+use shoal_types::port::{Binding, PublishMode};
 use shoal_types::spec::{PortSpec, ServiceMode, UpdateOrder};
 
 use super::checks;
@@ -78,10 +81,20 @@ fn network(sim: &Sim, n: u8) -> Option<NetworkId> {
 }
 
 fn port(n: u8) -> Vec<PortSpec> {
-    match n % 4 {
+    let number = 8000 + u16::from(n % 8);
+    let host = |addr| Binding { mode: PublishMode::Host, addr };
+    let one = |last| Some(IpAddr::from([192, 0, 2, last]));
+    match n % 7 {
         0 => Vec::new(),
         1 => vec![PortSpec { published: None, ..tcp(1, 80) }],
-        _ => vec![tcp(8000 + u16::from(n % 8), 80)],
+        2 => vec![PortSpec { binding: host(None), ..tcp(number, 80) }],
+        3 => vec![PortSpec { binding: host(one(n % 3)), ..tcp(number, 80) }],
+        4 => {
+            let binding = Binding { addr: one(n % 3), ..Binding::EVERYWHERE };
+            vec![PortSpec { binding, ..tcp(number, 80) }, tcp(9000 + u16::from(n), 81)]
+        }
+        5 => vec![PortSpec { published: None, binding: host(None), ..tcp(1, 80) }],
+        _ => vec![tcp(number, 80)],
     }
 }
 

@@ -11,6 +11,7 @@ use shoal_types::object::{
     Availability, DesiredState, Health, NodeDescription, NodeRole, NodeState, Task, TaskState, TaskStatus,
     Timestamp,
 };
+use shoal_types::port::Binding;
 use shoal_types::spec::{
     AttachmentSpec, NetworkSpec, PortSpec, ProcessSpec, Resources, RestartPolicy, ServiceMode, ServiceSpec,
     TaskSpec, UpdateConfig,
@@ -400,7 +401,7 @@ pub(crate) fn network_spec(text: &str, subnet4: Option<&str>) -> NetworkSpec {
 }
 
 pub(crate) fn tcp(published: u16, target: u16) -> PortSpec {
-    PortSpec { protocol: Protocol::Tcp, published: Some(published), target }
+    PortSpec { protocol: Protocol::Tcp, published: Some(published), target, binding: Binding::EVERYWHERE }
 }
 
 pub(crate) fn service(text: &str, replicas: u32, networks: &[&NetworkId], ports: &[PortSpec]) -> ServiceSpec {

@@ -6,7 +6,8 @@ macro_rules! every_case {
         every_case!(@ $make, mesh_cases:
             published_port_reaches_local_task, published_port_reaches_remote_task,
             connections_spread_and_flows_stay, moved_address_finds_the_same_task, unpublished_traffic_is_left_alone,
-            port_in_the_scope_of_one_address, service_without_endpoint_is_refused,
+            port_in_the_scope_of_one_address, port_on_every_address_comes_before_one_on_this,
+            service_without_endpoint_is_refused,
             endpoint_without_the_family_is_not_chosen, removed_endpoint_ends_tcp_and_moves_udp,
             draining_endpoint_keeps_its_flows_only, withdrawn_port_keeps_its_connections,
             datagrams_through_two_nodes_in_turn_are_answered,

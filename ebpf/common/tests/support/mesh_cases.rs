@@ -144,13 +144,45 @@ pub(crate) fn unpublished_traffic_is_left_alone(w: &mut dyn World) {
 pub(crate) fn port_in_the_scope_of_one_address(w: &mut dyn World) {
     node(w);
     w.set_service(2, &[LOCAL]);
+    w.set_service(3, &[LOCAL]);
+    for (family, proto) in MATRIX {
+        let to = |dst, port| Segment::new(proto, (family.client, 40_000), (dst, port));
+        w.set_port(PortKey::new(addr(family.node), 9090, proto), PortVal::new(2, 81));
+        w.set_port(PortKey::new(addr(family.node2), 9090, proto), PortVal::new(3, 82));
+        w.set_port(PortKey::new(addr(family.node2), 9091, proto), PortVal::new(3, 82));
+        // Each address has its own service, and the flows know it.
+        for (dst, service, port) in [(family.node, 2, 81), (family.node2, 3, 82)] {
+            assert_eq!(forwarded(w, MESH, &to(dst, 9090), Out::Peer(IFINDEX)).dport, port);
+            let flow = w.flow(&key(proto, 0, (family.client, 40_000), (dst, 9090))).expect("a flow");
+            assert_eq!((flow.service, flow.target_port), (service, port));
+        }
+        // What is published on one address is not on another.
+        passed(w, MESH, &to(family.node, 9091).bytes());
+        assert_eq!(w.flow(&key(proto, 0, (family.client, 40_000), (family.node, 9091))), None);
+        // Nor on one that is not the node's.
+        w.set_port(PortKey::new(addr(family.client), 9092, proto), PortVal::new(2, 81));
+        passed(w, MESH, &to(family.client, 9092).bytes());
+        // A connection goes on when its port is published no more; another is not let in.
+        w.remove_port(PortKey::new(addr(family.node), 9090, proto));
+        let known = to(family.node, 9090).flags(ACK);
+        assert_eq!(forwarded(w, MESH, &known, Out::Peer(IFINDEX)).dport, 81);
+        passed(
+            w,
+            MESH,
+            &Segment::new(proto, (family.client, 40_001), (family.node, 9090)).flags(SYN).bytes(),
+        );
+    }
+}
+
+/// An agent that exchanges a port on all addresses for one on a single address has both for a moment.
+pub(crate) fn port_on_every_address_comes_before_one_on_this(w: &mut dyn World) {
+    node(w);
+    w.set_service(2, &[LOCAL]);
     w.set_port(PortKey::new(addr(V4.node2), 8080, TCP), PortVal::new(2, 81));
-    w.set_port(PortKey::new(addr(V4.node2), 9090, TCP), PortVal::new(2, 81));
-    let to = |dst, port| Segment::new(TCP, (V4.client, 40_000), (dst, port));
-    // The narrower scope wins.
-    assert_eq!(forwarded(w, MESH, &to(V4.node2, 8080), Out::Peer(IFINDEX)).dport, 81);
-    assert_eq!(forwarded(w, MESH, &to(V4.node2, 9090), Out::Peer(IFINDEX)).dport, 81);
-    passed(w, MESH, &to(V4.node, 9090).bytes());
+    let to = |port| Segment::new(TCP, (V4.client, port), (V4.node2, 8080)).flags(SYN);
+    assert_ne!(Segment::parse(&w.run(MESH, &to(40_000).bytes()).bytes).dport, 81);
+    w.remove_port(PortKey::new(Addr::ANY, 8080, TCP));
+    assert_eq!(forwarded(w, MESH, &to(40_001), Out::Peer(IFINDEX)).dport, 81);
 }
 
 pub(crate) fn service_without_endpoint_is_refused(w: &mut dyn World) {

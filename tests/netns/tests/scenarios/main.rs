@@ -18,6 +18,7 @@ mod load;
 mod members;
 mod mesh;
 mod names;
+mod ports;
 mod refusals;
 mod renewal;
 mod upstream;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Group { name: "members", start: members::start, scenarios: members::SCENARIOS },
         Group { name: "mesh", start: harness::formed, scenarios: mesh::SCENARIOS },
         Group { name: "lane", start: harness::formed, scenarios: lane::SCENARIOS },
+        Group { name: "ports", start: harness::formed, scenarios: ports::SCENARIOS },
         Group { name: "flows", start: harness::formed, scenarios: flows::SCENARIOS },
         Group { name: "names", start: harness::formed, scenarios: names::SCENARIOS },
         Group { name: "refusals", start: harness::formed, scenarios: refusals::SCENARIOS },

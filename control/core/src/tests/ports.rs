@@ -1,0 +1,251 @@
+//! Published ports: scopes, host mode, limits.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use shoal_types::ErrorCode;
+use shoal_types::id::ServiceId;
+use shoal_types::object::{NodeState, TaskState, Timestamp};
+use shoal_types::port::{Binding, PublishMode};
+use shoal_types::spec::{PortSpec, ServiceMode, ServiceSpec, UpdateOrder};
+
+use super::sim::{Sim, name, service, tcp};
+use crate::ports::{Asker, PortTable};
+use crate::{Command, Entry, Rejection, State};
+
+fn on(addr: &str, port: PortSpec) -> PortSpec {
+    let addr: IpAddr = addr.parse().expect("an address");
+    PortSpec { binding: Binding { addr: Some(addr), ..port.binding }, ..port }
+}
+
+fn host(port: PortSpec) -> PortSpec {
+    PortSpec { binding: Binding { mode: PublishMode::Host, ..port.binding }, ..port }
+}
+
+fn publishing(text: &str, replicas: u32, ports: &[PortSpec]) -> ServiceSpec {
+    let mut spec = service(text, replicas, &[], ports);
+    spec.update.order = UpdateOrder::StopFirst;
+    spec.drain_ms = 0;
+    spec
+}
+
+fn refused(sim: &mut Sim, spec: ServiceSpec) -> Rejection {
+    let id = ServiceId::from_entropy(sim.draw());
+    let rejection = sim.propose(Command::CreateService { id, spec: Box::new(spec) }).expect_err("refused");
+    assert!(!rejection.help().is_empty());
+    rejection
+}
+
+fn update(sim: &mut Sim, id: &ServiceId, ports: &[PortSpec]) -> Result<(), Rejection> {
+    let spec = Box::new(ServiceSpec { ports: ports.to_vec(), ..sim.state.services()[id].spec.clone() });
+    sim.propose(Command::UpdateService { id: id.clone(), spec, expect_version: None }).map(drop)
+}
+
+/// Why the service's task waits.
+fn waits(sim: &Sim, id: &ServiceId) -> Vec<String> {
+    let pending = sim.state.tasks_of_service(id).filter(|t| t.status.state == TaskState::Pending);
+    pending.map(|t| t.status.message.clone()).collect()
+}
+
+#[test]
+fn one_port_on_different_addresses_may_be_of_different_services() {
+    let mut sim = Sim::of(2);
+    for (name, addr) in [("a", "192.0.2.1"), ("b", "192.0.2.2"), ("c", "2001:db8::1")] {
+        sim.create(&publishing(name, 1, &[on(addr, tcp(8080, 80))]));
+    }
+    let same = refused(&mut sim, publishing("d", 1, &[on("192.0.2.2", tcp(8080, 80))]));
+    assert_eq!(same.code(), ErrorCode::PortTaken);
+    assert_eq!(
+        same.to_string(),
+        "port 192.0.2.2:8080/tcp (ingress) overlaps 192.0.2.2:8080/tcp (ingress) of service 'b'"
+    );
+    assert_eq!(
+        same.help(),
+        "choose another port or address, or 'shoal service update --publish-rm \
+         published=8080,protocol=tcp,ip=192.0.2.2 b'"
+    );
+    let all = refused(&mut sim, publishing("d", 1, &[tcp(8079, 80), tcp(8080, 80)]));
+    assert!(all.to_string().starts_with("port 8080/tcp (ingress) overlaps 192.0.2.1:8080/tcp"), "{all}");
+    sim.create(&publishing("d", 1, &[tcp(9090, 80)]));
+    let one = refused(&mut sim, publishing("e", 1, &[on("192.0.2.1", tcp(9090, 80))]));
+    assert!(one.to_string().contains("overlaps 9090/tcp (ingress) of service 'd'"), "{one}");
+}
+
+#[test]
+fn a_service_does_not_get_into_its_own_way() {
+    let mut sim = Sim::of(1);
+    for (ports, problem) in [
+        (vec![tcp(80, 80), on("192.0.2.1", tcp(80, 81))], "overlaps 80/tcp of the same service"),
+        (vec![host(tcp(80, 80)), tcp(80, 80)], "is published twice"),
+        (vec![on("127.0.0.1", tcp(80, 80))], "is loopback, which no client reaches"),
+        (vec![tcp(80, 80); 20_000], "ports are more than a service can publish"),
+    ] {
+        let rejection = refused(&mut sim, publishing("web", 1, &ports));
+        assert_eq!(rejection.code(), ErrorCode::InvalidField);
+        assert!(rejection.to_string().contains(problem), "{rejection}");
+    }
+    let web = sim.create(&publishing("web", 1, &[tcp(80, 80)]));
+    // From all addresses to one and back: its own ports are no obstacle.
+    update(&mut sim, &web, &[on("192.0.2.1", tcp(80, 80)), on("192.0.2.2", tcp(80, 81))]).expect("narrowed");
+    update(&mut sim, &web, &[host(tcp(80, 80))]).expect("to host mode");
+    update(&mut sim, &web, &[tcp(80, 80)]).expect("and back");
+}
+
+#[test]
+fn an_automatic_port_stays_over_every_other_change() {
+    let mut sim = Sim::of(1);
+    let auto = PortSpec { published: None, ..tcp(1, 80) };
+    let web = sim.create(&publishing("web", 1, &[auto, host(PortSpec { target: 81, ..auto })]));
+    let numbers =
+        |sim: &Sim| -> Vec<u16> { sim.state.services()[&web].ports.iter().map(|p| p.published).collect() };
+    assert_eq!(numbers(&sim), [30_000, 30_001]);
+    sim.create(&publishing("other", 1, &[auto]));
+    update(&mut sim, &web, &[tcp(8080, 82), on("192.0.2.1", auto), host(PortSpec { target: 81, ..auto })])
+        .expect("bound to an address");
+    assert_eq!(numbers(&sim), [8080, 30_000, 30_001]);
+    sim.update(&web, |s| s.drain_ms = 7);
+    assert_eq!(numbers(&sim), [8080, 30_000, 30_001]);
+}
+
+#[test]
+fn a_port_in_host_mode_takes_one_task_on_a_node() {
+    let mut sim = Sim::of(3);
+    let web = sim.create(&publishing("web", 4, &[host(tcp(8080, 80))]));
+    sim.rest();
+    let placed = sim.ps(&web);
+    for node in ["n1", "n2", "n3"] {
+        assert_eq!(placed.iter().filter(|t| t.contains(node)).count(), 1, "{placed:?}");
+    }
+    assert_eq!(waits(&sim, &web), ["0 of 3 nodes fit: port 8080/tcp in use on n1, n2, n3"]);
+    // A node more, and it runs.
+    sim.join(4);
+    sim.rest();
+    assert!(sim.converged(&web));
+}
+
+#[test]
+fn services_share_a_port_in_host_mode_on_different_nodes_only() {
+    let mut sim = Sim::of(3);
+    let web = sim.create(&publishing("web", 2, &[host(tcp(8080, 80))]));
+    sim.rest();
+    let api = sim.create(&publishing("api", 2, &[host(tcp(8080, 80))]));
+    // On another address they get along.
+    let far = sim.create(&publishing("far", 1, &[host(on("192.0.2.1", tcp(8081, 80)))]));
+    let near = sim.create(&publishing("near", 3, &[host(on("192.0.2.2", tcp(8081, 80)))]));
+    sim.rest();
+    assert!(sim.converged(&web) && sim.converged(&far) && sim.converged(&near));
+    let waiting = waits(&sim, &api);
+    assert_eq!(waiting.len(), 1);
+    assert!(waiting[0].starts_with("0 of 3 nodes fit: port 8080/tcp in use on n"), "{waiting:?}");
+    // Everywhere is also there.
+    let mesh = refused(&mut sim, publishing("mesh", 1, &[tcp(8080, 80)]));
+    assert!(mesh.to_string().contains("overlaps 8080/tcp (host) of service"), "{mesh}");
+    let under = sim.create(&publishing("under", 1, &[tcp(9090, 80)]));
+    sim.rest();
+    let in_use = update(&mut sim, &under, &[host(tcp(8080, 80))]).expect_err("web or api is on its node");
+    assert_eq!(in_use.code(), ErrorCode::PortTaken);
+    assert!(in_use.to_string().starts_with("port 8080/tcp is in use on n"), "{in_use}");
+    sim.must(Command::RemoveService { id: web.clone() });
+    sim.run(60_000);
+    assert!(sim.converged(&api), "its place is free");
+}
+
+#[test]
+fn a_port_is_not_given_on_while_a_task_still_drains() {
+    let mut sim = Sim::of(1);
+    let spec = ServiceSpec { drain_ms: 10_000, ..publishing("web", 1, &[host(tcp(8080, 80))]) };
+    let web = sim.create(&spec);
+    sim.rest();
+    let api = sim.create(&publishing("api", 1, &[host(tcp(8080, 80))]));
+    sim.must(Command::RemoveService { id: web });
+    sim.rest();
+    assert_eq!(waits(&sim, &api), ["0 of 1 nodes fit: port 8080/tcp in use on n1"]);
+    sim.run(11_000);
+    assert!(sim.converged(&api));
+}
+
+#[test]
+fn a_successor_may_take_its_predecessors_node() {
+    for order in [UpdateOrder::StartFirst, UpdateOrder::StopFirst] {
+        let mut sim = Sim::of(2);
+        let mut spec = publishing("web", 2, &[host(tcp(8080, 80))]);
+        spec.update.order = order;
+        let web = sim.create(&spec);
+        sim.rest();
+        sim.update(&web, |s| s.task.process.command.push("v2".to_owned()));
+        sim.run(60_000);
+        assert!(sim.converged(&web), "{order:?}: {:?}", sim.ps(&web));
+    }
+}
+
+#[test]
+fn a_first_port_in_host_mode_spreads_tasks_anew() {
+    let mut sim = Sim::of(2);
+    sim.set_node("n2", NodeState::Down);
+    let web = sim.create(&publishing("web", 2, &[tcp(8080, 80)]));
+    sim.rest();
+    sim.set_node("n2", NodeState::Ready);
+    sim.rest();
+    assert!(sim.ps(&web).iter().all(|t| t.contains("n1")), "both are on n1");
+    update(&mut sim, &web, &[host(tcp(8080, 80))]).expect("nobody else has it");
+    sim.run(60_000);
+    assert!(sim.converged(&web));
+    assert!(sim.ps(&web).iter().any(|t| t.contains("n2")), "{:?}", sim.ps(&web));
+}
+
+#[test]
+fn a_global_service_in_host_mode_is_on_every_node() {
+    let mut sim = Sim::of(3);
+    let spec = ServiceSpec { mode: ServiceMode::Global, ..publishing("web", 0, &[host(tcp(8080, 80))]) };
+    let web = sim.create(&spec);
+    sim.rest();
+    assert_eq!(sim.serving(&web), 3);
+}
+
+#[test]
+fn ports_by_the_thousand() {
+    let mut sim = Sim::of(1);
+    let range: Vec<PortSpec> = (10_000..20_000).map(|port| tcp(port, port)).collect();
+    let web = sim.create(&publishing("media", 1, &range));
+    let rejection = refused(&mut sim, publishing("late", 1, &[tcp(9_999, 80), tcp(10_007, 80)]));
+    assert_eq!(rejection.to_string(), "port 10007/tcp is already published by service 'media'");
+    sim.must(Command::RemoveService { id: web });
+    sim.run(60_000);
+    sim.create(&publishing("late", 1, &[tcp(10_007, 80)]));
+}
+
+#[test]
+fn a_swarm_publishes_as_many_ports_as_a_node_has_place_for() {
+    let mut table = PortTable::default();
+    let services = BTreeMap::new();
+    let name = name("web");
+    let mut ask = |number: u128, ports: &[PortSpec]| {
+        let id = ServiceId::from_entropy(number);
+        let asker = Asker { id: &id, name: &name, has: &[] };
+        let ports = table.resolve(asker, ports, &services)?;
+        table.assign(&id, &ports, Timestamp(1));
+        Ok::<_, Rejection>(())
+    };
+    for n in 0..4_u8 {
+        let range: Vec<PortSpec> =
+            (1..=16_384).map(|port| on(&format!("192.0.2.{n}"), tcp(port, 80))).collect();
+        ask(n.into(), &range).expect("there is place");
+    }
+    let rejection = ask(9, &[tcp(20_000, 80)]).expect_err("there is none");
+    assert!(rejection.to_string().contains("beside the 65536 that other services publish"), "{rejection}");
+}
+
+#[test]
+fn bindings_are_read_back_from_logs_and_snapshots() {
+    let mut sim = Sim::of(1);
+    let auto = PortSpec { published: None, ..tcp(1, 81) };
+    sim.create(&publishing("web", 1, &[tcp(443, 80), on("2001:db8::1", tcp(80, 80)), host(auto)]));
+    sim.create(&publishing("api", 1, &[host(on("192.0.2.1", tcp(8080, 80)))]));
+    sim.rest();
+    let bytes = postcard::to_stdvec(&sim.state).expect("serializes");
+    let state: State = postcard::from_bytes(&bytes).expect("reads");
+    assert_eq!((state.hash(), state.services()), (sim.state.hash(), sim.state.services()));
+    let log: Vec<(u64, Entry)> =
+        postcard::from_bytes(&postcard::to_stdvec(&sim.log).expect("serializes")).expect("reads");
+    assert_eq!(log, sim.log);
+}
