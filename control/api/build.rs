@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .map(|name| format!("proto/shoal/v1/{name}.proto"));
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // By far the largest of the objects.
+    tonic_prost_build::configure().boxed("shoal.v1.AssignmentObject.object.task").compile_fds(descriptors)?;
     Ok(())
 }

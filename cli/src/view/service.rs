@@ -6,8 +6,8 @@ use shoal_api::pb::service_spec;
 
 use super::Lookup;
 use super::words::{
-    attachments_item, labels, labels_text, policy, ports_item, ports_text, protocol, restart_condition,
-    update_order,
+    attachments_item, endpoint_mode, labels, labels_text, policy, ports_item, ports_text, protocol,
+    restart_condition, update_order,
 };
 use crate::output::listing::{Column, Row};
 use crate::output::time::rfc3339;
@@ -46,6 +46,7 @@ pub(crate) fn service_row(info: &pb::ServiceInfo, lookup: &Lookup) -> Row {
         "Networks": networks_text(&spec, lookup),
         "VIPs": vips_text(info, lookup),
         "LB": policy(&spec),
+        "EndpointMode": endpoint_mode(&spec),
         "Labels": labels_text(&spec.labels),
         "Converged": info.converged,
         "Version": info.version,
@@ -81,6 +82,7 @@ fn service_item(info: &pb::ServiceInfo, lookup: &Lookup) -> Value {
         "vips": attachments_item(&info.vips, lookup),
         "ports": ports_item(&info.ports),
         "lb": policy(&spec),
+        "endpointMode": endpoint_mode(&spec),
         "createdAt": rfc3339(info.created_at_ms),
         "updatedAt": rfc3339(info.updated_at_ms),
         "spec": spec_item(&spec, lookup),
@@ -94,6 +96,7 @@ pub(crate) fn spec_item(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
     let resources = task.resources.unwrap_or_default();
     let restart = task.restart.unwrap_or_default();
     let update = spec.update.unwrap_or_default();
+    let dns = spec.dns.clone().unwrap_or_default();
     let replicas = match spec.mode {
         Some(service_spec::Mode::Replicas(n)) => Some(n),
         _ => None,
@@ -130,6 +133,8 @@ pub(crate) fn spec_item(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
         "stopGraceMs": task.stop_grace_ms,
         "drainMs": spec.drain_ms,
         "lb": policy(spec),
+        "endpointMode": endpoint_mode(spec),
+        "dns": { "servers": dns.servers, "search": dns.search, "options": dns.options },
         "constraints": task.constraints,
         "maxPerNode": task.max_per_node,
         "forceUpdate": task.force_update,
@@ -156,6 +161,7 @@ pub(crate) fn service_object(info: &pb::ServiceInfo, lookup: &Lookup) -> Row {
         "UpdatedAt": rfc3339(info.updated_at_ms),
         "Spec": docker_spec(&spec, lookup),
         "Endpoint": {
+            "Mode": endpoint_mode(&spec),
             "Ports": info.ports.iter().map(port).collect::<Value>(),
             "VirtualIPs": info.vips.iter().map(vip).collect::<Value>(),
             "LB": policy(&spec),
@@ -191,13 +197,17 @@ fn docker_spec(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
             "Parallelism": update.parallelism, "Delay": nanos(update.delay_ms),
             "Order": update_order(update.order()),
         },
-        "EndpointSpec": { "Mode": "vip", "LB": policy(spec), "Ports": spec.ports.iter().map(port).collect::<Value>() },
+        "EndpointSpec": {
+            "Mode": endpoint_mode(spec), "LB": policy(spec),
+            "Ports": spec.ports.iter().map(port).collect::<Value>(),
+        },
         "Drain": nanos(spec.drain_ms),
     })
 }
 
 fn docker_task(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
     let task = spec.task.clone().unwrap_or_default();
+    let dns = spec.dns.clone().unwrap_or_default();
     let process = task.process.unwrap_or_default();
     let resources = task.resources.unwrap_or_default();
     let restart = task.restart.unwrap_or_default();
@@ -209,6 +219,7 @@ fn docker_task(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
             "Hostname": process.hostname, "Root": process.root, "CapabilityAdd": process.cap_add,
             "ReadOnly": process.read_only, "StopSignal": task.stop_signal,
             "StopGracePeriod": nanos(task.stop_grace_ms),
+            "DNSConfig": { "Nameservers": dns.servers, "Search": dns.search, "Options": dns.options },
         },
         "Resources": {
             "Limits": {

@@ -3,6 +3,7 @@
 mod balancing;
 mod checks;
 mod histories;
+mod names;
 mod rejections;
 mod sim;
 mod stored;

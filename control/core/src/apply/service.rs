@@ -139,13 +139,13 @@ pub(super) fn update(
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
     check_own_ports(state, &ports)?;
     let new_vips = addresses::missing_vips(spec, Some(&old));
-    if asks_for_more(state, &old.spec, spec) {
+    if !new_vips.is_empty() || asks_for_more(state, &old.spec, spec) {
         addresses::require_for_spec(state, id, spec, &new_vips)?;
     }
     let added = allocate_vips(state, &spec.name, &new_vips)?;
 
     let (kept, dropped): (Vec<_>, Vec<_>) =
-        old.vips.iter().cloned().partition(|v| spec.networks.iter().any(|n| n.network == v.network));
+        old.vips.iter().cloned().partition(|v| addresses::vip_networks(spec).any(|n| *n == v.network));
     addresses::release(state, &dropped);
     state.ports.assign(id, &ports, at.now);
     let outdates = outdates_tasks(&old.spec, spec);
@@ -165,7 +165,10 @@ pub(super) fn update(
 /// published; one with it that isn't needed any more does no harm.
 fn outdates_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
     let ids = |spec: &ServiceSpec| spec.networks.iter().map(|n| n.network.clone()).collect::<BTreeSet<_>>();
-    old.task != new.task || ids(old) != ids(new) || (old.ports.is_empty() && !new.ports.is_empty())
+    old.task != new.task
+        || old.dns != new.dns
+        || ids(old) != ids(new)
+        || (old.ports.is_empty() && !new.ports.is_empty())
 }
 
 /// Whether the new spec needs addresses that the old one did not.

@@ -2,9 +2,10 @@
 
 use shoal_types::lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb};
 use shoal_types::object::Balancing;
+use shoal_types::spec::{DnsSpec, EndpointMode, ServiceMode, ServiceSpec};
 
 use super::checks;
-use super::sim::{Sim, service};
+use super::sim::{Sim, name, service};
 use crate::command::Entry;
 use crate::{Command, State};
 
@@ -29,6 +30,7 @@ fn a_snapshot_of_the_first_version_is_read_and_written_as_it_was() {
     assert_eq!(snapshot(&state), STATE);
     assert_eq!(state.cluster().expect("founded").balancing, Balancing::default());
     assert!(state.services().values().all(|s| s.spec.lb == LbPolicy::Auto));
+    assert!(state.services().values().all(|s| s.spec.endpoint == EndpointMode::Vip));
     let said: Vec<NodeLb> = state.nodes().values().map(|n| n.description.lb).collect();
     assert!(said.contains(&NodeLb { setting: LbEngine::Auto, in_use: Some(LbInUse::default()) }), "{said:?}");
 }
@@ -50,13 +52,26 @@ fn what_came_later_is_read_back() {
     sim.must(Command::SetLbEngine { engine: LbEngine::Ipvs });
     sim.balances("n1", LbEngine::Ipvs, true, false);
     let spec = service("web", 2, &[], &[]);
-    let web = sim.create(&shoal_types::spec::ServiceSpec { lb: LbPolicy::LeastConnections, ..spec });
+    let web = sim.create(&ServiceSpec { lb: LbPolicy::LeastConnections, ..spec.clone() });
+    let rotated = ServiceSpec { name: name("rotated"), endpoint: EndpointMode::Dnsrr, ..spec.clone() };
+    let rotated = sim.create(&rotated);
+    let both = ServiceSpec {
+        name: name("both"),
+        mode: ServiceMode::Global,
+        lb: LbPolicy::Source,
+        endpoint: EndpointMode::Dnsrr,
+        dns: DnsSpec { search: vec![".".to_owned()], ..DnsSpec::default() },
+        ..spec
+    };
+    let both = sim.create(&both);
     sim.run(60_000);
     let state = read(&snapshot(&sim.state));
     assert_eq!(state.hash(), sim.state.hash());
     let balancing = state.cluster().expect("founded").balancing;
     assert_eq!((balancing.engine, balancing.direct), (LbEngine::Ipvs, DirectRouting::Ready));
-    assert_eq!(state.services()[&web], sim.state.services()[&web]);
+    for id in [&web, &rotated, &both] {
+        assert_eq!(state.services()[id], sim.state.services()[id]);
+    }
     assert_eq!(state.nodes(), sim.state.nodes());
     let log: Vec<(u64, Entry)> =
         postcard::from_bytes(&postcard::to_stdvec(&sim.log).expect("serializes")).expect("reads");
