@@ -250,6 +250,7 @@ impl<F: Facility> Reconciler<F> {
                     path,
                     &self.node,
                     node_name.as_deref().unwrap_or_default(),
+                    &self.facility.search_domains(&task.id),
                 );
                 self.tasks.start(&task.id, spec, &self.reports);
                 outcome.deferred += 1;
