@@ -14,8 +14,10 @@ mod lane;
 mod members;
 mod mesh;
 mod names;
+mod outside;
 mod refusals;
 mod renewal;
+mod rotation;
 mod upstream;
 
 use std::process::ExitCode;
