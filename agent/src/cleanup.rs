@@ -11,7 +11,7 @@ use shoal_plan::{Objects, Op, plan};
 
 use crate::config::Config;
 use crate::drivers::bpf::{BpfConfig, BpfDriver};
-use crate::drivers::dns::{DnsConfig, DnsDriver, DnsMetrics};
+use crate::drivers::dns::{DnsConfig, DnsDriver, DnsMetrics, Told};
 use crate::drivers::egress::Egress;
 use crate::drivers::link::{Nl, Writes};
 use crate::drivers::overlay::Overlay;
@@ -109,7 +109,7 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
             overlay,
             egress: Egress::new(Writes::default()),
             bpf,
-            dns: DnsDriver::new(DnsConfig::default(), DnsMetrics::default()),
+            dns: DnsDriver::new(DnsConfig::default(), DnsMetrics::default(), Told::default()),
             book: EgressBook::open(&config.agent_dir().join("egress.json"))?,
             reserved: ReservedPorts::open(&config.agent_dir().join("reserved-ports"))?,
             former: FormerValues::open(&config.agent_dir().join("former.json"))?,

@@ -73,6 +73,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Where the host's resolvers stand.
     pub resolv_conf: PathBuf,
+    /// Whether tasks have the host's search domains.
+    pub dns_search: bool,
 }
 
 impl Config {
@@ -114,6 +116,7 @@ impl Config {
                 _ => return Err(settings.refuse("observe.log_format", "use text or json")),
             },
             resolv_conf: crate::mounts::RESOLV_CONF.into(),
+            dns_search: parse(settings, "dns.search", "use true or false")?,
         })
     }
 

@@ -88,6 +88,9 @@ pub trait Facility: Send + 'static {
     /// Where a task's namespace is.
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf;
 
+    /// The domains that a task tries unqualified names in.
+    fn search_domains(&self, task: &TaskId) -> Vec<String>;
+
     /// Packets that the programs dropped, by reason.
     fn drops(&self) -> BTreeMap<&'static str, u64>;
 
@@ -373,6 +376,14 @@ impl Facility for HostFacility {
 
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf {
         self.overlay.namespaces().root().join(task.as_str())
+    }
+
+    /// None for a task that may ask nothing outside: all it would get is refusals.
+    fn search_domains(&self, task: &TaskId) -> Vec<String> {
+        match self.resolvers.get(task) {
+            Some(resolver) if resolver.forward => self.dns.search_domains(),
+            _ => Vec::new(),
+        }
     }
 
     fn lb(&self) -> LbInUse {

@@ -137,9 +137,10 @@ fn checksum(body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
     use shoal_types::assignment::{Member, ObjectKey};
     use shoal_types::object::Attachment;
-    use shoal_types::{DualAddr, EndpointId, NetworkId, NodeId};
+    use shoal_types::{ClusterId, DualAddr, EndpointId, NetworkId, NodeId, ServiceId};
 
     fn member(n: u8) -> Object {
         Object::Member(Member {
@@ -175,6 +176,28 @@ mod tests {
         let read = Ledger::open(&path).expect("whole");
         assert_eq!(read.generation(), Generation(5));
         assert_eq!(read.assignment(), ledger.assignment());
+    }
+
+    #[test]
+    fn a_ledger_of_the_first_version_is_read() {
+        let at = |n: u8| json!({ "endpoint": n, "network": NetworkId::from_entropy(1), "addr": { "v4": "10.0.0.2", "v6": "fd00::2" } });
+        let body = json!([7, [
+            { "Cluster": {
+                "id": ClusterId::from_entropy(1), "name": "otter", "data_port": 7378, "node": NodeId::from_entropy(1),
+                "node_name": "n1", "router": at(1), "lb_engine": "Auto", "direct": "Off",
+            } },
+            { "Service": {
+                "id": ServiceId::from_entropy(2), "index": 1, "name": "web", "lb": "Auto", "ports": [],
+                "vips": [{ "at": at(2), "aliases": ["db"] }],
+            } },
+        ]]);
+        let body = body.to_string().into_bytes();
+        let mut content = format!("{FORMAT} {}\n", checksum(&body)).into_bytes();
+        content.extend(body);
+        let assignment = decode(&content).expect("read");
+        assert!(assignment.cluster().is_some_and(|c| c.reserved.networks.is_empty()));
+        assert!(assignment.services().all(|s| s.dnsrr.is_empty() && s.vips.len() == 1));
+        assert_eq!(assignment.services().count(), 1);
     }
 
     #[test]

@@ -144,6 +144,7 @@ impl Exporter {
                 "shoal_program_packets_total{{program=\"{program}\",event=\"{event}\"}} {packets}"
             ));
         }
+        out.0.push_str(&stats.dns.text());
         out.head("shoal_agent_program_seconds", "gauge", "Time of the last pass");
         let seconds = Duration::from_micros(Stats::get(&stats.last_pass_us)).as_secs_f64();
         out.raw(&format!("shoal_agent_program_seconds {seconds}"));

@@ -118,6 +118,7 @@ impl Session {
                     ended = self.once(address) => ended,
                 };
                 Stats::set(&self.stats.session_since_ms, 0);
+                self.stats.told.set(false);
                 if let Err(error) = ended {
                     let error = chain(&error);
                     if error == trouble {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use shoal_types::LbInUse;
 
+use crate::drivers::dns::{DnsMetrics, Told};
 use crate::drivers::link::Writes;
 
 /// Counters and gauges of a running daemon.
@@ -27,6 +28,10 @@ pub struct Stats {
     pub session_since_ms: AtomicU64,
     /// End of the node certificate's life, in milliseconds of Unix time.
     pub cert_expires_ms: AtomicU64,
+    /// What resolvers count.
+    pub dns: DnsMetrics,
+    /// Whether a session keeps the node up to date.
+    pub told: Told,
     /// Programs of tasks that run.
     pub tasks_running: AtomicU64,
     checks: Mutex<BTreeMap<&'static str, u64>>,

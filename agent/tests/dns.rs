@@ -1,20 +1,24 @@
 //! The resolvers against real sockets in real network namespaces, as root, with an upstream server of the test's
 //! own.
 
+#[path = "dns/upstream.rs"]
+mod upstream;
+
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::str::FromStr as _;
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, TXT};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RecordType};
 use shoal_agent::drivers::dns::{
-    DnsConfig, DnsDriver, DnsMetrics, NetworkRecords, NetworkZone, Reserved, ServiceRecord, TaskRecord, Zone,
+    AnsweredBy, DnsConfig, DnsDriver, DnsMetrics, NetworkRecords, NetworkZone, Reserved, ServiceRecord,
+    TaskRecord, Told, Zone,
 };
 use shoal_agent::netns::{Netns, NetnsDir};
+
+use upstream::Upstream;
 
 const RESOLVER: &str = "127.0.0.11:53";
 
@@ -24,6 +28,7 @@ struct Node {
     netns: NetnsDir,
     driver: DnsDriver,
     metrics: DnsMetrics,
+    told: Told,
     upstream: Upstream,
 }
 
@@ -39,8 +44,10 @@ impl Node {
         std::fs::write(&resolv_conf, format!("nameserver {}\n", upstream.address)).expect("file");
         let metrics = DnsMetrics::default();
         config.upstream_resolv_conf = resolv_conf;
-        let driver = DnsDriver::new(config, metrics.clone());
-        Self { netns: NetnsDir::new(&dir.path().join("run")), dir, driver, metrics, upstream }
+        let told = Told::default();
+        told.set(true);
+        let driver = DnsDriver::new(config, metrics.clone(), told.clone());
+        Self { netns: NetnsDir::new(&dir.path().join("run")), dir, driver, metrics, told, upstream }
     }
 
     async fn task(&self, name: &str, zone: Zone) -> Client {
@@ -136,90 +143,6 @@ fn addresses(message: &Message) -> Vec<String> {
     message.answers.iter().map(|record| record.data.to_string()).collect()
 }
 
-/// A server that knows `*.example`: `a.example` has an address, `big.example` has much text, `spoof.example` is
-/// answered wrongly before it is answered rightly, `silent.example` never.
-struct Upstream {
-    address: SocketAddr,
-    asked: Arc<AtomicUsize>,
-    asked_tcp: Arc<AtomicUsize>,
-}
-
-impl Upstream {
-    fn start() -> Self {
-        let udp = UdpSocket::bind("127.0.0.1:0").expect("binds");
-        let address = udp.local_addr().expect("address");
-        let tcp = TcpListener::bind(address).expect("binds");
-        let (asked, asked_tcp) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let (count, count_tcp) = (Arc::clone(&asked), Arc::clone(&asked_tcp));
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok((length, client)) = udp.recv_from(&mut buffer) {
-                count.fetch_add(1, Ordering::Relaxed);
-                for reply in replies(&buffer[..length], false) {
-                    udp.send_to(&reply, client).expect("sends");
-                }
-            }
-        });
-        std::thread::spawn(move || {
-            while let Ok((mut stream, _)) = tcp.accept() {
-                count_tcp.fetch_add(1, Ordering::Relaxed);
-                let mut length = [0; 2];
-                stream.read_exact(&mut length).expect("query");
-                let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
-                stream.read_exact(&mut query).expect("query");
-                for reply in replies(&query, true) {
-                    let length = u16::try_from(reply.len()).expect("fits").to_be_bytes();
-                    stream.write_all(&length).and_then(|()| stream.write_all(&reply)).expect("sends");
-                }
-            }
-        });
-        Self { address, asked, asked_tcp }
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::Relaxed) + self.asked_tcp.load(Ordering::Relaxed)
-    }
-}
-
-fn replies(query: &[u8], tcp: bool) -> Vec<Vec<u8>> {
-    let query = Message::from_vec(query).expect("our queries are readable");
-    let question = query.queries[0].clone();
-    let mut reply = Message::response(query.metadata.id, OpCode::Query);
-    reply.metadata.recursion_available = true;
-    reply.add_query(question.clone());
-    let name = question.name().to_string();
-    let address = |last| Record::from_rdata(question.name().clone(), 60, RData::A(A::new(192, 0, 2, last)));
-    match name.as_str() {
-        "a.example." => drop(reply.add_answer(address(1))),
-        "big.example." if tcp => {
-            for _ in 0..20 {
-                let text = RData::TXT(TXT::new(vec!["x".repeat(200)]));
-                reply.add_answer(Record::from_rdata(question.name().clone(), 60, text));
-            }
-        }
-        "big.example." => reply.metadata.truncation = true,
-        "silent.example." => return Vec::new(),
-        "spoof.example." => {
-            let mut wrong_id = reply.clone();
-            wrong_id.metadata.id = query.metadata.id.wrapping_add(1);
-            wrong_id.add_answer(address(66));
-            let mut wrong_name = Message::response(query.metadata.id, OpCode::Query);
-            wrong_name
-                .add_query(Query::query(Name::from_str("other.example.").expect("name"), RecordType::A));
-            wrong_name.add_answer(address(67));
-            let mut no_reply = reply.clone();
-            no_reply.metadata.message_type = MessageType::Query;
-            reply.add_answer(address(2));
-            return [wrong_id, wrong_name, no_reply, reply]
-                .iter()
-                .map(|message| message.to_vec().expect("encodes"))
-                .collect();
-        }
-        _ => reply.metadata.response_code = ResponseCode::NXDomain,
-    }
-    vec![reply.to_vec().expect("encodes")]
-}
-
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("address")
 }
@@ -233,20 +156,23 @@ fn network(name: &str, third: u8, service: &str, endpoints: u8) -> Arc<NetworkZo
             name: service.to_owned(),
             aliases: Vec::new(),
             vips: vec![address(2)],
-            endpoints: (10..10 + endpoints).map(address).collect(),
+            targets: Vec::new(),
         }],
-        tasks: vec![TaskRecord {
-            service: service.to_owned(),
-            slot: 1,
-            hostname: None,
-            addresses: vec![address(10)],
-        }],
+        tasks: (0..endpoints)
+            .map(|n| TaskRecord {
+                service: service.to_owned(),
+                slot: (n + 1).to_string(),
+                serving: true,
+                addresses: vec![address(n + 10)],
+            })
+            .collect(),
     }))
 }
 
 fn zone(networks: Vec<Arc<NetworkZone>>, forwards: bool) -> Zone {
     let reserved = Reserved {
         networks: ["front", "back"].map(str::to_owned).into(),
+        slots: [].into(),
         subnets: vec!["10.9.0.0/16".parse().expect("pool")],
     };
     Zone::new(networks, Arc::new(reserved), forwards)
@@ -389,11 +315,38 @@ async fn forwards_in_flight_are_bounded_and_own_names_unharmed() {
     assert_eq!(refused, 46, "all but four are refused at once");
     assert_eq!(addresses(&client.ask("web.", RecordType::A).await), ["10.9.0.2"]);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    assert_eq!(node.metrics.rate_limited.get(), 46);
+    assert_eq!(node.metrics.rate_limited(), 46);
     // Forwards under way don't hold up the end, nor keep the namespace.
     let begun = Instant::now();
     node.finish().await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forwards_in_flight_are_bounded_for_all_tasks_together() {
+    let node = Node::with(DnsConfig { max_forwards: 6, max_forwards_per_task: 4, ..DnsConfig::default() });
+    let clients = [node.task("t1", front()).await, node.task("t2", front()).await];
+    let flood = |client: Client| async move {
+        client
+            .inside(|| {
+                let socket = UdpSocket::bind("127.0.0.1:0").expect("binds");
+                socket.connect(RESOLVER).expect("connects");
+                socket.set_read_timeout(Some(Duration::from_secs(1))).expect("time-out");
+                let query = query("silent.example.", RecordType::A, None);
+                for _ in 0..10 {
+                    socket.send(&query).expect("sends");
+                }
+                (0..10).take_while(|_| socket.recv(&mut [0; 512]).is_ok()).count()
+            })
+            .await
+    };
+    let refused = [flood(clients[0].clone()).await, flood(clients[1].clone()).await];
+    assert_eq!(refused, [6, 8], "four of one task and two of the other are under way");
+    assert_eq!((node.metrics.forwards_inflight(), node.metrics.rate_limited()), (6, 14));
+    for client in clients {
+        assert_eq!(addresses(&client.ask("web.", RecordType::A).await), ["10.9.0.2"]);
+    }
+    node.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -417,6 +370,80 @@ async fn networks_are_isolated_and_internal_ones_leak_nothing() {
     // Control: the same driver does forward for the open task.
     open.ask("a.example.", RecordType::A).await;
     assert_eq!(node.upstream.asked(), 1);
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_denied_while_nobody_tells_of_changes() {
+    let node = Node::new();
+    let client = node.task("t1", front()).await;
+    for (told, code) in [(false, ResponseCode::ServFail), (true, ResponseCode::NXDomain)] {
+        node.told.set(told);
+        for name in ["nosuch.", "web.9.front.", "_80._tcp.nosuch.", "99.0.9.10.in-addr.arpa."] {
+            let reply = client.ask(name, RecordType::A).await;
+            assert_eq!(reply.metadata.response_code, code, "{name}");
+            assert_eq!(reply.metadata.authoritative, told);
+        }
+        // What is known is answered, and the outside is asked.
+        assert_eq!(addresses(&client.ask("web.", RecordType::A).await), ["10.9.0.2"]);
+        assert_eq!(addresses(&client.ask("a.example.", RecordType::A).await), ["192.0.2.1"]);
+    }
+    assert_eq!(node.metrics.queries(RecordType::A, ResponseCode::ServFail, AnsweredBy::Own), 4);
+    assert_eq!(node.metrics.queries(RecordType::A, ResponseCode::NoError, AnsweredBy::Upstream), 2);
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_are_located_and_additional_records_give_way() {
+    let node = Node::new();
+    let client = node.task("t1", zone(vec![network("front", 0, "web", 20)], true)).await;
+    let ask = async |payload| {
+        let reply = client.udp(query("_80._tcp.web.", RecordType::SRV, payload)).await.expect("a reply");
+        (reply.len(), Message::from_vec(&reply).expect("decodes"))
+    };
+    // 20 targets: too many for 512 bytes, without their addresses enough for 800, whole by TCP.
+    let (length, cut) = ask(None).await;
+    assert!(length <= 512 && cut.metadata.truncation && cut.answers.is_empty());
+    let (length, bare) = ask(Some(800)).await;
+    assert!(length <= 800 && !bare.metadata.truncation, "{length}");
+    assert_eq!((bare.answers.len(), bare.additionals.len()), (20, 0));
+    let whole = client.tcp(query("_80._tcp.web.", RecordType::SRV, None)).await;
+    let whole = Message::from_vec(&whole).expect("decodes");
+    assert_eq!((whole.answers.len(), whole.additionals.len()), (20, 20));
+    assert!(whole.metadata.authoritative);
+    let target = whole.answers.iter().find(|record| record.data.to_string().contains(" web.7.front."));
+    assert!(target.is_some(), "{:?}", whole.answers);
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn search_domains_are_the_host_s_as_they_are_now() {
+    let mut node = Node::new();
+    assert!(node.driver.search_domains().is_empty());
+    let path = node.dir.path().join("resolv.conf");
+    std::fs::write(&path, "nameserver 192.0.2.1\nsearch a.example b.example\n").expect("file");
+    assert_eq!(node.driver.search_domains(), ["a.example", "b.example"]);
+    let off = DnsConfig { upstream_resolv_conf: path, search: false, ..DnsConfig::default() };
+    node.driver = DnsDriver::new(off, node.metrics.clone(), node.told.clone());
+    assert!(node.driver.search_domains().is_empty());
+    node.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_case_of_a_question_is_kept() {
+    let node = Node::new();
+    let client = node.task("t1", front()).await;
+    // Clients that draw the case at random (0x20) take no reply in another one.
+    for (name, qtype) in [
+        ("wEb.FrOnT.", RecordType::A),
+        ("_80._tCp.WEb.", RecordType::SRV),
+        ("A.exAMple.", RecordType::A),
+        ("nOSuch.", RecordType::A),
+    ] {
+        let asked = query(name, qtype, None);
+        let reply = client.udp(asked.clone()).await.expect("a reply");
+        assert_eq!(reply[12..asked.len()], asked[12..], "{name}");
+    }
     node.finish().await;
 }
 
@@ -489,7 +516,7 @@ async fn hostile_messages_are_dropped_and_the_resolver_lives() {
             }
         })
         .await;
-    assert!(node.metrics.malformed.get() > 5, "{}", node.metrics.malformed.get());
+    assert!(node.metrics.malformed() > 5, "{}", node.metrics.malformed());
     assert_eq!(addresses(&client.ask("web.", RecordType::A).await), ["10.9.0.2"]);
     node.finish().await;
 }

@@ -21,7 +21,7 @@ use shoal_types::assignment::{
     AssignedNetwork, AssignedTask, Assignment, ClusterView, Endpoint, Member, Object as Assigned,
 };
 use shoal_types::object::{Attachment, DesiredState, Slot};
-use shoal_types::spec::{ProcessSpec, Resources, RestartPolicy, TaskSpec};
+use shoal_types::spec::{DnsSpec, ProcessSpec, Resources, RestartPolicy, TaskSpec};
 use shoal_types::{
     ClusterId, DualAddr, DualNet, EndpointId, Generation, NetworkId, NodeId, ServiceId, TaskId, Vni,
 };
@@ -141,6 +141,7 @@ fn assignment(own: u8, tasks: bool) -> Assignment {
         router: at(own + 1, 0),
         lb_engine: shoal_types::LbEngine::Auto,
         direct: shoal_types::DirectRouting::Off,
+        reserved: shoal_types::assignment::Reserved::default(),
     })];
     for n in 0..2 {
         objects.push(Assigned::Network(AssignedNetwork {
@@ -185,6 +186,7 @@ fn assignment(own: u8, tasks: bool) -> Assignment {
                 spec: spec(),
                 desired: DesiredState::Running,
                 attachments,
+                dns: DnsSpec::default(),
             })));
         }
     }

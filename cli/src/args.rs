@@ -1,6 +1,7 @@
 //! The command line. What is not built yet is absent here and therefore a usage error.
 
 mod cluster;
+mod dns;
 mod health;
 mod service;
 #[cfg(test)]

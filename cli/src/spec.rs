@@ -5,6 +5,7 @@
 mod tests;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use shoal_api::pb;
 use shoal_api::pb::service_spec;
@@ -53,6 +54,12 @@ pub(crate) fn created(args: &CreateArgs) -> Result<pb::ServiceSpec, Failure> {
         update: Some(shoal_types::spec::UpdateConfig::default().into()),
         drain_ms: DRAIN_MS,
         lb: shoal_types::LbPolicy::default().to_string(),
+        endpoint_mode: shoal_types::spec::EndpointMode::default().to_string(),
+        dns: Some(pb::DnsSpec {
+            servers: args.dns.servers.iter().map(ToString::to_string).collect(),
+            search: args.dns.search.clone(),
+            options: args.dns.options.clone(),
+        }),
         labels: args.label.iter().cloned().collect(),
     };
     if spec.ports.iter().any(|port| parse::publish_mode(port) == pb::PublishMode::Host) {
@@ -115,6 +122,9 @@ fn apply_task_flags(flags: &TaskFlags, spec: &mut pb::ServiceSpec) {
     set(&mut spec.drain_ms, flags.drain);
     if let Some(policy) = flags.lb {
         spec.lb = policy.to_string();
+    }
+    if let Some(mode) = flags.endpoint_mode {
+        spec.endpoint_mode = mode.to_string();
     }
     let update = spec.update.get_or_insert_default();
     set(&mut update.parallelism, flags.update_parallelism);
@@ -188,6 +198,7 @@ pub(crate) fn updated(
     update_task_lists(args, &mut spec, &mut warnings)?;
     update_ports(args, &mut spec, published, &mut warnings);
     update_networks(args, &mut spec, names, &mut warnings);
+    update_dns(args, &mut spec, &mut warnings);
     for key in &args.label_rm {
         if spec.labels.remove(key).is_none() {
             warnings.push(format!("--label-rm {key}: there is none"));
@@ -289,5 +300,22 @@ fn update_networks(
     for added in &args.network_add {
         spec.networks.retain(|a| !is(a, &added.network));
         spec.networks.push(added.clone());
+    }
+}
+
+fn update_dns(args: &UpdateArgs, spec: &mut pb::ServiceSpec, warnings: &mut Vec<String>) {
+    let (flags, dns) = (&args.dns, spec.dns.get_or_insert_default());
+    let text = |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    for (flag, list, gone, added) in [
+        ("--dns-rm", &mut dns.servers, text(&flags.servers_rm), text(&flags.servers_add)),
+        ("--dns-search-rm", &mut dns.search, flags.search_rm.clone(), flags.search_add.clone()),
+        ("--dns-option-rm", &mut dns.options, flags.options_rm.clone(), flags.options_add.clone()),
+    ] {
+        for item in gone {
+            remove(list, warnings, &format!("{flag} {item}"), |known| *known == item);
+        }
+        for item in added {
+            add_once(list, item);
+        }
     }
 }

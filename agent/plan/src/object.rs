@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shoal_types::assignment::AssignedTask;
 use shoal_types::{DualAddr, EndpointId, MacAddr, PortPlace, TaskId, Vni};
 
@@ -446,6 +446,8 @@ pub struct Resolver {
     pub reserved: Arc<ReservedNames>,
     /// Whether other names are asked outside at all.
     pub forward: bool,
+    /// Which servers are asked then; none: the node's.
+    pub servers: Vec<IpAddr>,
 }
 
 /// The names of a network.
@@ -468,10 +470,10 @@ pub struct ServiceNames {
     pub name: String,
     /// Further names.
     pub aliases: Vec<String>,
-    /// Its virtual IPs.
+    /// Its virtual IPs; without any, its names stand for its serving tasks.
     pub vips: Vec<IpAddr>,
-    /// Addresses of its serving tasks.
-    pub endpoints: Vec<IpAddr>,
+    /// Ports that its tasks are published with.
+    pub targets: BTreeSet<(Protocol, u16)>,
 }
 
 /// A task's name and addresses in a network.
@@ -479,8 +481,10 @@ pub struct ServiceNames {
 pub struct TaskNames {
     /// Its service.
     pub service: String,
-    /// Its slot, where the service counts them.
-    pub slot: Option<u32>,
+    /// Its slot: a number, or the start of its node's id.
+    pub slot: String,
+    /// Whether it takes new flows.
+    pub serving: bool,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
 }
@@ -489,9 +493,11 @@ pub struct TaskNames {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReservedNames {
     /// Names of networks.
-    pub networks: Vec<String>,
-    /// Their subnets.
-    pub subnets: Vec<(Ipv4Net, Ipv6Net)>,
+    pub networks: BTreeSet<String>,
+    /// Slots of global services.
+    pub slots: BTreeSet<String>,
+    /// Subnets of networks, and pools.
+    pub subnets: BTreeSet<IpNet>,
 }
 
 /// A task's program.

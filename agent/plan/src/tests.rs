@@ -1,3 +1,5 @@
+mod names;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -5,11 +7,11 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 use shoal_types::assignment::{
     AssignedNetwork, AssignedService, AssignedTask, Assignment, ClusterView, Endpoint, Member,
-    Object as Assigned, Vip as AssignedVip,
+    Object as Assigned, Reserved, Vip as AssignedVip,
 };
 use shoal_types::id::Name;
 use shoal_types::object::{Attachment, DesiredState, Slot};
-use shoal_types::spec::{ProcessSpec, Resources, RestartPolicy, TaskSpec};
+use shoal_types::spec::{DnsSpec, ProcessSpec, Resources, RestartPolicy, TaskSpec};
 use shoal_types::{
     Binding, ClusterId, DirectRouting, DualAddr, DualNet, EndpointId, Generation, LbPolicy, NetworkId,
     NodeId, Protocol, PublishMode, PublishedPort, ServiceId, ServiceIndex, TaskId, Vni,
@@ -138,6 +140,7 @@ fn service(n: u8) -> AssignedService {
             ..PublishedPort::everywhere(Protocol::Tcp, 8000 + u16::from(n), 80)
         }],
         lb: shoal_types::LbPolicy::Auto,
+        dnsrr: vec![],
     }
 }
 
@@ -152,6 +155,7 @@ fn assignment(runs: &[Run]) -> Assignment {
         router: attachment(1, 0),
         lb_engine: shoal_types::LbEngine::Auto,
         direct: shoal_types::DirectRouting::Off,
+        reserved: Reserved::default(),
     })];
     for n in 0..3_u8 {
         objects.push(Assigned::Member(Member {
@@ -201,6 +205,7 @@ fn assignment(runs: &[Run]) -> Assignment {
                 spec: task_spec(),
                 desired: run.desired,
                 attachments,
+                dns: DnsSpec::default(),
             })));
         }
     }

@@ -66,6 +66,12 @@ pub const KEYS: &[KeyInfo] = &[
          programs), on or off",
     ),
     key(
+        "dns.search",
+        "SHOAL_DNS_SEARCH",
+        "true",
+        "whether tasks try names in the host's search domains, too",
+    ),
+    key(
         "security.cert_lifetime",
         "SHOAL_SECURITY_CERT_LIFETIME",
         "7d",

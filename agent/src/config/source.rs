@@ -164,6 +164,7 @@ impl Settings {
         let text = match value {
             toml::Value::String(text) => text.clone(),
             toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Boolean(truth) => truth.to_string(),
             _ => return Err(ConfigError::Kind { path: path.to_owned(), key: key.to_owned() }),
         };
         self.values.insert(info.key, Value { text, origin: Origin::File(path.to_owned()) });

@@ -27,6 +27,16 @@ fn the_defaults_are_valid() {
     assert_eq!(config.mtu, None);
     assert_eq!(config.lb_engine, LbEngine::Auto);
     assert_eq!((config.suspect_after, config.down_after), (Duration::from_secs(2), Duration::from_secs(10)));
+    assert!(config.dns_search);
+}
+
+#[test]
+fn search_domains_can_be_turned_off() {
+    let settings =
+        |value| settings(&[("/etc/x.toml", &format!("[dns]\nsearch = {value}\n"))]).expect("valid");
+    assert!(!Config::from_settings(&settings("false")).expect("valid").dns_search);
+    let error = Config::from_settings(&settings("\"off\"")).expect_err("no truth value").to_string();
+    assert!(error.contains("use true or false"), "{error}");
 }
 
 #[test]

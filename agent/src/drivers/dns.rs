@@ -7,6 +7,9 @@
 //! Limits, so that a task can neither exhaust the agent nor turn it against others: a response is never
 //! answered; queries over 4 KiB, idle and slow TCP connections are cut; forwards in flight are bounded per
 //! task and per node (beyond: SERVFAIL); names and addresses of the cluster are never forwarded.
+//!
+//! What managers told last is answered whether they are there or not. A name that isn't in it is denied only while
+//! they are ([`Told`]).
 
 mod forward;
 mod message;
@@ -18,6 +21,7 @@ pub mod zone;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +29,7 @@ use arc_swap::ArcSwap;
 
 use crate::netns::{Netns, NetnsError};
 
-pub use metrics::DnsMetrics;
+pub use metrics::{AnsweredBy, DnsMetrics};
 pub use zone::{NetworkRecords, NetworkZone, Reserved, ServiceRecord, TaskRecord, Zone};
 
 use forward::Forwarder;
@@ -36,6 +40,8 @@ use server::{Server, Shared};
 pub struct DnsConfig {
     /// Names the upstream servers. Read again when it changes.
     pub upstream_resolv_conf: PathBuf,
+    /// Whether tasks have the search domains named there.
+    pub search: bool,
     /// How long one upstream server may take for one try.
     pub forward_timeout: Duration,
     /// Forwards in flight on the whole node; beyond, SERVFAIL.
@@ -48,10 +54,27 @@ impl Default for DnsConfig {
     fn default() -> Self {
         Self {
             upstream_resolv_conf: "/etc/resolv.conf".into(),
+            search: true,
             forward_timeout: Duration::from_secs(2),
             max_forwards: 1024,
             max_forwards_per_task: 64,
         }
+    }
+}
+
+/// Whether managers tell this node of changes. While they don't, a name that isn't known may exist by now: nobody is
+/// told that it does not. Clones share it; at first nobody was told anything.
+#[derive(Clone, Debug, Default)]
+pub struct Told(Arc<AtomicBool>);
+
+impl Told {
+    /// Takes over whether they do.
+    pub fn set(&self, told: bool) {
+        self.0.store(told, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -92,6 +115,7 @@ impl DnsError {
 pub struct DnsDriver {
     forwarder: Arc<Forwarder>,
     metrics: DnsMetrics,
+    told: Told,
     servers: Mutex<BTreeMap<String, Running>>,
     max_forwards_per_task: usize,
 }
@@ -105,11 +129,12 @@ struct Running {
 
 impl DnsDriver {
     /// A driver without resolvers. Forwards go out of the namespace this process runs in.
-    pub fn new(config: DnsConfig, metrics: DnsMetrics) -> Self {
+    pub fn new(config: DnsConfig, metrics: DnsMetrics, told: Told) -> Self {
         let max_forwards_per_task = config.max_forwards_per_task;
         Self {
             forwarder: Arc::new(Forwarder::new(config, metrics.clone())),
             metrics,
+            told,
             servers: Mutex::default(),
             max_forwards_per_task,
         }
@@ -130,6 +155,7 @@ impl DnsDriver {
             view: Arc::clone(&view),
             forwarder: Arc::clone(&self.forwarder),
             metrics: self.metrics.clone(),
+            told: self.told.clone(),
         };
         let server = Server::start(task, &opened, shared, self.max_forwards_per_task)?;
         self.servers().insert(task.to_owned(), Running { server, view, netns_inode });
@@ -162,6 +188,11 @@ impl DnsDriver {
             }
             None => false,
         }
+    }
+
+    /// The domains that tasks with a way out try unqualified names in: the host's, as they are now.
+    pub fn search_domains(&self) -> Vec<String> {
+        self.forwarder.search_domains()
     }
 
     /// The tasks whose resolvers run.

@@ -18,7 +18,7 @@ impl ZoneCache {
     /// A task's view.
     pub(super) fn zone(&mut self, resolver: &Resolver) -> Zone {
         let networks = resolver.networks.iter().map(|names| self.network(names)).collect();
-        Zone::new(networks, self.reserved(&resolver.reserved), resolver.forward)
+        Zone::new(networks, self.reserved(&resolver.reserved), resolver.forward).asking(&resolver.servers)
     }
 
     fn network(&mut self, names: &Arc<NetworkNames>) -> Arc<NetworkZone> {
@@ -39,8 +39,9 @@ impl ZoneCache {
             return Arc::clone(reserved);
         }
         let reserved = Arc::new(Reserved {
-            networks: names.networks.iter().cloned().collect(),
-            subnets: names.subnets.iter().flat_map(|(v4, v6)| [(*v4).into(), (*v6).into()]).collect(),
+            networks: names.networks.clone(),
+            slots: names.slots.clone(),
+            subnets: names.subnets.iter().copied().collect(),
         });
         self.reserved = Some((Arc::clone(names), Arc::clone(&reserved)));
         reserved
@@ -48,30 +49,22 @@ impl ZoneCache {
 }
 
 fn records(names: &NetworkNames) -> NetworkRecords {
+    let services = names.services.iter().map(|service| ServiceRecord {
+        name: service.name.clone(),
+        aliases: service.aliases.clone(),
+        vips: service.vips.clone(),
+        targets: service.targets.iter().copied().collect(),
+    });
+    let tasks = names.tasks.iter().map(|task| TaskRecord {
+        service: task.service.clone(),
+        slot: task.slot.clone(),
+        serving: task.serving,
+        addresses: task.addresses.clone(),
+    });
     NetworkRecords {
         name: names.name.clone(),
         subnets: vec![names.subnets.0.into(), names.subnets.1.into()],
-        services: names
-            .services
-            .iter()
-            .map(|service| ServiceRecord {
-                name: service.name.clone(),
-                aliases: service.aliases.clone(),
-                vips: service.vips.clone(),
-                endpoints: service.endpoints.clone(),
-            })
-            .collect(),
-        tasks: names
-            .tasks
-            .iter()
-            .filter_map(|task| {
-                Some(TaskRecord {
-                    service: task.service.clone(),
-                    slot: task.slot?.into(),
-                    hostname: None,
-                    addresses: task.addresses.clone(),
-                })
-            })
-            .collect(),
+        services: services.collect(),
+        tasks: tasks.collect(),
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::record::Record;
 use crate::config::Config;
 use crate::drivers::bpf::{BpfConfig, BpfDriver};
-use crate::drivers::dns::{DnsConfig, DnsDriver, DnsMetrics};
+use crate::drivers::dns::{DnsConfig, DnsDriver};
 use crate::drivers::egress::Egress;
 use crate::drivers::link::Nl;
 use crate::drivers::overlay::Overlay;
@@ -60,13 +60,17 @@ pub(super) fn facility(
     };
     tracing::info!(?opened, fast_lane, "data plane");
     let nl = Nl::new(netlink.handle(), &stats.writes);
-    let dns = DnsConfig { upstream_resolv_conf: config.resolv_conf.clone(), ..DnsConfig::default() };
+    let dns = DnsConfig {
+        upstream_resolv_conf: config.resolv_conf.clone(),
+        search: config.dns_search,
+        ..DnsConfig::default()
+    };
     durable::ensure_dir(&config.agent_dir(), 0o700)?;
     Ok(HostFacility::new(Parts {
         overlay: Overlay::new(nl, NetnsDir::new(&config.run_dir)),
         egress: Egress::new(stats.writes.clone()),
         bpf,
-        dns: DnsDriver::new(dns, DnsMetrics::default()),
+        dns: DnsDriver::new(dns, stats.dns.clone(), stats.told.clone()),
         book: EgressBook::open(&config.agent_dir().join("egress.json"))?,
         reserved: ReservedPorts::open(&config.agent_dir().join("reserved-ports"))?,
         former: FormerValues::open(&config.agent_dir().join("former.json"))?,

@@ -253,6 +253,7 @@ impl<F: Facility> Reconciler<F> {
                     path,
                     &self.node,
                     node_name.as_deref().unwrap_or_default(),
+                    &self.facility.search_domains(&task.id),
                 );
                 let is_checked = assigned.spec.health.is_some();
                 self.tasks.start(&task.id, spec, is_checked, &self.reports);

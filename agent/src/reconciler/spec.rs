@@ -16,6 +16,7 @@ pub(super) fn runtime_spec(
     netns: PathBuf,
     node: &NodeId,
     node_name: &str,
+    search: &[String],
 ) -> RuntimeSpec {
     let fill = |text: &str| fill_template(text, task, node, node_name);
     let process = &task.spec.process;
@@ -50,8 +51,19 @@ pub(super) fn runtime_spec(
     spec.capabilities.clone_from(&process.cap_add);
     spec.read_only = process.read_only;
     spec.stop_signal = task.spec.stop_signal.to_string();
-    spec.resolv_conf = task_resolv_conf(&[], &[]);
+    spec.resolv_conf = resolv_conf(task, search);
     spec
+}
+
+/// What the service says goes before what the node has.
+fn resolv_conf(task: &AssignedTask, node: &[String]) -> String {
+    let dns = &task.dns;
+    let search = match dns.search.as_slice() {
+        [] => node,
+        [none] if none == "." => &[],
+        own => own,
+    };
+    task_resolv_conf(search, &dns.options)
 }
 
 fn hosts(task: &AssignedTask, hostname: &str) -> String {

@@ -9,7 +9,7 @@ use shoal_plan::object::Object;
 use shoal_plan::{EgressFacts, Facts, Key, Objects};
 use shoal_types::assignment::{AssignedNetwork, AssignedTask, Assignment, ClusterView, Object as Assigned};
 use shoal_types::object::{Attachment, DesiredState, Health, Slot, TaskState};
-use shoal_types::spec::{HealthCheck, HealthProbe, ProcessSpec, Resources, RestartPolicy, TaskSpec};
+use shoal_types::spec::{DnsSpec, HealthCheck, HealthProbe, ProcessSpec, Resources, RestartPolicy, TaskSpec};
 use shoal_types::{
     ClusterId, DualAddr, DualNet, EndpointId, Generation, NetworkId, NodeId, ServiceId, TaskId, Vni,
 };
@@ -101,6 +101,10 @@ impl Facility for FakeKernel {
 
     fn packets(&self) -> Vec<(&'static str, &'static str, u64)> {
         Vec::new()
+    }
+
+    fn search_domains(&self, _task: &TaskId) -> Vec<String> {
+        vec!["corp.example".to_owned()]
     }
 
     fn drops(&self) -> BTreeMap<&'static str, u64> {
@@ -230,6 +234,7 @@ fn assigned(generation: u64, desired: Option<DesiredState>) -> Assignment {
             router: at(1),
             lb_engine: shoal_types::LbEngine::Auto,
             direct: shoal_types::DirectRouting::Off,
+            reserved: shoal_types::assignment::Reserved::default(),
         }),
         Assigned::Network(AssignedNetwork {
             id: NetworkId::from_entropy(1 << 100),
@@ -252,6 +257,7 @@ fn assigned(generation: u64, desired: Option<DesiredState>) -> Assignment {
             spec: task_spec(),
             desired,
             attachments: vec![at(9)],
+            dns: DnsSpec { options: vec!["timeout:1".to_owned()], ..DnsSpec::default() },
         }))
     }));
     Assignment::new(Generation(generation), objects)
@@ -288,6 +294,10 @@ async fn a_task_runs_in_what_was_made_for_it_and_leaves_nothing() {
     assert!(world.kernel.has("sandbox") && world.kernel.has("resolver"));
     let held = world.runtime.observe().await.expect("held");
     assert_eq!(held[0].spec.env, vec![("SLOT".to_owned(), "1 on n1".to_owned())]);
+    assert_eq!(
+        held[0].spec.resolv_conf,
+        "nameserver 127.0.0.11\nsearch corp.example\noptions ndots:0 timeout:1\n"
+    );
     world.assign(Some(DesiredState::Draining));
     world.applied().await;
     world.state(TaskState::Running).await;

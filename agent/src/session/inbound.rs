@@ -59,6 +59,7 @@ impl Inbound {
         }
         outcome?;
         session.publish();
+        session.stats.told.set(true);
         Ok(())
     }
 }

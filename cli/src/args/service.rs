@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use shoal_api::pb;
 use shoal_types::LbPolicy;
+use shoal_types::spec::EndpointMode;
 
+use super::dns::{DnsFlags, DnsUpdateFlags};
 use super::{HealthFlags, InspectArgs, ListFlags, RemoveArgs};
 use crate::parse;
 
@@ -161,6 +163,9 @@ pub(crate) struct TaskFlags {
     /// How new flows are spread over the tasks: auto, rr, leastconn (engine ipvs only), maglev or source
     #[arg(long, value_name = "POLICY")]
     pub(crate) lb: Option<LbPolicy>,
+    /// What the service's name stands for: vip (one virtual IP) or dnsrr (the addresses of its tasks, in turn)
+    #[arg(long, value_name = "MODE")]
+    pub(crate) endpoint_mode: Option<EndpointMode>,
     #[command(flatten)]
     pub(crate) health: HealthFlags,
 }
@@ -185,7 +190,7 @@ pub(crate) struct CreateArgs {
     /// or published=8080,target=80,protocol=tcp,mode=ingress|host,ip=ADDR; repeatable
     #[arg(short, long, value_name = "PORT", value_parser = parse::publish)]
     pub(crate) publish: Vec<parse::Publish>,
-    /// Network of the tasks, NAME or NAME,alias=OTHER; repeatable
+    /// Network of the tasks, NAME or name=NAME,alias=OTHER,alias=...; repeatable
     #[arg(long, value_name = "NETWORK", value_parser = parse::network)]
     pub(crate) network: Vec<pb::AttachmentSpec>,
     /// Environment variable, KEY=VALUE, or KEY to pass this shell's on; repeatable
@@ -200,6 +205,8 @@ pub(crate) struct CreateArgs {
     /// Label of the service; repeatable
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse::label)]
     pub(crate) label: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) dns: DnsFlags,
     #[command(flatten)]
     pub(crate) task: TaskFlags,
     #[command(flatten)]
@@ -234,7 +241,7 @@ pub(crate) struct UpdateArgs {
     /// Unpublish, by target port, published port, 8080:80, a range of these, or keys as in published=8080,mode=host
     #[arg(long, value_name = "PORT", value_parser = parse::port_match)]
     pub(crate) publish_rm: Vec<parse::PortMatch>,
-    /// Attach to a network
+    /// Attach to a network, or give other aliases in one: NAME or name=NAME,alias=OTHER,alias=...
     #[arg(long, value_name = "NETWORK", value_parser = parse::network)]
     pub(crate) network_add: Vec<pb::AttachmentSpec>,
     /// Detach from a network
@@ -265,6 +272,8 @@ pub(crate) struct UpdateArgs {
     #[arg(long, conflicts_with_all = ["health_cmd", "health_http", "health_tcp", "health_interval",
           "health_timeout", "health_retries", "health_start_period"])]
     pub(crate) no_healthcheck: bool,
+    #[command(flatten)]
+    pub(crate) dns: DnsUpdateFlags,
     #[command(flatten)]
     pub(crate) task: TaskFlags,
     #[command(flatten)]

@@ -180,6 +180,48 @@ fn a_policy_is_changed_alone() {
 }
 
 #[test]
+fn an_endpoint_mode_is_changed_alone() {
+    let spec = create(&["true"]).unwrap();
+    assert_eq!(spec.endpoint_mode, "vip");
+    assert_eq!(create(&["--endpoint-mode", "dnsrr", "true"]).unwrap().endpoint_mode, "dnsrr");
+    for mode in ["vip", "dnsrr"] {
+        let want = pb::ServiceSpec { endpoint_mode: mode.into(), ..spec.clone() };
+        assert_eq!(update(spec.clone(), &["--endpoint-mode", mode, "web"]).unwrap().0, want);
+        assert_eq!(update(want.clone(), &["web"]).unwrap().0, want, "not given: as it was");
+    }
+}
+
+#[test]
+fn resolver_settings_are_lists() {
+    let flags = [
+        "--dns",
+        "192.0.2.53",
+        "--dns",
+        "fd00::53",
+        "--dns-search",
+        "corp.example",
+        "--dns-option",
+        "ndots:2",
+    ];
+    let spec = create(&[&flags[..], &["true"]].concat()).unwrap();
+    let dns = |servers: &[&str], search: &[&str], options: &[&str]| {
+        let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        Some(pb::DnsSpec { servers: own(servers), search: own(search), options: own(options) })
+    };
+    assert_eq!(spec.dns, dns(&["192.0.2.53", "fd00::53"], &["corp.example"], &["ndots:2"]));
+    let flags = ["--dns-rm", "192.0.2.53", "--dns-add", "fd00:0::53", "--dns-search-rm", "corp.example"];
+    let more = ["--dns-search-add", ".", "--dns-option-rm", "rotate", "--dns-option-add", "rotate", "web"];
+    let (new, warnings) = update(spec.clone(), &[&flags[..], &more].concat()).unwrap();
+    assert_eq!(new.dns, dns(&["fd00::53"], &["."], &["ndots:2", "rotate"]));
+    assert_eq!(warnings, ["--dns-option-rm rotate: there is none"]);
+    assert_eq!(update(spec.clone(), &["web"]).unwrap().0, spec, "not given: as it was");
+    assert!(
+        Cli::try_parse_from(["shoal", "service", "create", "--name", "web", "--dns", "ns.example", "true"])
+            .is_err()
+    );
+}
+
+#[test]
 fn an_empty_text_takes_a_setting_away() {
     let spec = create(&["--workdir", "/srv", "true"]).unwrap();
     assert_eq!(process(&update(spec, &["--workdir", "", "web"]).unwrap().0).workdir, None);

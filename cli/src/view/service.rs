@@ -7,7 +7,8 @@ use shoal_api::pb::service_spec;
 use super::Lookup;
 use super::ports::{docker_ports, docker_spec_ports, ports_item, ports_text, spec_ports_item};
 use super::words::{
-    attachments_item, health_test, labels, labels_text, policy, restart_condition, update_order,
+    attachments_item, endpoint_mode, health_test, labels, labels_text, policy, restart_condition,
+    update_order,
 };
 use crate::output::listing::{Column, Row};
 use crate::output::time::rfc3339;
@@ -46,6 +47,7 @@ pub(crate) fn service_row(info: &pb::ServiceInfo, lookup: &Lookup) -> Row {
         "Networks": networks_text(&spec, lookup),
         "VIPs": vips_text(info, lookup),
         "LB": policy(&spec),
+        "EndpointMode": endpoint_mode(&spec),
         "Labels": labels_text(&spec.labels),
         "Converged": info.converged,
         "Version": info.version,
@@ -81,6 +83,7 @@ fn service_item(info: &pb::ServiceInfo, lookup: &Lookup) -> Value {
         "vips": attachments_item(&info.vips, lookup),
         "ports": ports_item(&info.ports),
         "lb": policy(&spec),
+        "endpointMode": endpoint_mode(&spec),
         "createdAt": rfc3339(info.created_at_ms),
         "updatedAt": rfc3339(info.updated_at_ms),
         "spec": spec_item(&spec, lookup),
@@ -94,6 +97,7 @@ pub(crate) fn spec_item(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
     let resources = task.resources.unwrap_or_default();
     let restart = task.restart.unwrap_or_default();
     let update = spec.update.unwrap_or_default();
+    let dns = spec.dns.clone().unwrap_or_default();
     let replicas = match spec.mode {
         Some(service_spec::Mode::Replicas(n)) => Some(n),
         _ => None,
@@ -127,6 +131,8 @@ pub(crate) fn spec_item(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
         "stopGraceMs": task.stop_grace_ms,
         "drainMs": spec.drain_ms,
         "lb": policy(spec),
+        "endpointMode": endpoint_mode(spec),
+        "dns": { "servers": dns.servers, "search": dns.search, "options": dns.options },
         "constraints": task.constraints,
         "maxPerNode": task.max_per_node,
         "forceUpdate": task.force_update,
@@ -154,6 +160,7 @@ pub(crate) fn service_object(info: &pb::ServiceInfo, lookup: &Lookup) -> Row {
         "UpdatedAt": rfc3339(info.updated_at_ms),
         "Spec": docker_spec(&spec, lookup),
         "Endpoint": {
+            "Mode": endpoint_mode(&spec),
             "Ports": docker_ports(&info.ports),
             "VirtualIPs": info.vips.iter().map(vip).collect::<Value>(),
             "LB": policy(&spec),
@@ -183,13 +190,16 @@ fn docker_spec(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
             "Parallelism": update.parallelism, "Delay": nanos(update.delay_ms),
             "Order": update_order(update.order()),
         },
-        "EndpointSpec": { "Mode": "vip", "LB": policy(spec), "Ports": docker_spec_ports(&spec.ports) },
+        "EndpointSpec": {
+            "Mode": endpoint_mode(spec), "LB": policy(spec), "Ports": docker_spec_ports(&spec.ports),
+        },
         "Drain": nanos(spec.drain_ms),
     })
 }
 
 fn docker_task(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
     let task = spec.task.clone().unwrap_or_default();
+    let dns = spec.dns.clone().unwrap_or_default();
     let process = task.process.unwrap_or_default();
     let resources = task.resources.unwrap_or_default();
     let restart = task.restart.unwrap_or_default();
@@ -202,6 +212,7 @@ fn docker_task(spec: &pb::ServiceSpec, lookup: &Lookup) -> Value {
             "ReadOnly": process.read_only, "StopSignal": task.stop_signal,
             "StopGracePeriod": nanos(task.stop_grace_ms),
             "Healthcheck": task.health.as_ref().map(docker_health),
+            "DNSConfig": { "Nameservers": dns.servers, "Search": dns.search, "Options": dns.options },
         },
         "Resources": {
             "Limits": {

@@ -128,9 +128,10 @@ fn inspect_has_dockers_shape() {
         spec: Some(pb::ServiceSpec {
             name: "web".into(),
             mode: Some(pb::service_spec::Mode::Replicas(2)),
-            networks: vec![pb::AttachmentSpec { network: "na".into(), aliases: vec![] }],
+            networks: vec![pb::AttachmentSpec { network: "na".into(), aliases: vec!["www".into()] }],
             drain_ms: 5,
             lb: "leastconn".into(),
+            endpoint_mode: "dnsrr".into(),
             ..Default::default()
         }),
         vips: vec![attachment("na", "10.9.0.2")],
@@ -146,9 +147,17 @@ fn inspect_has_dockers_shape() {
     assert_eq!(field(&row, "Endpoint")["LB"], "leastconn");
     assert_eq!(field(&row, "Spec")["EndpointSpec"]["LB"], "leastconn");
     assert_eq!((&row.item["lb"], &row.item["spec"]["lb"]), (&"leastconn".into(), &"leastconn".into()));
-    // A manager of the first version knows no policies.
+    assert_eq!(field(&row, "Spec")["EndpointSpec"]["Mode"], "dnsrr");
+    assert_eq!(field(&row, "Spec")["TaskTemplate"]["Networks"][0]["Aliases"][0], "www");
+    assert_eq!(
+        (&row.item["endpointMode"], &row.item["spec"]["endpointMode"]),
+        (&"dnsrr".into(), &"dnsrr".into())
+    );
+    assert_eq!(row.item["spec"]["networks"][0]["aliases"][0], "www");
+    // A manager of the first version knows no policies and no endpoint modes.
     let old = service_object(&pb::ServiceInfo::default(), &lookup());
     assert_eq!((&field(&old, "Endpoint")["LB"], &old.item["lb"]), (&"auto".into(), &"auto".into()));
+    assert_eq!((&field(&old, "Endpoint")["Mode"], &old.item["endpointMode"]), (&"vip".into(), &"vip".into()));
 }
 
 #[test]

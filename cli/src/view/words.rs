@@ -69,6 +69,11 @@ pub(super) fn policy(spec: &pb::ServiceSpec) -> &str {
     if spec.lb.is_empty() { "auto" } else { &spec.lb }
 }
 
+/// What a service's name stands for.
+pub(super) fn endpoint_mode(spec: &pb::ServiceSpec) -> &str {
+    if spec.endpoint_mode.is_empty() { "vip" } else { &spec.endpoint_mode }
+}
+
 /// `worker` or `manager`.
 pub(crate) fn node_role(role: pb::NodeRole) -> &'static str {
     match role {

@@ -3,7 +3,7 @@
 use shoal_types::id::{NetworkId, ServiceId};
 use shoal_types::net::EndpointId;
 use shoal_types::object::{Attachment, NodeState, Service};
-use shoal_types::spec::{ServiceMode, ServiceSpec};
+use shoal_types::spec::{EndpointMode, ServiceMode, ServiceSpec};
 
 use crate::rejection::Rejection;
 use crate::state::State;
@@ -126,11 +126,15 @@ fn still_needed(state: &State, id: &ServiceId, spec: &ServiceSpec, network: &Net
     wanted_tasks(state, spec.mode).saturating_sub(u64::try_from(has).unwrap_or(u64::MAX))
 }
 
+/// Networks in which a service of that spec has a virtual IP.
+pub(crate) fn vip_networks(spec: &ServiceSpec) -> impl Iterator<Item = &NetworkId> {
+    let has_vips = spec.endpoint == EndpointMode::Vip;
+    spec.networks.iter().filter(move |_| has_vips).map(|n| &n.network)
+}
+
 /// Networks in which the service needs a VIP it doesn't have.
 pub(crate) fn missing_vips(spec: &ServiceSpec, has: Option<&Service>) -> Vec<NetworkId> {
-    spec.networks
-        .iter()
-        .map(|n| &n.network)
+    vip_networks(spec)
         .filter(|n| !has.is_some_and(|s| s.vips.iter().any(|v| v.network == **n)))
         .cloned()
         .collect()

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use shoal_types::Binding;
 use shoal_types::assignment::{
-    AssignedNetwork, AssignedService, AssignedTask, Assignment, ClusterView, Endpoint, Member, Object, Vip,
+    AssignedNetwork, AssignedService, AssignedTask, Assignment, ClusterView, Endpoint, Member, Object,
+    Reserved, Vip,
 };
 use shoal_types::id::{NetworkId, NodeId, ServiceId};
 use shoal_types::object::{Cluster, DesiredState, Generation, Network, Node, NodeState, Service, Task};
@@ -20,7 +22,7 @@ pub fn for_node(state: &State, node: &NodeId, index: u64) -> Option<Assignment> 
     let endpoints: Vec<Endpoint> = networks.iter().flat_map(|n| endpoints_in(state, n)).collect();
     let owners: BTreeSet<&ServiceId> = endpoints.iter().map(|e| &e.service).collect();
 
-    let mut objects = vec![Object::Cluster(cluster_view(cluster, me))];
+    let mut objects = vec![Object::Cluster(cluster_view(state, cluster, me))];
     objects.extend(state.nodes.values().map(|n| Object::Member(member(n))));
     objects
         .extend(networks.iter().filter_map(|n| state.networks.get(n)).map(|n| Object::Network(assigned(n))));
@@ -31,7 +33,7 @@ pub fn for_node(state: &State, node: &NodeId, index: u64) -> Option<Assignment> 
             .filter(|s| {
                 !s.ports.is_empty()
                     || owners.contains(&s.id)
-                    || s.vips.iter().any(|v| networks.contains(&v.network))
+                    || s.spec.networks.iter().any(|n| networks.contains(&n.network))
             })
             .map(|s| Object::Service(service(s, &networks))),
     );
@@ -67,7 +69,7 @@ fn endpoints_in<'a>(state: &'a State, network: &'a NetworkId) -> impl Iterator<I
     })
 }
 
-fn cluster_view(cluster: &Cluster, me: &Node) -> ClusterView {
+fn cluster_view(state: &State, cluster: &Cluster, me: &Node) -> ClusterView {
     ClusterView {
         id: cluster.id.clone(),
         name: cluster.name.clone(),
@@ -77,7 +79,26 @@ fn cluster_view(cluster: &Cluster, me: &Node) -> ClusterView {
         router: me.router.clone(),
         lb_engine: cluster.balancing.engine,
         direct: cluster.balancing.direct,
+        reserved: reserved(state),
     }
+}
+
+/// A node must know the names of networks it has no task on, too: else it would ask outside about them.
+fn reserved(state: &State) -> Reserved {
+    let named = state.networks.values().filter(|n| !n.ingress);
+    let pools = state
+        .pools
+        .iter()
+        .flat_map(|p| p.v4.iter().map(|net| IpNet::V4(*net)).chain(std::iter::once(IpNet::V6(p.v6))));
+    let mut subnets: Vec<IpNet> = pools.collect();
+    for network in state.networks.values() {
+        for net in [IpNet::V4(network.subnets.v4), IpNet::V6(network.subnets.v6)] {
+            if !subnets.iter().any(|known| known.contains(&net)) {
+                subnets.push(net);
+            }
+        }
+    }
+    Reserved { networks: named.map(|n| n.spec.name.clone()).collect(), subnets }
 }
 
 fn member(node: &Node) -> Member {
@@ -109,6 +130,10 @@ fn service(service: &Service, networks: &BTreeSet<NetworkId>) -> AssignedService
     let mut ports = service.ports.clone();
     // As the wire has them.
     ports.sort_by_key(|port| port.binding != Binding::EVERYWHERE);
+    let without_vip =
+        service.spec.networks.iter().filter(|n| {
+            networks.contains(&n.network) && !service.vips.iter().any(|v| v.network == n.network)
+        });
     AssignedService {
         id: service.id.clone(),
         index: service.index,
@@ -116,6 +141,7 @@ fn service(service: &Service, networks: &BTreeSet<NetworkId>) -> AssignedService
         vips: vips.map(|v| Vip { at: v.clone(), aliases: aliases(&v.network) }).collect(),
         ports,
         lb: service.spec.lb,
+        dnsrr: without_vip.cloned().collect(),
     }
 }
 
@@ -123,13 +149,15 @@ fn task(state: &State, task: &Task) -> Option<AssignedTask> {
     // An ended task stays until it is forgotten, for its logs; it must not be started anew whatever was wanted of it.
     let desired =
         if task.status.state.is_terminal() { task.desired.max(DesiredState::Shutdown) } else { task.desired };
+    let service = &state.services.get(&task.service)?.spec;
     Some(AssignedTask {
         id: task.id.clone(),
         service: task.service.clone(),
-        service_name: state.services.get(&task.service)?.spec.name.clone(),
+        service_name: service.name.clone(),
         slot: task.slot.clone(),
         spec: task.spec.clone(),
         desired,
         attachments: task.attachments.clone(),
+        dns: service.dns.clone(),
     })
 }

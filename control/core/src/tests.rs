@@ -4,6 +4,7 @@ mod balancing;
 mod checks;
 mod health;
 mod histories;
+mod names;
 mod ports;
 mod rejections;
 mod sim;

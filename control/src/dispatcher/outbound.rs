@@ -63,6 +63,7 @@ mod tests {
             vips: Vec::<assignment::Vip>::new(),
             ports: (1..=ports).map(port).collect(),
             lb: shoal_types::LbPolicy::Auto,
+            dnsrr: Vec::new(),
         })
     }
 

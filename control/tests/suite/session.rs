@@ -72,6 +72,43 @@ async fn a_session_brings_a_snapshot_then_chained_deltas_and_takes_reports() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_reach_the_nodes_with_or_without_a_virtual_ip() {
+    let fixture = Fixture::start().await;
+    let credentials = fixture.join("w1", "10.0.0.2").await;
+    let mut agent = FakeAgent::open(&fixture, &credentials, "10.0.0.2").await.expect("session");
+    let mut control = fixture.control().await;
+    control.create_network(network("back")).await.expect("made");
+    control.create_network(network("far")).await.expect("made");
+    // Nothing of the node's is on them; their names are not for the outside all the same.
+    agent
+        .until("the names of networks", |a| a.cluster().is_some_and(|c| c.reserved.networks.len() == 2))
+        .await;
+    let mut spec = pb::ServiceSpec { endpoint_mode: "round".into(), ..service("web", &["back"], 1) };
+    spec.networks[0].aliases.push("db".into());
+    let mut create = pb::CreateServiceRequest { spec: Some(spec.clone()), ..Default::default() };
+    let refused = control.create_service(create.clone()).await.expect_err("no such mode");
+    assert_eq!(code(&refused), Some(ErrorCode::InvalidField), "{refused}");
+    assert!(refused.message().contains("endpoint_mode") && refused.message().contains("dnsrr"), "{refused}");
+    spec.endpoint_mode = "dnsrr".into();
+    create.spec = Some(spec.clone());
+    let made = control.create_service(create).await.expect("made").into_inner();
+    assert_eq!((made.vips.len(), made.spec.expect("shown").endpoint_mode), (0, "dnsrr".to_owned()));
+    let told = |a: &shoal_types::assignment::Assignment| {
+        a.services().map(|s| (s.vips.len(), s.dnsrr.len())).collect::<Vec<_>>()
+    };
+    agent.until("the service", |a| told(a) == [(0, 1)]).await;
+    spec.endpoint_mode = "vip".into();
+    let update = pb::UpdateServiceRequest { target: "web".into(), spec: Some(spec), ..Default::default() };
+    let made = control.update_service(update).await.expect("changed").into_inner();
+    assert_eq!(made.vips.len(), 1);
+    agent.until("its virtual IP", |a| told(a) == [(1, 0)]).await;
+    let alias =
+        agent.assignment.services().flat_map(|s| &s.vips[0].aliases).map(shoal_types::id::Name::as_str);
+    assert_eq!(alias.collect::<Vec<_>>(), ["db"]);
+    fixture.running.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_reaches_the_nodes_and_how_they_balance_comes_back() {
     let fixture = Fixture::start().await;
     let credentials = fixture.join("w1", "10.0.0.2").await;

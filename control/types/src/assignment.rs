@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId};
@@ -12,7 +13,7 @@ use crate::lb::{DirectRouting, LbEngine, LbPolicy};
 use crate::net::{DualAddr, DualNet, EndpointId, MacAddr, ServiceIndex, Vni};
 use crate::object::{Attachment, DesiredState, Generation, Slot};
 use crate::port::PublishedPort;
-use crate::spec::TaskSpec;
+use crate::spec::{AttachmentSpec, DnsSpec, TaskSpec};
 
 /// Key of an object in an assignment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -81,6 +82,18 @@ pub struct ClusterView {
     pub lb_engine: LbEngine,
     /// Whether virtual IPs stand on the loopbacks of tasks.
     pub direct: DirectRouting,
+    /// What means something only inside the swarm. Absent in ledgers of the first version.
+    #[serde(default)]
+    pub reserved: Reserved,
+}
+
+/// Names and addresses that no name server outside is ever asked about, whatever networks the node takes part in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserved {
+    /// Names of all networks, ingress aside.
+    pub networks: Vec<Name>,
+    /// The pools, and subnets of networks that are not from them.
+    pub subnets: Vec<IpNet>,
 }
 
 /// A node of the swarm as its peers see it.
@@ -156,6 +169,10 @@ pub struct AssignedService {
     pub ports: Vec<PublishedPort>,
     /// How new flows are spread.
     pub lb: LbPolicy,
+    /// Networks this node takes part in where its names stand for its serving tasks (endpoint mode `dnsrr`). Absent in
+    /// ledgers of the first version.
+    #[serde(default)]
+    pub dnsrr: Vec<AttachmentSpec>,
 }
 
 /// A service's virtual IP in one network.
@@ -184,6 +201,9 @@ pub struct AssignedTask {
     pub desired: DesiredState,
     /// Its endpoints.
     pub attachments: Vec<Attachment>,
+    /// Resolver settings. Absent in ledgers of the first version.
+    #[serde(default)]
+    pub dns: DnsSpec,
 }
 
 /// Everything a node was told.

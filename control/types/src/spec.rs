@@ -1,5 +1,6 @@
 //! What an operator asks for.
 
+mod dns;
 mod health;
 mod stored;
 
@@ -13,6 +14,8 @@ use crate::lb::LbPolicy;
 pub use crate::port::PortSpec;
 
 pub use health::{HealthCheck, HealthProbe, HealthTarget, parse_http};
+
+pub use dns::DnsSpec;
 
 /// An overlay network as asked for; absent subnets are chosen from the cluster's pools.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +51,48 @@ pub struct ServiceSpec {
     pub drain_ms: u64,
     /// How new flows are spread over its tasks.
     pub lb: LbPolicy,
+    /// What its names stand for.
+    pub endpoint: EndpointMode,
+    /// Resolver settings of its tasks. A change of it replaces them.
+    pub dns: DnsSpec,
     /// Free-form labels.
     pub labels: BTreeMap<String, String>,
+}
+
+/// What the names of a service stand for in its networks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum EndpointMode {
+    /// A virtual IP in each of them.
+    #[default]
+    Vip,
+    /// The addresses of its serving tasks, in turn; it has no virtual IP.
+    Dnsrr,
+}
+
+impl EndpointMode {
+    /// As it is written on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vip => "vip",
+            Self::Dnsrr => "dnsrr",
+        }
+    }
+}
+
+impl std::fmt::Display for EndpointMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for EndpointMode {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Vip, Self::Dnsrr]
+            .into_iter()
+            .find(|mode| mode.as_str() == text)
+            .ok_or_else(|| format!("'{text}' is not an endpoint mode; use vip or dnsrr"))
+    }
 }
 
 /// How many tasks a service has.
@@ -69,7 +112,7 @@ pub enum ServiceMode {
 pub struct AttachmentSpec {
     /// The network.
     pub network: NetworkId,
-    /// Further names that resolve to the service's VIP in this network.
+    /// Further names for the service in this network.
     pub aliases: Vec<Name>,
 }
 

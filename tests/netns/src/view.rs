@@ -119,6 +119,10 @@ pub struct Names {
     pub status: String,
     /// The data of the answer's records.
     pub data: BTreeSet<String>,
+    /// The same, in the order of the answer.
+    pub ordered: Vec<String>,
+    /// How long the shortest-lived record may be kept, in seconds.
+    pub ttl: Option<u32>,
 }
 
 impl Names {
@@ -137,8 +141,11 @@ pub fn dig(task: &Task, name: &str, kind: &str, tcp: bool) -> anyhow::Result<Nam
     let text = task.run_line(&line)?.stdout().with_context(|| format!("{} asked for {name}", task.name))?;
     let status = text.split_once("status: ").and_then(|(_, rest)| rest.split(',').next());
     let status = status.with_context(|| format!("dig printed {text}"))?.to_owned();
+    // Name, TTL, class, type, and the rest is the data.
     let records = text.lines().filter(|line| !line.starts_with(';') && !line.trim().is_empty());
-    let data =
-        records.filter_map(|line| Some(line.split_whitespace().nth(4)?.trim_end_matches('.').to_owned()));
-    Ok(Names { status, data: data.collect() })
+    let records: Vec<Vec<_>> = records.map(|line| line.split_whitespace().collect()).collect();
+    let data = |fields: &Vec<&str>| Some(fields.get(4..)?.join(" ").trim_end_matches('.').to_owned());
+    let ordered: Vec<String> = records.iter().filter_map(data).collect();
+    let ttl = records.iter().filter_map(|fields| fields.get(1)?.parse().ok()).min();
+    Ok(Names { status, data: ordered.iter().cloned().collect(), ordered, ttl })
 }

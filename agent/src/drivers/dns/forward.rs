@@ -67,15 +67,16 @@ impl Forwarder {
         }
     }
 
-    /// The reply to a request, as a response to the client.
+    /// The reply to a request, as a response to the client: of the servers given, or of the host's if none are.
     pub(super) async fn forward(
         &self,
         request: &Request,
+        servers: Arc<[SocketAddr]>,
         client: Transport,
     ) -> Result<Vec<u8>, ForwardError> {
         let _permit = self.permit()?;
         let deadline = Instant::now() + TOTAL_TIMEOUT;
-        let servers = self.servers();
+        let servers = if servers.is_empty() { self.servers() } else { servers };
         let rounds = if servers.len() == 1 { 2 } else { 1 };
         let mut outcome = Err(ForwardError::Timeout);
         for server in servers.iter().cycle().take(servers.len() * rounds) {
@@ -102,10 +103,10 @@ impl Forwarder {
 
     fn permit(&self) -> Result<ForwardPermit<'_>, ForwardError> {
         let Ok(permit) = self.permits.try_acquire() else {
-            self.metrics.rate_limited.inc();
+            self.metrics.count_rate_limited();
             return Err(ForwardError::TooMany);
         };
-        self.metrics.forward_inflight.inc();
+        self.metrics.forward_begins();
         Ok(ForwardPermit { metrics: &self.metrics, _permit: permit })
     }
 
@@ -148,6 +149,15 @@ impl Forwarder {
         }
     }
 
+    /// The search domains in the host's file, unless tasks are to have none. Without the file there are none.
+    pub(super) fn search_domains(&self) -> Vec<String> {
+        if !self.config.search {
+            return Vec::new();
+        }
+        let text = std::fs::read_to_string(&self.config.upstream_resolv_conf).unwrap_or_default();
+        HostResolver::parse(&text).search
+    }
+
     /// The servers in the host's file, read again when it changed. A file that can't be read leaves those known.
     fn servers(&self) -> Arc<[SocketAddr]> {
         let mut upstream = self.upstream.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,7 +192,7 @@ struct ForwardPermit<'a> {
 
 impl Drop for ForwardPermit<'_> {
     fn drop(&mut self) {
-        self.metrics.forward_inflight.dec();
+        self.metrics.forward_ends();
     }
 }
 

@@ -98,6 +98,29 @@ impl Request {
         self.question.query_class()
     }
 
+    /// An answer of ours. What does not fit is left out: first the additional records, which nobody has to have (RFC
+    /// 2181, section 9), then the answer, and then it says so.
+    pub(super) fn answer(
+        &self,
+        answers: Vec<Record>,
+        additionals: Vec<Record>,
+        transport: Transport,
+    ) -> Vec<u8> {
+        if !additionals.is_empty() {
+            let mut message = self.skeleton(self.id, MessageType::Response);
+            message.metadata.authoritative = true;
+            message.metadata.recursion_available = true;
+            message.answers.clone_from(&answers);
+            message.additionals = additionals;
+            if let Ok(bytes) = message.to_vec()
+                && bytes.len() <= self.limit(transport)
+            {
+                return bytes;
+            }
+        }
+        self.respond(ResponseCode::NoError, answers, true, transport)
+    }
+
     /// A response of ours. Too long for the transport, it becomes an empty one that says so.
     pub(super) fn respond(
         &self,

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hickory_proto::op::ResponseCode;
@@ -23,7 +23,7 @@ use super::message::{Incoming, MAX_QUERY, Request, Transport, read};
 use super::metrics::AnsweredBy;
 use super::resolv::RESOLVER_ADDRESS;
 use super::zone::{Decision, Zone};
-use super::{DnsError, DnsMetrics};
+use super::{DnsError, DnsMetrics, Told};
 
 /// TCP connections of one task; beyond, they are closed at once.
 const MAX_CONNECTIONS: usize = 32;
@@ -40,6 +40,7 @@ pub(super) struct Shared {
     pub(super) view: Arc<ArcSwap<Zone>>,
     pub(super) forwarder: Arc<Forwarder>,
     pub(super) metrics: DnsMetrics,
+    pub(super) told: Told,
 }
 
 /// A running resolver. Dropping it without [`Server::stop`] ends it a little later.
@@ -126,59 +127,78 @@ struct Context {
 /// What to do about a message.
 enum Action {
     Respond(Vec<u8>),
-    Forward(Request),
+    Forward(Request, Instant),
     Nothing,
 }
 
 impl Context {
     fn decide(&self, bytes: &[u8], transport: Transport) -> Action {
-        let metrics = &self.shared.metrics;
+        let (metrics, begun) = (&self.shared.metrics, Instant::now());
         let request = match read(bytes) {
             Incoming::Query(request) => request,
             Incoming::Refuse(response) => {
-                metrics.malformed.inc();
+                metrics.count_malformed();
                 return Action::Respond(response);
             }
             Incoming::Ignore => {
-                metrics.malformed.inc();
+                metrics.count_malformed();
                 return Action::Nothing;
             }
         };
         let rotation = self.rotation.fetch_add(1, Ordering::Relaxed);
         let view = self.shared.view.load();
         let decision = view.decide(request.question().name(), request.qtype(), request.class(), rotation);
-        let (code, answers) = match decision {
-            Decision::Forward => return Action::Forward(request),
-            Decision::Answer(records) => (ResponseCode::NoError, records),
-            Decision::NxDomain => (ResponseCode::NXDomain, Vec::new()),
-            Decision::ServFail => (ResponseCode::ServFail, Vec::new()),
-            Decision::Refused => (ResponseCode::Refused, Vec::new()),
-            Decision::NotImplemented => (ResponseCode::NotImp, Vec::new()),
+        let refuse =
+            |code| (code, request.respond(code, Vec::new(), code == ResponseCode::NXDomain, transport));
+        let (code, response) = match decision {
+            Decision::Forward => return Action::Forward(request, begun),
+            Decision::Answer(records) => {
+                (ResponseCode::NoError, request.answer(records, Vec::new(), transport))
+            }
+            Decision::AnswerWith(records, more) => {
+                (ResponseCode::NoError, request.answer(records, more, transport))
+            }
+            // It may have been made since managers were heard last.
+            Decision::NxDomain if !self.shared.told.get() => refuse(ResponseCode::ServFail),
+            Decision::NxDomain => refuse(ResponseCode::NXDomain),
+            Decision::ServFail => refuse(ResponseCode::ServFail),
+            Decision::Refused => refuse(ResponseCode::Refused),
+            Decision::NotImplemented => refuse(ResponseCode::NotImp),
         };
-        metrics.answered(request.qtype(), code, AnsweredBy::Own);
-        let authoritative = matches!(code, ResponseCode::NoError | ResponseCode::NXDomain);
-        Action::Respond(request.respond(code, answers, authoritative, transport))
+        metrics.answered(request.qtype(), code, AnsweredBy::Own, begun.elapsed());
+        Action::Respond(response)
     }
 
     /// The response to a request that is for the outside. Takes a place among the task's forwards.
-    async fn forward(&self, request: &Request, transport: Transport) -> Vec<u8> {
-        let metrics = &self.shared.metrics;
-        let outcome = if let Ok(_permit) = self.forwards.try_acquire() {
-            self.shared.forwarder.forward(request, transport).await.map_err(|error| {
+    async fn forward(&self, request: &Request, begun: Instant, transport: Transport) -> Vec<u8> {
+        let Ok(_permit) = self.forwards.try_acquire() else {
+            return self.too_many(request, begun, transport);
+        };
+        let servers = self.shared.view.load().servers();
+        match self.shared.forwarder.forward(request, servers, transport).await {
+            Ok(reply) => {
+                let code = super::message::response_code(&reply);
+                self.shared.metrics.answered(request.qtype(), code, AnsweredBy::Upstream, begun.elapsed());
+                reply
+            }
+            Err(error) => {
                 let (name, error) = (request.question().name(), &error as &dyn std::error::Error);
                 tracing::debug!(%name, error, "forward failed");
-            })
-        } else {
-            metrics.rate_limited.inc();
-            Err(())
-        };
-        if let Ok(reply) = outcome {
-            metrics.answered(request.qtype(), super::message::response_code(&reply), AnsweredBy::Upstream);
-            reply
-        } else {
-            metrics.answered(request.qtype(), ResponseCode::ServFail, AnsweredBy::Upstream);
-            request.respond(ResponseCode::ServFail, Vec::new(), false, transport)
+                self.failed(request, begun, transport)
+            }
         }
+    }
+
+    /// The task has as many forwards in flight as it may have.
+    fn too_many(&self, request: &Request, begun: Instant, transport: Transport) -> Vec<u8> {
+        self.shared.metrics.count_rate_limited();
+        self.failed(request, begun, transport)
+    }
+
+    fn failed(&self, request: &Request, begun: Instant, transport: Transport) -> Vec<u8> {
+        let code = ResponseCode::ServFail;
+        self.shared.metrics.answered(request.qtype(), code, AnsweredBy::Upstream, begun.elapsed());
+        request.respond(code, Vec::new(), false, transport)
     }
 }
 
@@ -194,23 +214,21 @@ async fn serve_udp(context: Arc<Context>, socket: Arc<UdpSocket>, _alive: Arc<()
             }
         };
         if length > MAX_QUERY {
-            context.shared.metrics.malformed.inc();
+            context.shared.metrics.count_malformed();
             continue;
         }
         match context.decide(&buffer[..length], Transport::Udp) {
             Action::Respond(response) => send(&socket, &response, client).await,
             Action::Nothing => {}
             // Checked before a task is made for it, so that a flood makes none.
-            Action::Forward(request) if context.forwards.available_permits() == 0 => {
-                context.shared.metrics.rate_limited.inc();
-                let response = request.respond(ResponseCode::ServFail, Vec::new(), false, Transport::Udp);
-                send(&socket, &response, client).await;
+            Action::Forward(request, begun) if context.forwards.available_permits() == 0 => {
+                send(&socket, &context.too_many(&request, begun, Transport::Udp), client).await;
             }
-            Action::Forward(request) => {
+            Action::Forward(request, begun) => {
                 let (context, socket) = (Arc::clone(&context), Arc::clone(&socket));
                 let (tasks, stop) = (context.tasks.clone(), context.stop.clone());
                 let forward = async move {
-                    let response = context.forward(&request, Transport::Udp).await;
+                    let response = context.forward(&request, begun, Transport::Udp).await;
                     send(&socket, &response, client).await;
                 };
                 tasks.spawn(stop.run_until_cancelled_owned(forward).in_current_span());
@@ -236,7 +254,7 @@ async fn serve_tcp(context: Arc<Context>, listener: TcpListener, _alive: Arc<()>
             }
         };
         let Ok(permit) = Arc::clone(&context.connections).try_acquire_owned() else {
-            context.shared.metrics.rate_limited.inc();
+            context.shared.metrics.count_rate_limited();
             continue;
         };
         let (tasks, stop) = (context.tasks.clone(), context.stop.clone());
@@ -271,11 +289,11 @@ async fn serve_connection(context: &Context, mut stream: TcpStream) -> io::Resul
             Ok(query)
         };
         let query = timeout(MESSAGE_TIMEOUT, rest).await.map_err(io::Error::from)?.inspect_err(|_| {
-            context.shared.metrics.malformed.inc();
+            context.shared.metrics.count_malformed();
         })?;
         let response = match context.decide(&query, Transport::Tcp) {
             Action::Respond(response) => response,
-            Action::Forward(request) => context.forward(&request, Transport::Tcp).await,
+            Action::Forward(request, begun) => context.forward(&request, begun, Transport::Tcp).await,
             Action::Nothing => return Ok(()),
         };
         let length = u16::try_from(response.len()).map_err(io::Error::other)?;

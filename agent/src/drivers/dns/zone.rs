@@ -9,196 +9,46 @@
 //! 3. `localhost` is the loopback.
 //! 4. Names of the view, unqualified or ending in a network's name. A name that exists has no error, whatever
 //!    type is asked for.
-//! 5. Names that can only mean something of the cluster don't exist: unqualified ones, `tasks.x`, `x.1`, and
-//!    those below a network's name, also of networks the task isn't in. They never reach the outside.
-//! 6. The rest is for the outside; for a task with internal networks only it is refused.
+//! 5. `_8080._tcp.x` and `_tcp.x` say where service `x` is, by SRV records.
+//! 6. Names that can only mean something of the cluster don't exist: unqualified ones, `tasks.x`, `x.1`, those of
+//!    rule 5 for an unqualified `x`, and those below a network's name, also of networks the task isn't in. They never
+//!    reach the outside.
+//! 7. The rest is for the outside; for a task with internal networks only it is refused.
 //!
 //! While nothing (or not all) is known, what isn't found is SERVFAIL: a client tries again after that, but
 //! believes that a name doesn't exist.
 
+mod network;
 mod reverse;
+mod service;
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use hickory_proto::rr::rdata::{A, AAAA, PTR};
+use hickory_proto::rr::rdata::PTR;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use ipnet::IpNet;
+
+pub use network::{NetworkRecords, NetworkZone, ServiceRecord, TaskRecord};
+
+use network::{Addresses, Located};
+use service::Asked;
 
 /// How long, in seconds, an answer may be kept: task addresses come and go.
 pub const TTL_TASK: u32 = 5;
 /// A service keeps its virtual IP for life.
 pub const TTL_VIP: u32 = 30;
-/// More addresses than this are not put into one answer; which ones changes with each answer.
-const MAX_ADDRESSES: usize = 512;
-
-/// What is known about one network: input to [`NetworkZone::new`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NetworkRecords {
-    /// The network's name.
-    pub name: String,
-    /// Its subnets.
-    pub subnets: Vec<IpNet>,
-    /// The services attached to it.
-    pub services: Vec<ServiceRecord>,
-    /// The tasks attached to it.
-    pub tasks: Vec<TaskRecord>,
-}
-
-/// A service in a network.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ServiceRecord {
-    /// The service's name.
-    pub name: String,
-    /// Further names for the same in this network.
-    pub aliases: Vec<String>,
-    /// Its virtual IPs here; without any, its name stands for its endpoints (endpoint mode `dnsrr`).
-    pub vips: Vec<IpAddr>,
-    /// The addresses of its healthy tasks here.
-    pub endpoints: Vec<IpAddr>,
-}
-
-/// A task in a network, healthy or not.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TaskRecord {
-    /// The service it belongs to.
-    pub service: String,
-    /// Its slot: the task is called `service.slot`.
-    pub slot: u64,
-    /// The host name it has, if that is to be found too.
-    pub hostname: Option<String>,
-    /// Its addresses here.
-    pub addresses: Vec<IpAddr>,
-}
 
 /// What belongs to the cluster as far as the node knows, and is never asked outside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reserved {
     /// The names of all networks, also those the task isn't in.
     pub networks: BTreeSet<String>,
+    /// What tasks of global services have in place of a number: `web.SLOT`.
+    pub slots: BTreeSet<String>,
     /// All subnets and the pools they come from.
     pub subnets: Vec<IpNet>,
-}
-
-/// The names of one network, ready to be looked up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetworkZone {
-    name: String,
-    known: bool,
-    subnets: Vec<IpNet>,
-    names: HashMap<String, Addresses>,
-    reverse: HashMap<IpAddr, String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Addresses {
-    v4: Vec<Ipv4Addr>,
-    v6: Vec<Ipv6Addr>,
-    ttl: u32,
-}
-
-impl Addresses {
-    fn new(addresses: &[IpAddr], ttl: u32) -> Self {
-        let mut this = Self { ttl, ..Self::default() };
-        this.add(addresses);
-        this
-    }
-
-    fn add(&mut self, addresses: &[IpAddr]) {
-        for address in addresses {
-            match address {
-                IpAddr::V4(v4) => self.v4.push(*v4),
-                IpAddr::V6(v6) => self.v6.push(*v6),
-            }
-        }
-    }
-
-    fn data(&self, qtype: RecordType, rotation: usize) -> Vec<RData> {
-        let mut data = Vec::new();
-        if matches!(qtype, RecordType::A | RecordType::ANY) {
-            data.extend(rotated(&self.v4, rotation).map(|address| RData::A(A(*address))));
-        }
-        if matches!(qtype, RecordType::AAAA | RecordType::ANY) {
-            data.extend(rotated(&self.v6, rotation).map(|address| RData::AAAA(AAAA(*address))));
-        }
-        data
-    }
-}
-
-fn rotated<T>(items: &[T], rotation: usize) -> impl Iterator<Item = &T> {
-    let start = rotation.checked_rem(items.len()).unwrap_or(0);
-    items.iter().cycle().skip(start).take(items.len().min(MAX_ADDRESSES))
-}
-
-impl NetworkZone {
-    /// Builds the look-up tables of a network. When two things claim one name, a service keeps it before an
-    /// alias, an alias before a task, and a task's proper name before a host name; several tasks with one host
-    /// name share it.
-    pub fn new(records: &NetworkRecords) -> Self {
-        let mut names: HashMap<String, Addresses> = HashMap::new();
-        let mut reverse = HashMap::new();
-        for service in &records.services {
-            let name = service.name.to_ascii_lowercase();
-            names.insert(name.clone(), service_addresses(service));
-            names.insert(format!("tasks.{name}"), Addresses::new(&service.endpoints, TTL_TASK));
-            for vip in &service.vips {
-                reverse.insert(*vip, name.clone());
-            }
-        }
-        for service in &records.services {
-            for alias in &service.aliases {
-                names.entry(alias.to_ascii_lowercase()).or_insert_with(|| service_addresses(service));
-            }
-        }
-        let mut hostnames: HashMap<String, Addresses> = HashMap::new();
-        for task in &records.tasks {
-            let name = format!("{}.{}", task.service.to_ascii_lowercase(), task.slot);
-            for address in &task.addresses {
-                reverse.insert(*address, name.clone());
-            }
-            // A replacement and the task it replaces have one name for a while: both answer to it.
-            names.entry(name).or_insert_with(|| Addresses::new(&[], TTL_TASK)).add(&task.addresses);
-            if let Some(hostname) = &task.hostname {
-                hostnames
-                    .entry(hostname.to_ascii_lowercase())
-                    .or_insert_with(|| Addresses::new(&[], TTL_TASK))
-                    .add(&task.addresses);
-            }
-        }
-        hostnames.extend(names);
-        Self {
-            name: records.name.to_ascii_lowercase(),
-            known: true,
-            subnets: records.subnets.clone(),
-            names: hostnames,
-            reverse,
-        }
-    }
-
-    /// A network the task is in, whose names are not known (yet, or any more).
-    pub fn unknown(name: &str, subnets: Vec<IpNet>) -> Self {
-        Self {
-            name: name.to_ascii_lowercase(),
-            known: false,
-            subnets,
-            names: HashMap::new(),
-            reverse: HashMap::new(),
-        }
-    }
-
-    /// The network's name, in lower case.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-fn service_addresses(service: &ServiceRecord) -> Addresses {
-    if service.vips.is_empty() {
-        Addresses::new(&service.endpoints, TTL_TASK)
-    } else {
-        Addresses::new(&service.vips, TTL_VIP)
-    }
 }
 
 /// One task's view of names.
@@ -208,6 +58,7 @@ pub struct Zone {
     networks: Vec<Arc<NetworkZone>>,
     reserved: Arc<Reserved>,
     forwards: bool,
+    servers: Arc<[SocketAddr]>,
 }
 
 /// What to do with a question.
@@ -215,6 +66,8 @@ pub struct Zone {
 pub enum Decision {
     /// Answer with these records; none means that the name exists without records of this type.
     Answer(Vec<Record>),
+    /// Answer with the first, and add the second if there is room: they save further questions.
+    AnswerWith(Vec<Record>, Vec<Record>),
     /// The name doesn't exist.
     NxDomain,
     /// It isn't known whether the name exists.
@@ -231,12 +84,23 @@ impl Zone {
     /// A task's view: its networks in the order their names are looked up. `forwards` is false for a task whose
     /// networks are all internal.
     pub fn new(networks: Vec<Arc<NetworkZone>>, reserved: Arc<Reserved>, forwards: bool) -> Self {
-        Self { known: true, networks, reserved, forwards }
+        Self { known: true, networks, reserved, forwards, servers: Arc::default() }
+    }
+
+    /// The same, asking these servers instead of the node's, unless there are none.
+    #[must_use]
+    pub fn asking(self, servers: &[IpAddr]) -> Self {
+        Self { servers: servers.iter().map(|server| (*server, 53).into()).collect(), ..self }
+    }
+
+    /// The servers to ask; none: the node's.
+    pub(super) fn servers(&self) -> Arc<[SocketAddr]> {
+        Arc::clone(&self.servers)
     }
 
     /// The view of a task about which nothing is known yet: every question is SERVFAIL.
     pub fn unknown() -> Self {
-        Self { known: false, networks: Vec::new(), reserved: Arc::default(), forwards: false }
+        Self { known: false, ..Self::new(Vec::new(), Arc::default(), false) }
     }
 
     /// Decides on a question. `rotation` turns the order of several addresses.
@@ -265,12 +129,15 @@ impl Zone {
             let (ttl, data) = data.into_iter().find(|(_, data)| !data.is_empty()).unwrap_or_default();
             return answer(name, ttl, data);
         }
+        if let Some((asked, service)) = service::parse(&text) {
+            return self.decide_service(name, asked, service, qtype, rotation);
+        }
         self.decide_absent(&text, qtype)
     }
 
     fn decide_reverse(&self, name: &Name, prefix: IpNet, qtype: RecordType) -> Decision {
         let is_address = prefix.prefix_len() == prefix.max_prefix_len();
-        let owner = self.networks.iter().find_map(|zone| Some((zone, zone.reverse.get(&prefix.addr())?)));
+        let owner = self.networks.iter().find_map(|zone| Some((zone, zone.owner(prefix.addr())?)));
         if let (true, Some((zone, owner))) = (is_address, owner) {
             let Ok(target) = Name::from_ascii(format!("{owner}.{}.", zone.name)) else {
                 return Decision::ServFail;
@@ -297,14 +164,42 @@ impl Zone {
         }
     }
 
-    /// What the view has under a name, unqualified first.
-    fn find(&self, text: &str) -> Vec<&Addresses> {
-        let unqualified = self.networks.iter().filter_map(|zone| zone.names.get(text));
-        let qualified = self.networks.iter().filter_map(|zone| {
-            let rest = text.strip_suffix(zone.name.as_str())?.strip_suffix('.')?;
-            zone.names.get(rest)
+    /// Where a service is.
+    fn decide_service(
+        &self,
+        name: &Name,
+        asked: Asked,
+        service: &str,
+        qtype: RecordType,
+        rotation: usize,
+    ) -> Decision {
+        let zones: Vec<_> = self.candidates(service).filter(|(zone, own)| zone.has_service(own)).collect();
+        if zones.is_empty() {
+            return self.decide_absent(service, qtype);
+        }
+        let Asked::Port(port) = asked else { return self.absent(true) };
+        if !matches!(qtype, RecordType::SRV | RecordType::ANY) {
+            return Decision::Answer(Vec::new());
+        }
+        let located = zones.iter().map(|(zone, own)| zone.locate(own, port, name, rotation));
+        let Located { answers, additionals } =
+            located.into_iter().find(|located| !located.answers.is_empty()).unwrap_or_default();
+        Decision::AnswerWith(answers, additionals)
+    }
+
+    /// Where a name may be found: in every network as it is, then in the one that it ends with.
+    fn candidates<'a, 't>(&'a self, text: &'t str) -> impl Iterator<Item = (&'a NetworkZone, &'t str)> {
+        let zones = || self.networks.iter().map(Arc::as_ref);
+        let qualified = zones().filter_map(move |zone| {
+            let rest = text.strip_suffix(zone.name())?.strip_suffix('.')?;
+            Some((zone, rest))
         });
-        unqualified.chain(qualified).collect()
+        zones().map(move |zone| (zone, text)).chain(qualified)
+    }
+
+    /// What the view has under a name.
+    fn find(&self, text: &str) -> Vec<&Addresses> {
+        self.candidates(text).filter_map(|(zone, own)| zone.addresses(own)).collect()
     }
 
     fn decide_absent(&self, text: &str, qtype: RecordType) -> Decision {
@@ -319,8 +214,9 @@ impl Zone {
         }
         let (first, last) = (text.split('.').next(), text.rsplit('.').next());
         let labels = text.split('.').count();
+        let is_slot = |label: &str| self.reserved.slots.contains(label);
         let is_ours = labels == 1
-            || (labels == 2 && first == Some("tasks"))
+            || (labels == 2 && (first == Some("tasks") || last.is_some_and(is_slot)))
             || last.is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
         if is_ours { self.absent(true) } else { self.outside(qtype) }
     }

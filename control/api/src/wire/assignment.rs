@@ -2,7 +2,7 @@
 
 use shoal_types::assignment::{
     AssignedNetwork, AssignedService, AssignedTask, ClusterView, Delta, Endpoint, Member, Object, ObjectKey,
-    Vip,
+    Reserved, Vip,
 };
 use shoal_types::id::Name;
 use shoal_types::object::Generation;
@@ -66,6 +66,14 @@ fn cluster(c: &pb::ClusterView) -> Result<ClusterView, WireError> {
         router: attachment(required("router", c.router.as_ref())?)?,
         lb_engine: word("lb_engine", &c.lb_engine)?,
         direct: word("direct", &c.direct)?,
+        reserved: c.reserved.as_ref().map(reserved).transpose()?.unwrap_or_default(),
+    })
+}
+
+fn reserved(r: &pb::Reserved) -> Result<Reserved, WireError> {
+    Ok(Reserved {
+        networks: r.networks.iter().map(|t| field("reserved.networks", t)).collect::<Result<_, _>>()?,
+        subnets: r.subnets.iter().map(|t| field("reserved.subnets", t)).collect::<Result<_, _>>()?,
     })
 }
 
@@ -118,6 +126,7 @@ fn service(s: pb::AssignedService) -> Result<AssignedService, WireError> {
         vips: s.vips.iter().map(vip).collect::<Result<_, _>>()?,
         ports: s.ports.into_iter().chain(s.bound_ports).map(TryInto::try_into).collect::<Result<_, _>>()?,
         lb: word("lb", &s.lb)?,
+        dnsrr: s.dnsrr.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
     })
 }
 
@@ -131,6 +140,7 @@ fn task(t: pb::AssignedTask) -> Result<AssignedTask, WireError> {
         spec: required("spec", t.spec)?.try_into()?,
         desired,
         attachments: t.attachments.iter().map(attachment).collect::<Result<_, _>>()?,
+        dns: t.dns.map(TryInto::try_into).transpose()?.unwrap_or_default(),
     })
 }
 
@@ -146,6 +156,10 @@ impl From<&Object> for pb::AssignmentObject {
                 router: Some(attachment_to(&c.router)),
                 lb_engine: c.lb_engine.to_string(),
                 direct: c.direct.to_string(),
+                reserved: Some(pb::Reserved {
+                    networks: c.reserved.networks.iter().map(ToString::to_string).collect(),
+                    subnets: c.reserved.subnets.iter().map(ToString::to_string).collect(),
+                }),
             }),
             Object::Member(m) => Wire::Member(pb::Member {
                 node: m.node.to_string(),
@@ -204,6 +218,7 @@ fn service_to(s: &AssignedService) -> pb::AssignedService {
         ports: ports.into_iter().map(Into::into).collect(),
         lb: s.lb.to_string(),
         bound_ports: bound.into_iter().map(Into::into).collect(),
+        dnsrr: s.dnsrr.iter().map(Into::into).collect(),
     }
 }
 
@@ -216,6 +231,7 @@ fn task_to(t: &AssignedTask) -> pb::AssignedTask {
         spec: Some((&t.spec).into()),
         desired: pb::DesiredState::from(t.desired).into(),
         attachments: t.attachments.iter().map(attachment_to).collect(),
+        dns: Some((&t.dns).into()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use shoal_types::id::Name;
 use shoal_types::spec::{
-    AttachmentSpec, HealthCheck, HealthProbe, NetworkSpec, PortSpec, ProcessSpec, Resources,
+    AttachmentSpec, DnsSpec, HealthCheck, HealthProbe, NetworkSpec, PortSpec, ProcessSpec, Resources,
     RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 
@@ -55,6 +55,8 @@ impl TryFrom<pb::ServiceSpec> for ServiceSpec {
             update: s.update.map(TryInto::try_into).transpose()?.unwrap_or_default(),
             drain_ms: s.drain_ms,
             lb: word("lb", &s.lb)?,
+            endpoint: word("endpoint_mode", &s.endpoint_mode)?,
+            dns: s.dns.map(TryInto::try_into).transpose()?.unwrap_or_default(),
             labels: s.labels.into_iter().collect(),
         })
     }
@@ -74,7 +76,27 @@ impl From<&ServiceSpec> for pb::ServiceSpec {
             update: Some(s.update.into()),
             drain_ms: s.drain_ms,
             lb: s.lb.to_string(),
+            endpoint_mode: s.endpoint.to_string(),
+            dns: Some((&s.dns).into()),
             labels: s.labels.clone().into_iter().collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::DnsSpec> for DnsSpec {
+    type Error = WireError;
+    fn try_from(d: pb::DnsSpec) -> Result<Self, WireError> {
+        let servers = d.servers.iter().map(|t| field("dns.servers", t)).collect::<Result<_, _>>()?;
+        Ok(Self { servers, search: d.search, options: d.options })
+    }
+}
+
+impl From<&DnsSpec> for pb::DnsSpec {
+    fn from(d: &DnsSpec) -> Self {
+        Self {
+            servers: d.servers.iter().map(ToString::to_string).collect(),
+            search: d.search.clone(),
+            options: d.options.clone(),
         }
     }
 }

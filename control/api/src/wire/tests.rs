@@ -4,8 +4,8 @@ use shoal_types::assignment::{AssignedService, AssignedTask, Delta, Endpoint, Ob
 use shoal_types::object::{Attachment, DesiredState, Generation, NodeDescription, Slot};
 use shoal_types::port::{Binding, PublishMode, PublishedPort};
 use shoal_types::spec::{
-    AttachmentSpec, HealthCheck, HealthProbe, PortSpec, ProcessSpec, Resources, RestartPolicy, ServiceMode,
-    ServiceSpec, TaskSpec, UpdateConfig,
+    AttachmentSpec, DnsSpec, EndpointMode, HealthCheck, HealthProbe, PortSpec, ProcessSpec, Resources,
+    RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
 };
 use shoal_types::{
     DualAddr, EndpointId, LbEngine, LbInUse, LbPolicy, NetworkId, NodeId, NodeLb, Protocol, ServiceId, TaskId,
@@ -63,6 +63,12 @@ fn spec() -> ServiceSpec {
         update: UpdateConfig::default(),
         drain_ms: 5_000,
         lb: LbPolicy::Source,
+        endpoint: EndpointMode::Dnsrr,
+        dns: DnsSpec {
+            servers: vec!["192.0.2.53".parse().expect("literal")],
+            search: vec!["corp.example".into()],
+            options: vec!["ndots:2".into()],
+        },
         labels: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
     }
 }
@@ -122,6 +128,7 @@ fn a_delta_survives_the_wire() {
                 spec: spec().task,
                 desired: DesiredState::Draining,
                 attachments: vec![at],
+                dns: spec().dns,
             })),
         ],
         removes: vec![ObjectKey::Cluster, ObjectKey::Endpoint(EndpointId(1)), ObjectKey::Task(task)],
@@ -131,8 +138,9 @@ fn a_delta_survives_the_wire() {
 
 #[test]
 fn a_spec_of_a_caller_that_knows_no_policies_has_none() {
-    let wire = pb::ServiceSpec { lb: String::new(), ..(&spec()).into() };
-    assert_eq!(ServiceSpec::try_from(wire), Ok(ServiceSpec { lb: LbPolicy::Auto, ..spec() }));
+    let wire = pb::ServiceSpec { lb: String::new(), endpoint_mode: String::new(), ..(&spec()).into() };
+    let expected = ServiceSpec { lb: LbPolicy::Auto, endpoint: EndpointMode::Vip, ..spec() };
+    assert_eq!(ServiceSpec::try_from(wire), Ok(expected));
 }
 
 #[test]

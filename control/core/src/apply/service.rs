@@ -157,13 +157,13 @@ pub(super) fn update(
     check_own_ports(state, &ports)?;
     check_host_ports(state, &old, &ports)?;
     let new_vips = addresses::missing_vips(spec, Some(&old));
-    if asks_for_more(state, &old.spec, spec) {
+    if !new_vips.is_empty() || asks_for_more(state, &old.spec, spec) {
         addresses::require_for_spec(state, id, spec, &new_vips)?;
     }
     let added = allocate_vips(state, &spec.name, &new_vips)?;
 
     let (kept, dropped): (Vec<_>, Vec<_>) =
-        old.vips.iter().cloned().partition(|v| spec.networks.iter().any(|n| n.network == v.network));
+        old.vips.iter().cloned().partition(|v| addresses::vip_networks(spec).any(|n| *n == v.network));
     addresses::release(state, &dropped);
     state.ports.assign(id, &ports, at.now);
     let outdates = outdates_tasks(&old, spec, &ports);
@@ -186,6 +186,7 @@ fn outdates_tasks(service: &Service, new: &ServiceSpec, ports: &[PublishedPort])
     let old = &service.spec;
     let ids = |spec: &ServiceSpec| spec.networks.iter().map(|n| n.network.clone()).collect::<BTreeSet<_>>();
     old.task != new.task
+        || old.dns != new.dns
         || ids(old) != ids(new)
         || (old.ports.is_empty() && !new.ports.is_empty())
         || ports.iter().any(|port| port.is_host() && !service.ports.contains(port))

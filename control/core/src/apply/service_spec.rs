@@ -24,6 +24,9 @@ pub(super) fn check(state: &State, spec: &ServiceSpec) -> Result<(), Rejection> 
             "at most 1h",
         ));
     }
+    if let Some((field, value, problem, help)) = spec.dns.fault() {
+        return Err(Rejection::invalid(field, value, problem, help));
+    }
     check_networks(state, spec)?;
     check_task(&spec.task)
 }

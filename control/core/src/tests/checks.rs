@@ -6,6 +6,7 @@ use shoal_types::id::ServiceId;
 use shoal_types::lb::DirectRouting;
 use shoal_types::object::{Attachment, DesiredState, NodeState, TaskState};
 use shoal_types::port::PublishedPort;
+use shoal_types::spec::EndpointMode;
 
 use crate::index::Index;
 use crate::leader::LeaderView;
@@ -15,6 +16,7 @@ use crate::{Command, State};
 pub(crate) fn check(state: &State) {
     assert_eq!(state.index, Index::of(state), "the lookups are those of the objects");
     check_addresses(state);
+    check_vips(state);
     check_networks(state);
     check_ports(state);
     check_tasks(state);
@@ -51,6 +53,18 @@ fn check_addresses(state: &State) {
         let (total, taken) = state.ipam.capacity(network).expect("every network has a pool");
         assert_eq!(taken, used.get(network).copied().unwrap_or(0), "no address leaks");
         assert!(taken <= total);
+    }
+}
+
+/// A service has a virtual IP in each of its networks, or in none.
+fn check_vips(state: &State) {
+    for service in state.services.values() {
+        let wanted: BTreeSet<_> = match service.spec.endpoint {
+            EndpointMode::Vip => service.spec.networks.iter().map(|n| &n.network).collect(),
+            EndpointMode::Dnsrr => BTreeSet::new(),
+        };
+        assert_eq!(service.vips.iter().map(|v| &v.network).collect::<BTreeSet<_>>(), wanted);
+        assert_eq!(service.vips.len(), wanted.len());
     }
 }
 

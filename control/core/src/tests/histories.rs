@@ -8,7 +8,7 @@ use shoal_types::id::{NetworkId, NodeId, ServiceId, TaskId};
 use shoal_types::lb::{LbEngine, LbPolicy};
 use shoal_types::object::{Availability, NodeRole, NodeState, TaskState};
 use shoal_types::port::{Binding, PublishMode};
-use shoal_types::spec::{PortSpec, ServiceMode, UpdateOrder};
+use shoal_types::spec::{EndpointMode, PortSpec, ServiceMode, UpdateOrder};
 
 use super::checks;
 use super::sim::{Sim, network_spec, service, tcp};
@@ -160,6 +160,7 @@ fn vary(spec: &mut shoal_types::spec::ServiceSpec, flavour: u8) {
     let lb = usize::from(flavour) % (2 * LbPolicy::ALL.len());
     spec.lb = LbPolicy::ALL.get(lb).copied().unwrap_or_default();
     spec.task.max_per_node = u32::from(flavour & 128 != 0) * 2;
+    spec.endpoint = if flavour.is_multiple_of(5) { EndpointMode::Dnsrr } else { EndpointMode::Vip };
 }
 
 fn take_more(sim: &mut Sim, step: &Step) {

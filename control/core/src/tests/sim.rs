@@ -13,8 +13,8 @@ use shoal_types::object::{
 };
 use shoal_types::port::Binding;
 use shoal_types::spec::{
-    AttachmentSpec, NetworkSpec, PortSpec, ProcessSpec, Resources, RestartPolicy, ServiceMode, ServiceSpec,
-    TaskSpec, UpdateConfig,
+    AttachmentSpec, DnsSpec, EndpointMode, NetworkSpec, PortSpec, ProcessSpec, Resources, RestartPolicy,
+    ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
 };
 
 use super::checks;
@@ -436,6 +436,8 @@ pub(crate) fn service(text: &str, replicas: u32, networks: &[&NetworkId], ports:
         update: UpdateConfig::default(),
         drain_ms: 5_000,
         lb: LbPolicy::Auto,
+        endpoint: EndpointMode::Vip,
+        dns: DnsSpec::default(),
         labels: BTreeMap::new(),
     }
 }

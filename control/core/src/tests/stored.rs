@@ -2,10 +2,10 @@
 
 use shoal_types::lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb};
 use shoal_types::object::{Balancing, Health};
-use shoal_types::spec::{HealthCheck, HealthProbe};
+use shoal_types::spec::{DnsSpec, EndpointMode, HealthCheck, HealthProbe, ServiceMode, ServiceSpec};
 
 use super::checks;
-use super::sim::{Sim, service};
+use super::sim::{Sim, name, service};
 use crate::command::Entry;
 use crate::{Command, State};
 
@@ -30,6 +30,7 @@ fn a_snapshot_of_the_first_version_is_read_and_written_as_it_was() {
     assert_eq!(snapshot(&state), STATE);
     assert_eq!(state.cluster().expect("founded").balancing, Balancing::default());
     assert!(state.services().values().all(|s| s.spec.lb == LbPolicy::Auto));
+    assert!(state.services().values().all(|s| s.spec.endpoint == EndpointMode::Vip));
     let said: Vec<NodeLb> = state.nodes().values().map(|n| n.description.lb).collect();
     assert!(said.contains(&NodeLb { setting: LbEngine::Auto, in_use: Some(LbInUse::default()) }), "{said:?}");
 }
@@ -51,7 +52,18 @@ fn what_came_later_is_read_back() {
     sim.must(Command::SetLbEngine { engine: LbEngine::Ipvs });
     sim.balances("n1", LbEngine::Ipvs, true, false);
     let spec = service("web", 2, &[], &[]);
-    let web = sim.create(&shoal_types::spec::ServiceSpec { lb: LbPolicy::LeastConnections, ..spec });
+    let web = sim.create(&ServiceSpec { lb: LbPolicy::LeastConnections, ..spec.clone() });
+    let rotated = ServiceSpec { name: name("rotated"), endpoint: EndpointMode::Dnsrr, ..spec.clone() };
+    let rotated = sim.create(&rotated);
+    let both = ServiceSpec {
+        name: name("both"),
+        mode: ServiceMode::Global,
+        lb: LbPolicy::Source,
+        endpoint: EndpointMode::Dnsrr,
+        dns: DnsSpec { search: vec![".".to_owned()], ..DnsSpec::default() },
+        ..spec
+    };
+    let both = sim.create(&both);
     let mut checked = service("checked", 1, &[], &[]);
     let probe = HealthProbe::Command(vec!["true".to_owned()]);
     checked.task.health = Some(HealthCheck { retries: 7, ..HealthCheck::of(probe) });
@@ -63,8 +75,9 @@ fn what_came_later_is_read_back() {
     assert_eq!(state.hash(), sim.state.hash());
     let balancing = state.cluster().expect("founded").balancing;
     assert_eq!((balancing.engine, balancing.direct), (LbEngine::Ipvs, DirectRouting::Ready));
-    assert_eq!(state.services()[&web], sim.state.services()[&web]);
-    assert_eq!(state.services()[&checked], sim.state.services()[&checked]);
+    for id in [&web, &rotated, &both, &checked] {
+        assert_eq!(state.services()[id], sim.state.services()[id]);
+    }
     assert_eq!(state.tasks()[&sick].status.health, Health::Unhealthy);
     assert_eq!(state.tasks(), sim.state.tasks());
     assert_eq!(state.nodes(), sim.state.nodes());

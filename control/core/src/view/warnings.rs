@@ -9,8 +9,9 @@ use shoal_types::object::{Node, NodeState};
 use crate::some_of::some_of;
 use crate::state::State;
 
-/// A line each: nodes that balance by another engine than the cluster's, or can't do what they are set to, and services
-/// whose policy some node lacks. Nodes that are down, or have not said how they balance, are left out.
+/// A line each: nodes that balance by another engine than the cluster's, or can't do what they are set to, services
+/// whose policy some node lacks, and aliases that a service's name hides. Nodes that are down, or have not said how they
+/// balance, are left out.
 pub fn warnings(state: &State) -> Vec<String> {
     let wanted = state.cluster.as_ref().map_or(LbEngine::Auto, |c| c.balancing.engine).resolved();
     let mut found: BTreeMap<String, Vec<Name>> = BTreeMap::new();
@@ -22,6 +23,7 @@ pub fn warnings(state: &State) -> Vec<String> {
     let mut lines: Vec<String> =
         found.iter().map(|(what, nodes)| format!("{what}: {}", some_of(nodes))).collect();
     lines.extend(of_services(state));
+    lines.extend(hidden_aliases(state));
     lines
 }
 
@@ -54,5 +56,23 @@ fn of_services(state: &State) -> impl Iterator<Item = String> {
         let line =
             || format!("service '{}' is not balanced by {policy} on: {}", service.spec.name, some_of(&nodes));
         (!nodes.is_empty()).then(line)
+    })
+}
+
+/// In a network, a service's name goes before other services' aliases.
+fn hidden_aliases(state: &State) -> impl Iterator<Item = String> {
+    let attachments = state.services.values().flat_map(|s| s.spec.networks.iter().map(move |at| (s, at)));
+    attachments.flat_map(move |(service, at)| {
+        at.aliases.iter().filter_map(move |alias| {
+            let holder = state.service_named(alias).filter(|holder| holder.id != service.id)?;
+            if !holder.spec.networks.iter().any(|other| other.network == at.network) {
+                return None;
+            }
+            let network = &state.networks.get(&at.network)?.spec.name;
+            let (own, held) = (&service.spec.name, &holder.spec.name);
+            Some(format!(
+                "alias '{alias}' of service '{own}' leads to service '{held}' on network '{network}'"
+            ))
+        })
     })
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    AttachmentSpec, Constraint, HealthCheck, PortSpec, ProcessSpec, Resources, RestartCondition,
-    RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
+    AttachmentSpec, Constraint, DnsSpec, EndpointMode, HealthCheck, PortSpec, ProcessSpec, Resources,
+    RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
 };
 use crate::id::Name;
 use crate::lb::LbPolicy;
@@ -27,27 +27,45 @@ struct Stored<'a> {
 }
 
 /// The first two are those of [`ServiceMode`], in its order.
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 enum Mode {
     Replicated { replicas: u32 },
     Global,
     Balanced { mode: ServiceMode, lb: LbPolicy },
+    With { mode: ServiceMode, more: Vec<More> },
+}
+
+/// What is not as it is by default, in the order of this list. New settings go to its end.
+#[derive(Serialize, Deserialize)]
+enum More {
+    Lb(LbPolicy),
+    Endpoint(EndpointMode),
+    Dns(DnsSpec),
 }
 
 impl Mode {
     fn of(spec: &ServiceSpec) -> Self {
-        match (spec.lb, spec.mode) {
-            (LbPolicy::Auto, ServiceMode::Replicated { replicas }) => Self::Replicated { replicas },
-            (LbPolicy::Auto, ServiceMode::Global) => Self::Global,
-            (lb, mode) => Self::Balanced { mode, lb },
+        let lb = Some(spec.lb).filter(|lb| *lb != LbPolicy::default());
+        let endpoint = Some(spec.endpoint).filter(|endpoint| *endpoint != EndpointMode::default());
+        let dns = Some(&spec.dns).filter(|dns| !dns.is_default());
+        match (spec.mode, lb, endpoint, dns) {
+            (ServiceMode::Replicated { replicas }, None, None, None) => Self::Replicated { replicas },
+            (ServiceMode::Global, None, None, None) => Self::Global,
+            (mode, Some(lb), None, None) => Self::Balanced { mode, lb },
+            (mode, lb, endpoint, dns) => {
+                let (lb, endpoint) = (lb.map(More::Lb), endpoint.map(More::Endpoint));
+                let dns = dns.cloned().map(More::Dns);
+                Self::With { mode, more: lb.into_iter().chain(endpoint).chain(dns).collect() }
+            }
         }
     }
 
-    const fn parts(self) -> (ServiceMode, LbPolicy) {
+    fn parts(self) -> (ServiceMode, Vec<More>) {
         match self {
-            Self::Replicated { replicas } => (ServiceMode::Replicated { replicas }, LbPolicy::Auto),
-            Self::Global => (ServiceMode::Global, LbPolicy::Auto),
-            Self::Balanced { mode, lb } => (mode, lb),
+            Self::Replicated { replicas } => (ServiceMode::Replicated { replicas }, Vec::new()),
+            Self::Global => (ServiceMode::Global, Vec::new()),
+            Self::Balanced { mode, lb } => (mode, vec![More::Lb(lb)]),
+            Self::With { mode, more } => (mode, more),
         }
     }
 }
@@ -71,8 +89,8 @@ impl Serialize for ServiceSpec {
 impl<'de> Deserialize<'de> for ServiceSpec {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let stored = Stored::deserialize(deserializer)?;
-        let (mode, lb) = stored.mode.parts();
-        Ok(Self {
+        let (mode, more) = stored.mode.parts();
+        let mut spec = Self {
             name: stored.name.into_owned(),
             mode,
             task: stored.task.into_owned(),
@@ -80,9 +98,19 @@ impl<'de> Deserialize<'de> for ServiceSpec {
             ports: stored.ports.into_owned(),
             update: stored.update,
             drain_ms: stored.drain_ms,
-            lb,
+            lb: LbPolicy::default(),
+            endpoint: EndpointMode::default(),
+            dns: DnsSpec::default(),
             labels: stored.labels.into_owned(),
-        })
+        };
+        for setting in more {
+            match setting {
+                More::Lb(lb) => spec.lb = lb,
+                More::Endpoint(endpoint) => spec.endpoint = endpoint,
+                More::Dns(dns) => spec.dns = dns,
+            }
+        }
+        Ok(spec)
     }
 }
 

@@ -18,9 +18,11 @@ mod load;
 mod members;
 mod mesh;
 mod names;
+mod outside;
 mod ports;
 mod refusals;
 mod renewal;
+mod rotation;
 mod upstream;
 
 use std::process::ExitCode;

@@ -3,11 +3,15 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use shoal_netns::{Host, Swarm};
+
+/// How often a server looks whether it is to end.
+const POLL: Duration = Duration::from_millis(20);
 
 /// What every name resolves to.
 pub(crate) const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
@@ -15,6 +19,8 @@ pub(crate) const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 /// A server at the address that the machine's `resolv.conf` names, which is where the hosts' daemons ask.
 pub(crate) struct Upstream {
     questions: Arc<AtomicUsize>,
+    ending: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Upstream {
@@ -23,7 +29,7 @@ impl Upstream {
         let config = std::fs::read_to_string("/etc/resolv.conf")?;
         let server = config.lines().find_map(|line| line.strip_prefix("nameserver "));
         let server: IpAddr = server.context("/etc/resolv.conf names no server")?.trim().parse()?;
-        let this = Self { questions: Arc::default() };
+        let mut this = Self { questions: Arc::default(), ending: Arc::default(), threads: Vec::new() };
         if server.is_loopback() {
             for node in &swarm.nodes {
                 this.serve(&node.host, server)?;
@@ -31,11 +37,18 @@ impl Upstream {
             return Ok(this);
         }
         ensure!(server.is_ipv4(), "the scenario can't route to {server}");
-        swarm.client.ip(&format!("addr add {server}/32 dev lo"))?;
+        swarm.client.ip(&format!("addr replace {server}/32 dev lo"))?;
         for node in &swarm.nodes {
-            node.host.ip(&format!("route add {server}/32 via {}", swarm.client_place.v4))?;
+            node.host.ip(&format!("route replace {server}/32 via {}", swarm.client_place.v4))?;
         }
         this.serve(&swarm.client, server)?;
+        Ok(this)
+    }
+
+    /// A server at the client's own address, which nothing but a service's settings can lead to.
+    pub(crate) fn on_client(swarm: &Swarm) -> anyhow::Result<Self> {
+        let mut this = Self { questions: Arc::default(), ending: Arc::default(), threads: Vec::new() };
+        this.serve(&swarm.client, swarm.client_place.v4.into())?;
         Ok(this)
     }
 
@@ -44,26 +57,46 @@ impl Upstream {
         self.questions.load(Ordering::SeqCst)
     }
 
-    /// The threads end with the process; their sockets are all that they hold.
-    fn serve(&self, host: &Host, server: IpAddr) -> anyhow::Result<()> {
+    fn serve(&mut self, host: &Host, server: IpAddr) -> anyhow::Result<()> {
         let address = SocketAddr::new(server, 53);
         let (udp, tcp) = host.enter(|| Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?)))?;
-        let questions = Arc::clone(&self.questions);
-        thread::spawn(move || {
+        udp.set_read_timeout(Some(POLL))?;
+        tcp.set_nonblocking(true)?;
+        let (questions, ending) = (Arc::clone(&self.questions), Arc::clone(&self.ending));
+        self.threads.push(thread::spawn(move || {
             let mut buffer = [0; 1500];
-            while let Ok((length, peer)) = udp.recv_from(&mut buffer) {
+            while !ending.load(Ordering::SeqCst) {
+                let Ok((length, peer)) = udp.recv_from(&mut buffer) else { continue };
                 questions.fetch_add(1, Ordering::SeqCst);
                 udp.send_to(&reply(&buffer[..length]), peer).ok();
             }
-        });
-        let questions = Arc::clone(&self.questions);
-        thread::spawn(move || {
-            for stream in tcp.incoming().flatten() {
+        }));
+        let (questions, ending) = (Arc::clone(&self.questions), Arc::clone(&self.ending));
+        self.threads.push(thread::spawn(move || {
+            while !ending.load(Ordering::SeqCst) {
+                let Ok((stream, _)) = tcp.accept() else {
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "a server that looks whether it is to end"
+                    )]
+                    thread::sleep(POLL);
+                    continue;
+                };
                 questions.fetch_add(1, Ordering::SeqCst);
-                serve_tcp(stream).ok();
+                stream.set_nonblocking(false).and_then(|()| serve_tcp(stream)).ok();
             }
-        });
+        }));
         Ok(())
+    }
+}
+
+impl Drop for Upstream {
+    /// Its address is free for the next one.
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            thread.join().ok();
+        }
     }
 }
 

@@ -1,8 +1,20 @@
+use super::network::MAX_RECORDS;
 use super::*;
+use shoal_types::Protocol;
+use std::net::IpAddr;
 use std::str::FromStr as _;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("address")
+}
+
+fn task(service: &str, slot: &str, addresses: &[&str]) -> TaskRecord {
+    TaskRecord {
+        service: service.to_owned(),
+        slot: slot.to_owned(),
+        serving: true,
+        addresses: addresses.iter().map(|text| ip(text)).collect(),
+    }
 }
 
 fn front() -> NetworkRecords {
@@ -14,28 +26,25 @@ fn front() -> NetworkRecords {
                 name: "Web".to_owned(),
                 aliases: vec!["www".to_owned()],
                 vips: vec![ip("10.9.0.2"), ip("fd00:9::2")],
-                endpoints: vec![ip("10.9.0.11"), ip("10.9.0.12"), ip("10.9.0.13"), ip("fd00:9::11")],
+                targets: vec![(Protocol::Tcp, 80), (Protocol::Tcp, 443), (Protocol::Udp, 53)],
             },
             ServiceRecord {
                 name: "rr".to_owned(),
-                endpoints: vec![ip("10.9.0.31"), ip("10.9.0.32")],
+                aliases: vec!["ring".to_owned()],
                 ..ServiceRecord::default()
             },
             ServiceRecord { name: "down".to_owned(), vips: vec![ip("10.9.0.3")], ..ServiceRecord::default() },
+            ServiceRecord { name: "idle".to_owned(), ..ServiceRecord::default() },
+            ServiceRecord { name: "agents".to_owned(), ..ServiceRecord::default() },
         ],
         tasks: vec![
-            TaskRecord {
-                service: "web".to_owned(),
-                slot: 1,
-                hostname: Some("Web-One".to_owned()),
-                addresses: vec![ip("10.9.0.11"), ip("fd00:9::11")],
-            },
-            TaskRecord {
-                service: "web".to_owned(),
-                slot: 2,
-                hostname: None,
-                addresses: vec![ip("10.9.0.12")],
-            },
+            task("web", "1", &["10.9.0.11", "fd00:9::11"]),
+            task("web", "2", &["10.9.0.12"]),
+            task("web", "3", &["10.9.0.13"]),
+            TaskRecord { serving: false, ..task("web", "4", &["10.9.0.14"]) },
+            task("rr", "1", &["10.9.0.31"]),
+            task("rr", "2", &["10.9.0.32"]),
+            task("agents", "4kq2mxz7", &["10.9.0.41"]),
         ],
     }
 }
@@ -47,21 +56,16 @@ fn back() -> NetworkRecords {
         services: vec![ServiceRecord {
             name: "db".to_owned(),
             vips: vec![ip("10.9.16.2")],
-            endpoints: vec![ip("10.9.16.11")],
             ..ServiceRecord::default()
         }],
-        tasks: vec![TaskRecord {
-            service: "db".to_owned(),
-            slot: 1,
-            hostname: None,
-            addresses: vec![ip("10.9.16.11")],
-        }],
+        tasks: vec![task("db", "1", &["10.9.16.11"])],
     }
 }
 
 fn reserved() -> Arc<Reserved> {
     Arc::new(Reserved {
         networks: ["front", "back", "hidden"].map(str::to_owned).into(),
+        slots: ["4kq2mxz7", "8fjw3c9d"].map(str::to_owned).into(),
         subnets: vec!["10.9.0.0/16".parse().expect("pool")],
     })
 }
@@ -122,20 +126,133 @@ fn tasks_of_a_service_are_its_healthy_addresses_in_turn() {
 }
 
 #[test]
-fn tasks_have_names_and_host_names() {
+fn tasks_have_names_whether_they_serve_or_not() {
     let zone = zone(&[front()]);
-    for name in ["web.1.", "web.1.front.", "web-one.", "web-one.front."] {
+    for name in ["web.1.", "web.1.front.", "WEB.1.Front."] {
         assert_eq!(answers(&zone, name, RecordType::A), texts([("10.9.0.11", TTL_TASK)]), "{name}");
     }
+    assert_eq!(answers(&zone, "web.4.", RecordType::A), texts([("10.9.0.14", TTL_TASK)]));
     assert_eq!(ask(&zone, "web.7.", RecordType::A), Decision::NxDomain);
     assert_eq!(ask(&zone, "web.7.front.", RecordType::A), Decision::NxDomain);
+    // Those of a global service have their node's id in place of a number.
+    for name in ["agents.4kq2mxz7.", "agents.4KQ2mxz7.front."] {
+        assert_eq!(answers(&zone, name, RecordType::A), texts([("10.9.0.41", TTL_TASK)]), "{name}");
+    }
+    assert_eq!(ask(&zone, "agents.8fjw3c9d.", RecordType::A), Decision::NxDomain);
+    assert_eq!(ask(&zone, "other.8fjw3c9d.", RecordType::A), Decision::NxDomain);
+}
+
+#[test]
+fn aliases_are_names_of_the_service_in_one_network() {
+    let zone = zone(&[front(), back()]);
+    let tasks = texts([("10.9.0.31", TTL_TASK), ("10.9.0.32", TTL_TASK)]);
+    for name in ["ring.", "ring.front.", "tasks.ring.", "RING."] {
+        assert_eq!(answers(&zone, name, RecordType::A), tasks, "{name}");
+    }
+    assert_eq!(answers(&zone, "tasks.www.", RecordType::A).len(), 3);
+    for name in ["ring.back.", "www.back."] {
+        assert_eq!(ask(&zone, name, RecordType::A), Decision::NxDomain, "{name}");
+    }
+}
+
+#[test]
+fn services_share_an_alias_and_a_name_goes_before_it() {
+    let mut records = front();
+    for (service, alias) in
+        [("web", "both"), ("rr", "both"), ("web", "down"), ("down", "DOWN"), ("rr", "both")]
+    {
+        let found = records.services.iter_mut().find(|known| known.name.eq_ignore_ascii_case(service));
+        found.expect("there").aliases.push(alias.to_owned());
+    }
+    let zone = zone(&[records]);
+    // The virtual IP of one and the tasks of the other, kept no longer than the tasks may be.
+    let both = texts([("10.9.0.2", TTL_TASK), ("10.9.0.31", TTL_TASK), ("10.9.0.32", TTL_TASK)]);
+    assert_eq!(answers(&zone, "both.", RecordType::A), both);
+    assert_eq!(answers(&zone, "tasks.both.", RecordType::A).len(), 5);
+    assert_eq!(located(&zone, "_8080._tcp.both.").0.len(), 5);
+    assert_eq!(answers(&zone, "down.", RecordType::A), texts([("10.9.0.3", TTL_VIP)]));
+}
+
+/// Targets with their ports, and additional records, as text.
+fn located(zone: &Zone, name: &str) -> (Vec<String>, Vec<String>) {
+    match ask(zone, name, RecordType::SRV) {
+        Decision::AnswerWith(answers, more) => {
+            let owner = Name::from_str(name).expect("name");
+            assert!(answers.iter().all(|record| record.ttl == TTL_TASK && record.name == owner));
+            let more = more.iter().map(|record| format!("{} {}", record.name, record.data));
+            (answers.iter().map(|record| record.data.to_string()).collect(), more.collect())
+        }
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+#[test]
+fn services_are_located_by_their_serving_tasks() {
+    let zone = zone(&[front()]);
+    let (answers, more) = located(&zone, "_8080._tcp.web.");
+    assert_eq!(answers, ["0 1 8080 web.1.front.", "0 1 8080 web.2.front.", "0 1 8080 web.3.front."]);
+    assert_eq!(
+        more,
+        [
+            "web.1.front. 10.9.0.11",
+            "web.1.front. fd00:9::11",
+            "web.2.front. 10.9.0.12",
+            "web.3.front. 10.9.0.13"
+        ]
+    );
+    for name in ["_8080._tcp.web.front.", "_8080._TCP.WWW.", "_8080._udp.www.Front."] {
+        assert_eq!(located(&zone, name).0, answers, "{name}");
+    }
+    let published = located(&zone, "_tcp.web.").0;
+    assert_eq!(published.iter().filter(|text| text.contains(" 443 ")).count(), 3, "{published:?}");
+    assert_eq!(published.len(), 6);
+    assert_eq!(located(&zone, "_udp.web.").0.len(), 3);
+    // Nothing is published, or nobody serves: the service is there all the same.
+    for name in ["_tcp.rr.", "_80._tcp.down.", "_80._tcp.idle."] {
+        assert_eq!(located(&zone, name), (vec![], vec![]), "{name}");
+    }
+    for qtype in [RecordType::A, RecordType::AAAA, RecordType::TXT] {
+        assert_eq!(ask(&zone, "_8080._tcp.web.", qtype), Decision::Answer(Vec::new()));
+    }
+    assert!(matches!(ask(&zone, "_8080._tcp.web.", RecordType::ANY), Decision::AnswerWith(..)));
+}
+
+#[test]
+fn who_is_not_there_is_not_located_and_not_asked_for_outside() {
+    let zone = zone(&[front()]);
+    for name in ["_80._tcp.nosuch.", "_tcp.db.", "_http._tcp.web.", "_80._tcp.db.back.", "_tcp.x.hidden."] {
+        assert_eq!(ask(&zone, name, RecordType::SRV), Decision::NxDomain, "{name}");
+    }
+    for name in ["_sip._tcp.example.org.", "_443._tcp.web.example.", "_ldap._tcp.dc._msdcs.example.org."] {
+        assert_eq!(ask(&zone, name, RecordType::SRV), Decision::Forward, "{name}");
+    }
+}
+
+#[test]
+fn located_tasks_take_turns() {
+    let zone = zone(&[front()]);
+    let name = Name::from_str("_80._tcp.web.").expect("name");
+    let first = |rotation| match zone.decide(&name, RecordType::SRV, DNSClass::IN, rotation) {
+        Decision::AnswerWith(answers, _) => answers[0].data.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let firsts: Vec<_> = (0..3).map(first).collect();
+    assert_eq!(firsts, ["0 1 80 web.1.front.", "0 1 80 web.2.front.", "0 1 80 web.3.front."]);
+}
+
+#[test]
+fn a_service_without_tasks_is_no_false_name() {
+    let zone = zone(&[front()]);
+    for name in ["idle.", "idle.front.", "tasks.idle."] {
+        assert_eq!(answers(&zone, name, RecordType::A), [], "{name}");
+    }
 }
 
 #[test]
 fn a_name_that_exists_has_no_error_for_any_type() {
     let zone = zone(&[front()]);
     for name in ["web.", "web.1.", "tasks.rr.", "rr.front.", "front.", "down."] {
-        for qtype in [RecordType::MX, RecordType::TXT, RecordType::AAAA, RecordType::SRV] {
+        for qtype in [RecordType::MX, RecordType::TXT, RecordType::AAAA, RecordType::SRV, RecordType::ANY] {
             assert!(matches!(ask(&zone, name, qtype), Decision::Answer(_)), "{name} {qtype}");
         }
     }
@@ -294,30 +411,30 @@ fn a_dot_inside_a_label_is_no_boundary() {
 }
 
 #[test]
-fn services_win_over_tasks_and_replacements_share_a_name() {
+fn a_task_and_its_replacement_share_a_name() {
     let mut records = front();
-    let claim = |hostname: &str, address: &str| TaskRecord {
-        service: "web".to_owned(),
-        slot: 2,
-        hostname: Some(hostname.to_owned()),
-        addresses: vec![ip(address)],
-    };
-    records.tasks.push(claim("rr", "10.9.0.99"));
+    records.tasks.push(task("web", "2", &["10.9.0.99"]));
     let zone = zone(&[records]);
-    assert_eq!(answers(&zone, "rr.", RecordType::A).len(), 2, "the service keeps its name");
     let both = texts([("10.9.0.12", TTL_TASK), ("10.9.0.99", TTL_TASK)]);
     assert_eq!(answers(&zone, "web.2.", RecordType::A), both);
+    let (answers, more) = located(&zone, "_80._tcp.web.");
+    assert_eq!(answers.len(), 3, "one name, one record");
+    assert!(more.contains(&"web.2.front. 10.9.0.99".to_owned()), "{more:?}");
 }
 
 #[test]
 fn huge_services_fit_an_answer() {
-    let endpoints = (0..5000_u32).map(|n| IpAddr::V4(Ipv4Addr::from(0x0a09_0000 + n))).collect();
+    let tasks =
+        (0..5000_u32).map(|n| task("big", &n.to_string(), &[&Ipv4Addr::from(0x0a09_0000 + n).to_string()]));
     let records = NetworkRecords {
         name: "big".to_owned(),
-        services: vec![ServiceRecord { name: "big".to_owned(), endpoints, ..ServiceRecord::default() }],
+        services: vec![ServiceRecord { name: "big".to_owned(), ..ServiceRecord::default() }],
+        tasks: tasks.collect(),
         ..NetworkRecords::default()
     };
-    assert_eq!(answers(&zone(&[records]), "tasks.big.", RecordType::A).len(), MAX_ADDRESSES);
+    let zone = zone(&[records]);
+    assert_eq!(answers(&zone, "tasks.big.", RecordType::A).len(), MAX_RECORDS);
+    assert_eq!(located(&zone, "_80._tcp.big.").0.len(), MAX_RECORDS);
 }
 
 mod properties {
@@ -326,7 +443,7 @@ mod properties {
 
     fn label() -> impl Strategy<Value = Vec<u8>> {
         prop_oneof![
-            4 => prop::sample::select(vec!["web", "tasks", "front", "back", "hidden", "1", "7", "db", "com", "arpa", "in-addr", "ip6", "10", "9", "localhost"])
+            4 => prop::sample::select(vec!["web", "tasks", "front", "back", "hidden", "1", "7", "db", "com", "arpa", "in-addr", "ip6", "10", "9", "localhost", "_tcp", "_80", "ring"])
                 .prop_map(|text| text.as_bytes().to_vec()),
             1 => prop::collection::vec(any::<u8>(), 1..20),
         ]
@@ -360,7 +477,7 @@ mod properties {
             if class == DNSClass::IN && !matches!(qtype, RecordType::AXFR | RecordType::IXFR) && !name.is_root() {
                 prop_assert_eq!(Zone::unknown().decide(&name, qtype, class, rotation), Decision::ServFail);
             }
-            if let Decision::Answer(records) = decision {
+            if let Decision::Answer(records) | Decision::AnswerWith(records, _) = decision {
                 prop_assert!(records.iter().all(|record| record.name == name && record.ttl <= TTL_VIP));
             }
         }
