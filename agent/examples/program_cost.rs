@@ -58,6 +58,7 @@ const TASK: Mac = [2, 1, 0, 0, 0, 1];
 const LO: u32 = 1;
 const NETWORK: u32 = 200;
 
+#[expect(clippy::print_stdout, reason = "the figures are what it is for")]
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let small = Plane::new(args.few, args.endpoints)?;
@@ -155,11 +156,16 @@ fn segment(src_mac: Mac, dst_mac: Mac, src: (IpAddr, u16), dst: (IpAddr, u16)) -
 fn again(mut write: impl FnMut() -> Result<bool, BpfError>) -> anyhow::Result<()> {
     for _ in 0..100 {
         match write() {
-            Err(error) if error.is_retryable() => std::thread::sleep(std::time::Duration::from_millis(2)),
+            Err(error) if error.is_retryable() => rest(),
             result => return Ok(result.map(drop)?),
         }
     }
     anyhow::bail!("the kernel has no memory for map elements")
+}
+
+#[expect(clippy::disallowed_methods, reason = "nothing else runs in this program")]
+fn rest() {
+    std::thread::sleep(std::time::Duration::from_millis(2));
 }
 
 struct Plane(BpfDriver);

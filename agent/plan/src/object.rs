@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shoal_types::assignment::AssignedTask;
-use shoal_types::{DualAddr, EndpointId, MacAddr, PortPlace, TaskId, Vni};
+use shoal_types::{DualAddr, EndpointId, MacAddr, PortPlace, Protocol, TaskId, Vni};
 
 use crate::name::{IfName, Mark};
 

@@ -25,7 +25,7 @@ pub(super) async fn run(ctx: &Ctx, command: ServiceCommand) -> Result<(), Failur
         ServiceCommand::Ls { list } => ls(ctx, &list).await,
         ServiceCommand::Ps(args) => ps(ctx, &args).await,
         ServiceCommand::Inspect(args) => inspect(ctx, &args).await,
-        ServiceCommand::Update(args) => update(ctx, &args).await,
+        ServiceCommand::Update(args) => Box::pin(update(ctx, &args)).await,
         ServiceCommand::Scale { change, targets } => scale(ctx, change, &targets).await,
         ServiceCommand::Logs(args) => logs::logs(ctx, args).await,
         ServiceCommand::Rm { detach, remove } => rm(ctx, detach, &remove).await,

@@ -184,10 +184,10 @@ const fn answer(work: &Work, uplink: u32) -> ReplyVal {
 /// ports: a write takes another element and gives the old one back.
 #[inline(always)]
 pub fn write<T: Tables>(tables: &T, work: &Work) {
-    if !tables.flow(&work.key).is_some_and(|known| *known == work.flow) {
+    if tables.flow(&work.key).is_none_or(|known| *known != work.flow) {
         tables.set_flow(&work.key, &work.flow);
     }
-    if !tables.reply(&work.answers).is_some_and(|known| *known == work.reply) {
+    if tables.reply(&work.answers).is_none_or(|known| *known != work.reply) {
         tables.set_reply(&work.answers, &work.reply);
     }
     tables.count_connection(work.flow.service);

@@ -127,9 +127,11 @@ pub fn wrap(parcel: &Parcel, peer: &PeerVal, data_port: u16) -> [u32; 13] {
     /// 64 is what Linux gives its own packets where nothing is configured (`IPDEFTTL`).
     const TTL_AND_UDP: u16 = (64 << 8) | UDP as u16;
     const VERSION_AND_LENGTH: u16 = 0x4500;
+    const UDP_AND_VXLAN: u16 = 16;
+    const IPV4: u16 = 20;
     let e = &parcel.head;
-    let datagram = parcel.length + (UDP_LEN + VXLAN_LEN) as u16;
-    let total = datagram + IPV4_LEN as u16;
+    let datagram = parcel.length + UDP_AND_VXLAN;
+    let total = datagram + IPV4;
     let first = VERSION_AND_LENGTH | ecn(e);
     let (source, to) = (u32::from_be(peer.source), u32::from_be(peer.vtep));
     let sum = u32::from(first)

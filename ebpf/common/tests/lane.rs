@@ -52,7 +52,7 @@ fn congestion_is_announced_as_the_device_does() {
 fn source_ports_are_those_of_the_device() {
     // By hand, from udp_flow_src_port of Linux 6.1 to 6.18 and its range of 32768 to 60999.
     for (hash, port) in
-        [(0x0, 32768), (0x1, 32768), (0x80000000, 46883), (0x12345678, 40299), (0xffffffff, 32768)]
+        [(0x0, 32_768), (0x1, 32_768), (0x8000_0000, 46_883), (0x1234_5678, 40_299), (0xffff_ffff, 32_768)]
     {
         assert_eq!(lane::source_port(hash), port, "{hash:#x}");
     }

@@ -2,9 +2,10 @@
 
 use super::column::{Column, Engine, Form, Kernel};
 
-/// Groups that emulation is not worth the time for, unless the long form is asked for: they wait for clocks, and hang on
-/// nothing that differs between kernels.
-pub(super) const LONG_FORM_ONLY: [&str; 3] = ["health", "liveness", "renewal"];
+/// Groups that guests run in the long form only: they wait for clocks, and hang on nothing that differs between kernels.
+pub(super) const LONG_FORM_ONLY: [&str; 3] = ["barriers", "health", "liveness"];
+/// The same under emulation, where these take too long: many daemons are started again in them.
+pub(super) const NATIVE_ONLY: [&str; 3] = ["lane", "ports", "renewal"];
 pub(super) const LONG_FORM: &str = "long form";
 
 /// A row, or all rows of a group, that columns of an engine or a kernel can't have.
@@ -38,7 +39,9 @@ impl Hole {
 /// Whether a column leaves out a row for lack of time.
 pub(super) fn is_left_out(row: &str, column: Column, form: Form) -> bool {
     let group = row.split("::").next().unwrap_or(row);
-    form == Form::Default && column.kernel.is_emulated() && LONG_FORM_ONLY.contains(&group)
+    let is_long = column.kernel != Kernel::Host && LONG_FORM_ONLY.contains(&group)
+        || column.kernel.is_emulated() && NATIVE_ONLY.contains(&group);
+    form == Form::Default && is_long
 }
 
 /// Why a column may lack a row, if it may.

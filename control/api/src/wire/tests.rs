@@ -216,6 +216,7 @@ fn a_peer_that_knows_no_bindings_never_opens_a_port_wider_than_asked_for() {
             PublishedPort { binding: one, ..everywhere },
         ],
         lb: LbPolicy::Auto,
+        dnsrr: Vec::new(),
     };
     let object = Object::Service(service);
     let wire = pb::AssignmentObject::from(&object);

@@ -49,7 +49,7 @@ fn opened(swarm: &Swarm, entry: usize, task: &Task) -> anyhow::Result<(u64, u64)
             ensure_same(
                 "who answered",
                 &answers.hosts.keys().cloned().collect(),
-                &host_names(&[task.clone()]),
+                &host_names(std::slice::from_ref(task)),
             )?;
         }
     }

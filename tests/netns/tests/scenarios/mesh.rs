@@ -1,11 +1,11 @@
 //! The routing mesh: a published port answers on every node.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use shoal_netns::{Need, Node, Swarm, wait_for};
+use shoal_netns::{Need, Node, Swarm, ask, wait_for};
 
 use crate::harness::{
     PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, ask_node, create, ensure_same, host_names, running,
@@ -18,6 +18,7 @@ const RESERVED: &str = "ipv4/ip_local_reserved_ports";
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("every_node_answers_and_the_task_sees_the_client", every_node_answers),
     scenario("nodes_without_a_replica_answer_too", one_replica),
+    scenario("clients_on_a_node_are_answered_at_each_of_its_addresses", on_the_node),
     scenario("no_conntrack_and_no_rule_on_the_path", no_conntrack).needs(&[Need::Nftables]),
     scenario("payloads_beyond_the_mtu_pass", large_payloads),
     scenario("an_unpublished_port_is_closed_and_others_stay", unpublish),
@@ -58,6 +59,43 @@ fn one_replica(swarm: &mut Swarm) -> anyhow::Result<()> {
             let answers = answers.with_context(|| format!("{address} udp {udp}"))?;
             ensure_same("who answered", &answers.hosts.keys().cloned().collect(), &host_names(&tasks))?;
         }
+    }
+    Ok(())
+}
+
+fn on_the_node(swarm: &mut Swarm) -> anyhow::Result<()> {
+    const QUESTIONS: usize = 40;
+    let tasks = web(swarm, 2)?;
+    let loopbacks = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+    for node in &swarm.nodes {
+        for address in node.place.addresses().into_iter().chain(loopbacks) {
+            for udp in [false, true] {
+                let what = || format!("{address} (udp: {udp}) on {}", node.name());
+                let target = SocketAddr::new(address, PUBLISHED_WHOAMI);
+                let answers = ask(&node.host, &swarm.programs, target, udp, QUESTIONS)?;
+                let answers = answers.complete().with_context(what)?;
+                ensure_same(&what(), &answers.hosts.keys().cloned().collect(), &host_names(&tasks))?;
+                if !address.is_loopback() {
+                    ensure_same("client addresses the tasks saw", &answers.peers, &vec![address])?;
+                }
+            }
+            let target = SocketAddr::new(address, PUBLISHED_ECHO).to_string();
+            let mode = ["rr", "--target", &target, "--size", "100000", "--secs", "0.2"];
+            let text = node.host.run(&swarm.programs.load).args(mode).stdout()?;
+            let report: Value = serde_json::from_str(&text)?;
+            ensure!(report["ok"].as_u64() > Some(10), "100000 bytes through {target} crawl: {report}");
+        }
+    }
+    swarm.manager().shoal(&["--yes", "service", "rm", "web"])?;
+    for address in loopbacks {
+        wait_for(&format!("{address} to be closed"), PATIENCE, || {
+            let target = SocketAddr::new(address, PUBLISHED_WHOAMI);
+            let answers = ask(&swarm.nodes[0].host, &swarm.programs, target, false, 1);
+            match answers.map_err(|error| format!("{error:#}"))? {
+                answers if answers.ok == 0 => Ok(()),
+                answers => Err(format!("{answers:?}")),
+            }
+        })?;
     }
     Ok(())
 }
