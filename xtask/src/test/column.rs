@@ -70,7 +70,7 @@ impl Kernel {
     pub(super) fn time_limit(self, form: Form) -> Duration {
         match (self, form) {
             (Self::Host | Self::Uml, _) => Duration::from_mins(20),
-            (_, Form::Default) => Duration::from_mins(30),
+            (_, Form::Default) => Duration::from_mins(40),
             (_, Form::Long) => Duration::from_mins(90),
         }
     }

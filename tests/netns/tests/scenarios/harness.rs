@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use shoal_netns::{Answers, Need, Node, Programs, Swarm, Task, ask, sweep_stale, wait_for, wanted_engine};
+use shoal_netns::{
+    Answers, Need, Node, Programs, Swarm, Task, ask, slowness, sweep_stale, wait_for, wanted_engine,
+};
 
 /// Ports of the servers in a task of [`web`].
 pub(crate) const WHOAMI: u16 = 7000;
@@ -382,6 +384,11 @@ pub(crate) fn running(swarm: &Swarm, service: &str, count: u32) -> anyhow::Resul
         let tasks = swarm.manager().running_tasks(service).map_err(|error| format!("{error:#}"))?;
         if tasks.len() == count { Ok(tasks) } else { Err(format!("{tasks:?}")) }
     })
+}
+
+/// Seconds of traffic, from milliseconds on a host: more where everything takes longer.
+pub(crate) fn traffic_secs(milliseconds: u32) -> String {
+    (f64::from(milliseconds * slowness()) / 1000.0).to_string()
 }
 
 /// Asks a published port of a node from the client.

@@ -8,7 +8,7 @@ use shoal_netns::{Node, Run, Swarm, Task, wait_for};
 
 use crate::harness::{
     ECHO, PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, WHOAMI, ask_node, create, ensure_same,
-    host_names, node_of, running, scenario, web,
+    host_names, node_of, running, scenario, traffic_secs, web,
 };
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -101,7 +101,7 @@ fn large_and_small(swarm: &mut Swarm) -> anyhow::Result<()> {
         let target = SocketAddr::new(address, PUBLISHED_ECHO).to_string();
         // Each message is many full packets, merged on their way, and a small one at the end.
         for size in ["10", "3000", "100001"] {
-            let mode = ["rr", "--target", &target, "--size", size, "--secs", "0.5"];
+            let mode = ["rr", "--target", &target, "--size", size, "--secs", &traffic_secs(500)];
             let text = swarm.client.run(&swarm.programs.load).args(mode).stdout()?;
             let report: Value = serde_json::from_str(&text)?;
             ensure!(report["ok"].as_u64() > Some(20), "{size} bytes through {address} crawl: {report}");

@@ -9,7 +9,7 @@ use shoal_netns::{Need, Node, Swarm, ask, wait_for};
 
 use crate::harness::{
     PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, ask_node, create, ensure_same, host_names, running,
-    scenario, web,
+    scenario, traffic_secs, web,
 };
 
 /// Ports that no connection of the host takes as its local one.
@@ -80,7 +80,7 @@ fn on_the_node(swarm: &mut Swarm) -> anyhow::Result<()> {
                 }
             }
             let target = SocketAddr::new(address, PUBLISHED_ECHO).to_string();
-            let mode = ["rr", "--target", &target, "--size", "100000", "--secs", "0.2"];
+            let mode = ["rr", "--target", &target, "--size", "100000", "--secs", &traffic_secs(300)];
             let text = node.host.run(&swarm.programs.load).args(mode).stdout()?;
             let report: Value = serde_json::from_str(&text)?;
             ensure!(report["ok"].as_u64() > Some(10), "100000 bytes through {target} crawl: {report}");
@@ -135,7 +135,7 @@ fn large_payloads(swarm: &mut Swarm) -> anyhow::Result<()> {
     for address in all_addresses(swarm) {
         let target = SocketAddr::new(address, PUBLISHED_ECHO).to_string();
         for size in ["1400", "100000"] {
-            let mode = ["rr", "--target", &target, "--size", size, "--secs", "0.3"];
+            let mode = ["rr", "--target", &target, "--size", size, "--secs", &traffic_secs(300)];
             let run = swarm.client.run(&swarm.programs.load).args(mode);
             let text = run.stdout().with_context(|| format!("{size} bytes through {address}"))?;
             let report: Value = serde_json::from_str(&text)?;
