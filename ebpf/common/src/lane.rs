@@ -19,7 +19,7 @@ use crate::verdict::{Verdict, Work};
 /// What a tunnel puts before a frame: IPv4, UDP and VXLAN headers. Also what it adds to an IP packet between its own
 /// Ethernet header and the packet's, as that moves to the front.
 pub const OVERHEAD: u32 = IPV4_LEN + UDP_LEN + VXLAN_LEN + ETH_LEN;
-/// Flows told apart in `BULK`.
+/// Flows told apart in `BULK`: one for each source port of a tunnel.
 pub const BULK_SLOTS: u32 = 1 << 16;
 
 const IPV4_LEN: u32 = 20;
@@ -88,8 +88,8 @@ fn open<P: Packet>(packet: &P, header: &Header) -> Option<Tunnel> {
         return None;
     }
     let [.., high, low] = header.src.v4_octets();
-    let slot = u32::from(header.sport) ^ u32::from(be16(low, high));
-    Some(Tunnel { vni: u32::from_be_bytes([0, h[12], h[13], h[14]]), slot: slot % BULK_SLOTS })
+    let slot = u32::from(header.sport ^ be16(high, low));
+    Some(Tunnel { vni: u32::from_be_bytes([0, h[12], h[13], h[14]]), slot })
 }
 
 /// The source port of a flow's tunnel packets: what `udp_flow_src_port` (`net/udp.h`) makes of the same hash, with the

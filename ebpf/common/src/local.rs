@@ -34,7 +34,8 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),
         Known::Balanced(_) | Known::New => {}
     }
-    let is_own = is_loopback(&work.header.dst) || tables.is_local_addr(&work.header.dst);
+    let dst = &work.header.dst;
+    let is_own = *dst == places(config, &work.header).0 || tables.is_local_addr(dst);
     if work.header.is_syn_ack() || !is_own {
         return Verdict::Pass;
     }
@@ -51,18 +52,19 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
 /// The client's address as tasks see it, if it can be one.
 #[inline(always)]
 fn client(config: &NodeConfig, header: &Header) -> Option<Addr> {
-    if !is_loopback(&header.src) {
-        return Some(header.src.copied());
+    let (loopback, router) = places(config, header);
+    if header.src == loopback {
+        return if router.is_any() { None } else { Some(router.copied()) };
     }
-    // An answer is led back to the one loopback address that connections have unless they ask for another.
-    let (usual, router) =
-        if header.v4 { (LOOPBACK4, &config.router_ip4) } else { (LOOPBACK6, &config.router_ip6) };
-    if header.src == usual && !router.is_any() { Some(router.copied()) } else { None }
+    // No answer would be led back to another loopback address.
+    if header.v4 && header.src.v4_octets()[0] == 127 { None } else { Some(header.src.copied()) }
 }
 
+/// The loopback address of a packet's family, and the router's. Other addresses of 127.0.0.0/8 are not ours: what has
+/// them, as a resolver of the host's at 127.0.0.53, means to be asked itself.
 #[inline(always)]
-fn is_loopback(addr: &Addr) -> bool {
-    if addr.is_v4() { addr.v4_octets()[0] == 127 } else { *addr == LOOPBACK6 }
+fn places<'a>(config: &'a NodeConfig, header: &Header) -> (Addr, &'a Addr) {
+    if header.v4 { (LOOPBACK4, &config.router_ip4) } else { (LOOPBACK6, &config.router_ip6) }
 }
 
 #[inline(always)]
@@ -82,8 +84,7 @@ fn forward(
 #[inline(always)]
 pub(crate) fn home(work: &mut Work, config: &NodeConfig, reply: &ReplyVal) {
     let header = &work.header;
-    let (router, loopback) =
-        if header.v4 { (&config.router_ip4, LOOPBACK4) } else { (&config.router_ip6, LOOPBACK6) };
+    let (loopback, router) = places(config, header);
     let forward = &mut work.forward;
     forward.src = reply.addr.copied();
     forward.dst = if header.dst == *router { loopback } else { header.dst.copied() };

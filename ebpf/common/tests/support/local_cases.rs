@@ -80,6 +80,8 @@ pub(crate) fn what_is_not_published_is_left_alone_here(w: &mut dyn World) {
     passed(w, HOST, &Segment::new(UDP, (V6.node, 40_000), ("ff02::fb", 8080)).bytes());
     // A loopback address to which no answer would be led back.
     passed(w, HOST, &Segment::new(TCP, ("127.0.0.2", 40_000), ("127.0.0.1", 8080)).bytes());
+    // A loopback address of somebody else's, as a resolver's of the host.
+    passed(w, HOST, &Segment::new(UDP, ("127.0.0.1", 40_000), ("127.0.0.53", 8080)).bytes());
     w.set_service(SERVICE, &[]);
     let before = w.drops(Reason::NoEndpoint);
     passed(w, HOST, &Segment::new(TCP, ("127.0.0.1", 40_000), ("127.0.0.1", 8080)).bytes());

@@ -6,7 +6,8 @@ use anyhow::{Context, ensure};
 use shoal_netns::{Programs, Swarm, Task, wait_for};
 
 use crate::harness::{
-    PATIENCE, PUBLISHED_ECHO, Scenario, answered_by, create_web, ensure_same, host_names, running, scenario,
+    PATIENCE, PUBLISHED_ECHO, Scenario, answered_by, create_web, ensure_same, formed_with, host_names,
+    running, scenario,
 };
 use crate::load::{Load, bystander};
 
@@ -22,16 +23,7 @@ const DRAIN: [&str; 2] = ["--drain", "1s"];
 
 /// A swarm whose manager is patient: how long a daemon takes to start again is not what is looked at here.
 pub(crate) fn start(programs: &Programs) -> anyhow::Result<Swarm> {
-    let mut swarm = Swarm::unformed(programs)?;
-    swarm.nodes[0].stop_daemon()?;
-    swarm.nodes[0].configure("[agent]\nsuspect_after = \"30s\"\ndown_after = \"60s\"\n")?;
-    swarm.nodes[0].start_daemon()?;
-    let token = swarm.init()?;
-    for node in &swarm.nodes[1..] {
-        swarm.join(node, &token)?;
-    }
-    swarm.wait_ready(3)?;
-    Ok(swarm)
+    formed_with(programs, "[agent]\nsuspect_after = \"30s\"\ndown_after = \"60s\"\n", 3)
 }
 
 /// `web` with so many replicas, load on it from everywhere, and streams to a service beside it.

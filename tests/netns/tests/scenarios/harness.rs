@@ -64,6 +64,19 @@ pub(crate) fn formed(programs: &Programs) -> anyhow::Result<Swarm> {
     Swarm::three(programs)
 }
 
+/// A swarm of the first so many nodes, whose manager has settings of its own.
+pub(crate) fn formed_with(programs: &Programs, settings: &str, members: usize) -> anyhow::Result<Swarm> {
+    let mut swarm = Swarm::unformed(programs)?;
+    let manager = &mut swarm.nodes[0];
+    manager.stop_daemon()?;
+    manager.configure(settings)?;
+    manager.start_daemon()?;
+    let token = swarm.init()?;
+    swarm.nodes[1..members].iter().try_for_each(|node| swarm.join(node, &token))?;
+    swarm.wait_ready(members)?;
+    Ok(swarm)
+}
+
 #[derive(Default)]
 struct Report {
     passed: u32,

@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use shoal_netns::{Need, Node, Programs, Swarm, Task, Traffic, kill_hard, wait_for};
 
 use crate::harness::{
-    PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, ensure_same, host_names,
-    running, scenario, web,
+    PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, ensure_same, formed_with,
+    host_names, running, scenario, web,
 };
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -32,16 +32,7 @@ const CONTROL_PORT: u16 = 7377;
 
 /// A swarm whose manager takes its time before it replaces anything.
 pub(crate) fn start(programs: &Programs) -> anyhow::Result<Swarm> {
-    let mut swarm = Swarm::unformed(programs)?;
-    swarm.nodes[0].stop_daemon()?;
-    swarm.nodes[0].configure(SETTINGS)?;
-    swarm.nodes[0].start_daemon()?;
-    let token = swarm.init()?;
-    for node in &swarm.nodes[1..] {
-        swarm.join(node, &token)?;
-    }
-    swarm.wait_ready(3)?;
-    Ok(swarm)
+    formed_with(programs, SETTINGS, 3)
 }
 
 /// A rule on a node's control traffic, both ways; the data path is not touched.

@@ -7,7 +7,8 @@ use anyhow::{Context, ensure};
 use shoal_netns::{Node, Programs, Swarm, Traffic, wait_for};
 
 use crate::harness::{
-    PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, ask_node, ensure_same, running, scenario, web,
+    PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, ask_node, ensure_same, formed_with, running,
+    scenario, web,
 };
 
 pub(crate) const SCENARIOS: &[Scenario] =
@@ -19,15 +20,7 @@ const SLACK: Duration = Duration::from_secs(3);
 
 /// A manager that signs for a minute, and a worker.
 pub(crate) fn start(programs: &Programs) -> anyhow::Result<Swarm> {
-    let mut swarm = Swarm::unformed(programs)?;
-    let manager = &mut swarm.nodes[0];
-    manager.stop_daemon()?;
-    manager.configure("[security]\ncert_lifetime = \"60s\"\n")?;
-    manager.start_daemon()?;
-    let token = swarm.init()?;
-    swarm.join(&swarm.nodes[1], &token)?;
-    swarm.wait_ready(2)?;
-    Ok(swarm)
+    formed_with(programs, "[security]\ncert_lifetime = \"60s\"\n", 2)
 }
 
 /// A certificate on disk, as it was found first.
