@@ -1,3 +1,4 @@
+mod lane;
 mod names;
 
 use std::collections::BTreeMap;

@@ -1,9 +1,10 @@
 //! The fast lane: tunnel packets that the programs open and make themselves, past the kernel's tunnel device.
 //!
-//! What is inside is decided on as behind the device, and what comes out is what the device would send, so the two ends
-//! of a tunnel need not agree on it, and a packet that doesn't fit goes the long way. What doesn't: IPv6 underneath,
-//! anything in it that shoal does not send itself (options, fragments, checksums), a mark of congestion, which the
-//! kernel knows how to hand on, and packets that were merged from several, whose bookkeeping no program can put right
+//! What is inside is decided on as behind the device, and what comes out is what the device would send (but without a
+//! checksum, which RFC 7348 section 5 leaves open and the one inside makes up for), so the two ends of a tunnel need not
+//! agree on it, and a packet that doesn't fit goes the long way. What doesn't: IPv6 underneath, anything that the
+//! programs do not send themselves (options, fragments, the checksums of devices), a mark of congestion, which the kernel
+//! knows how to hand on, and packets that were merged from several, whose bookkeeping no program can put right
 //! (`bpf_skb_adjust_room` leaves the tunnel's bits in `gso_type`).
 //!
 //! A flow that has merged packets stays with the device for a second after each, or its packets would overtake one
