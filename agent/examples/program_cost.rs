@@ -10,7 +10,7 @@ use aya::TestRun;
 use aya::programs::{SchedClassifier, TestRunOptions};
 use clap::Parser;
 use serde::Serialize;
-use shoal_agent::drivers::bpf::{BpfConfig, BpfDriver, BpfError, Program, ServiceSpec};
+use shoal_agent::drivers::bpf::{BpfConfig, BpfDriver, Program, ServiceSpec};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{LocalKey, Mac, PortKey, RouterKey};
 use shoal_ebpf_common::maglev::{Member, Policy};
@@ -152,22 +152,6 @@ fn segment(src_mac: Mac, dst_mac: Mac, src: (IpAddr, u16), dst: (IpAddr, u16)) -
     bytes
 }
 
-/// The kernel's allocator of map elements is filled in the background, and may be empty for a moment.
-fn again(mut write: impl FnMut() -> Result<bool, BpfError>) -> anyhow::Result<()> {
-    for _ in 0..100 {
-        match write() {
-            Err(error) if error.is_retryable() => rest(),
-            result => return Ok(result.map(drop)?),
-        }
-    }
-    anyhow::bail!("the kernel has no memory for map elements")
-}
-
-#[expect(clippy::disallowed_methods, reason = "nothing else runs in this program")]
-fn rest() {
-    std::thread::sleep(std::time::Duration::from_millis(2));
-}
-
 struct Plane(BpfDriver);
 
 impl Plane {
@@ -223,7 +207,7 @@ impl Plane {
                 ifindex: LO,
                 ..EndpointVal::default()
             };
-            again(|| driver.endpoints.upsert(&(id | endpoint), &value))?;
+            driver.endpoints.upsert(&(id | endpoint), &value)?;
             members.push(Member { endpoint: id | endpoint, weight: 1 });
         }
         driver.upsert_service(id, &ServiceSpec::new(7, Policy::Flow, members))?;

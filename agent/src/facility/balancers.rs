@@ -27,6 +27,9 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub(super) struct Balancers {
     known: BTreeMap<Place, Table>,
     looked: Option<Instant>,
+    /// The table that was written last: opening one takes a thread in its namespace. It keeps the namespace alive, so it
+    /// is closed by the next look and before that balancer goes.
+    open: Option<(Place, IpvsDriver<KernelTable>)>,
     writes: Writes,
 }
 
@@ -39,7 +42,7 @@ struct Table {
 
 impl Balancers {
     pub(super) fn new(writes: Writes) -> Self {
-        Self { known: BTreeMap::new(), looked: None, writes }
+        Self { known: BTreeMap::new(), looked: None, open: None, writes }
     }
 
     /// The virtual services that are there. A balancer whose table has something else in it, or wrong settings, is not
@@ -51,6 +54,7 @@ impl Balancers {
         thorough: bool,
         found: &mut Objects,
     ) -> Result<(), FacilityError> {
+        self.open = None;
         let places = overlay.balancers()?;
         let stale = self.looked.is_none_or(|looked| thorough && looked.elapsed() >= LOOK);
         self.known.retain(|place, _| places.contains(place));
@@ -87,6 +91,7 @@ impl Balancers {
         overlay: &Overlay,
         balancer: &Balancer,
     ) -> Result<(), FacilityError> {
+        self.open = None;
         overlay.ensure_balancer(balancer).await?;
         let netns = overlay.balancer_netns(&balancer.place)?;
         let mut table = KernelTable::open(&netns, self.writes.clone())?;
@@ -108,13 +113,14 @@ impl Balancers {
         overlay: &Overlay,
         balancer: &Balancer,
     ) -> Result<(), FacilityError> {
+        self.open = None;
         self.known.remove(&balancer.place);
         Ok(overlay.remove_balancer(balancer).await?)
     }
 
     /// Makes a virtual service so, in both families; writes only what differs from what is known.
     pub(super) fn ensure(&mut self, overlay: &Overlay, wanted: &Virtual) -> Result<(), FacilityError> {
-        let mut driver = self.driver(overlay, &wanted.place)?;
+        let driver = driver(&mut self.open, overlay, &wanted.place, &self.writes)?;
         let known = self.known.entry(wanted.place.clone()).or_default();
         for family in FAMILIES {
             let service = translated(wanted, family)?;
@@ -140,7 +146,7 @@ impl Balancers {
         overlay: &Overlay,
         virtual_service: &Virtual,
     ) -> Result<(), FacilityError> {
-        let mut driver = self.driver(overlay, &virtual_service.place)?;
+        let driver = driver(&mut self.open, overlay, &virtual_service.place, &self.writes)?;
         let known = self.known.entry(virtual_service.place.clone()).or_default();
         for family in FAMILIES {
             let key = key_of(virtual_service.mark, family)?;
@@ -168,11 +174,23 @@ impl Balancers {
         }
         Ok(false)
     }
+}
 
-    fn driver(&self, overlay: &Overlay, place: &Place) -> Result<IpvsDriver<KernelTable>, FacilityError> {
-        let netns = overlay.balancer_netns(place)?;
-        Ok(IpvsDriver::new(KernelTable::open(&netns, self.writes.clone())?))
-    }
+/// The driver of a table, opened if it isn't the one that is open.
+fn driver<'a>(
+    open: &'a mut Option<(Place, IpvsDriver<KernelTable>)>,
+    overlay: &Overlay,
+    place: &Place,
+    writes: &Writes,
+) -> Result<&'a mut IpvsDriver<KernelTable>, FacilityError> {
+    let opened = match open.take() {
+        Some(opened) if opened.0 == *place => opened,
+        _ => {
+            let table = KernelTable::open(&overlay.balancer_netns(place)?, writes.clone())?;
+            (place.clone(), IpvsDriver::new(table))
+        }
+    };
+    Ok(&mut open.insert(opened).1)
 }
 
 impl Table {

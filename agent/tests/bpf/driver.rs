@@ -43,6 +43,17 @@ fn writing_the_same_twice_writes_once() {
 }
 
 #[test]
+fn many_writes_at_once_find_memory() {
+    let mut plane = Plane::new();
+    let driver = plane.driver();
+    for port in 1..=5_000 {
+        let key = PortKey::new(world::addr(V4.node), port, TCP);
+        assert!(driver.ports.upsert(&key, &PortVal::new(1, port)).unwrap(), "port {port}");
+    }
+    assert_eq!(driver.ports.dump().unwrap().len(), 5_000);
+}
+
+#[test]
 fn a_restart_adopts_and_changes_nothing() {
     let mut plane = Plane::new();
     plane.driver().upsert_service(1, &service(&[1, 2, 3])).unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 
@@ -16,6 +17,20 @@ pub struct Table<K: Layout, V: Layout> {
 
 /// A dump visits at most this many entries, so that a table that changes under it cannot hold it for ever.
 const DUMP_LIMIT: usize = 8_000_000;
+
+/// The kernel takes the elements of a map that grows from a stock, which it fills in the background
+/// (`kernel/bpf/memalloc.c`, since Linux 6.1): after many writes at once it is empty for a moment. So often a write waits
+/// for it; a kernel that has no memory at all is for the caller, who has other things to do.
+const REFILLS: u32 = 20;
+
+/// Lets the kernel fill its stock: some do it by their next tick, which is 10 ms away at most.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the driver is synchronous, and this the one thing it waits for"
+)]
+fn rest() {
+    std::thread::sleep(Duration::from_millis(1));
+}
 
 impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
     /// Opens the map pinned in a directory.
@@ -38,8 +53,14 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
         if self.get(key)?.as_ref() == Some(value) {
             return Ok(false);
         }
-        self.map.insert(Plain(*key), Plain(*value), 0).map_err(|source| self.error("write", source))?;
-        Ok(true)
+        let mut waited = 0;
+        loop {
+            match self.map.insert(Plain(*key), Plain(*value), 0) {
+                Err(source) if errno(&source) == Some(libc::ENOMEM) && waited < REFILLS => rest(),
+                result => return result.map(|()| true).map_err(|source| self.error("write", source)),
+            }
+            waited += 1;
+        }
     }
 
     /// Removes a key. Returns whether it was there.
@@ -84,9 +105,12 @@ pub(crate) fn map_error(map: &'static str, action: &'static str, source: MapErro
 }
 
 fn is_not_found(error: &MapError) -> bool {
+    matches!(error, MapError::KeyNotFound) || errno(error) == Some(libc::ENOENT)
+}
+
+fn errno(error: &MapError) -> Option<i32> {
     match error {
-        MapError::KeyNotFound => true,
-        MapError::SyscallError(syscall) => syscall.io_error.raw_os_error() == Some(libc::ENOENT),
-        _ => false,
+        MapError::SyscallError(syscall) => syscall.io_error.raw_os_error(),
+        _ => None,
     }
 }

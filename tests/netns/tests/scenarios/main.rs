@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Group { name: "ports", start: harness::formed, scenarios: ports::SCENARIOS },
         Group { name: "flows", start: harness::formed, scenarios: flows::SCENARIOS },
         Group { name: "names", start: harness::formed, scenarios: names::SCENARIOS },
+        Group { name: "answers", start: harness::formed, scenarios: names::ANSWERS },
         Group { name: "refusals", start: harness::formed, scenarios: refusals::SCENARIOS },
         Group { name: "admission", start: harness::formed, scenarios: admission::SCENARIOS },
         Group { name: "faults", start: harness::formed, scenarios: faults::SCENARIOS },

@@ -16,11 +16,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("tasks_and_addresses_have_names", task_names),
     scenario("tasks_of_global_services_have_names_too", global),
     scenario("networks_don_t_know_each_other_s_names", isolation),
+    scenario("other_names_are_forwarded_from_the_host", outside::forwarding),
+];
+
+/// What is only about what a resolver answers, whatever the kernel.
+pub(crate) const ANSWERS: &[Scenario] = &[
     scenario("aliases_are_names_in_one_network", aliases),
     scenario("services_are_located_with_their_ports", located),
     scenario("a_rotated_name_is_its_tasks_and_ports_are_published_all_the_same", rotation::tasks),
     scenario("a_service_changes_between_virtual_ip_and_rotation", rotation::switch),
-    scenario("other_names_are_forwarded_from_the_host", outside::forwarding),
     scenario("names_of_networks_elsewhere_stay_inside", outside::elsewhere),
     scenario("internal_networks_ask_nothing_outside", outside::internal),
     scenario("a_service_may_have_resolver_settings_of_its_own", outside::settings),
