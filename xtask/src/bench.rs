@@ -11,6 +11,7 @@ mod nodes;
 mod path;
 mod programs;
 mod report;
+mod rolling;
 mod stage;
 mod swarm;
 
@@ -57,6 +58,8 @@ enum Name {
     Cost,
     /// The speed at which the IPVS driver programs the kernel
     Ipvs,
+    /// Replacing ten tasks again and again under load, which must not notice; `--rounds` are the updates
+    Rolling,
 }
 
 impl Name {
@@ -65,6 +68,7 @@ impl Name {
             Self::Mesh => "mesh",
             Self::Cost => "cost",
             Self::Ipvs => "ipvs",
+            Self::Rolling => "rolling",
         }
     }
 }
@@ -86,6 +90,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             (None, Name::Mesh) => mesh::run(args),
             (None, Name::Cost) => cost::run(),
             (None, Name::Ipvs) => ipvs::run(),
+            (None, Name::Rolling) => rolling::run(args),
         };
         let outcome = outcome.with_context(|| format!("bench {}", name.name()))?;
         documents.push(outcome.document);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Output;
 
 use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
@@ -90,7 +91,7 @@ impl Traffic {
         let interval = (20 * slowness()).to_string();
         let mode =
             ["stream", "--streams", &streams.to_string(), "--interval-ms", &interval, "--timeout-ms", "8000"];
-        Self::from_run(Run::new(&programs.load).netns(netns), target, &mode)
+        Self::start_in(netns, programs, target, &mode)
     }
 
     /// New connections at a steady rate, lower on slow machines, one byte each way.
@@ -116,11 +117,21 @@ impl Traffic {
         per_second: u32,
     ) -> anyhow::Result<Self> {
         let rate = (per_second / slowness()).max(1).to_string();
-        Self::from_run(Run::new(&programs.load).netns(netns), target, &["connect", "--rate", &rate])
+        Self::start_in(netns, programs, target, &["connect", "--rate", &rate])
     }
 
     fn start(host: &Host, programs: &Programs, target: SocketAddr, mode: &[&str]) -> anyhow::Result<Self> {
         Self::from_run(host.run(&programs.load), target, mode)
+    }
+
+    /// What else the load generator can do, by its words, from a namespace.
+    pub fn start_in(
+        netns: &std::path::Path,
+        programs: &Programs,
+        target: SocketAddr,
+        mode: &[&str],
+    ) -> anyhow::Result<Self> {
+        Self::from_run(Run::new(&programs.load).netns(netns), target, mode)
     }
 
     fn from_run(run: Run, target: SocketAddr, mode: &[&str]) -> anyhow::Result<Self> {
@@ -130,12 +141,23 @@ impl Traffic {
 
     /// Ends it; what it saw, or an error if it wasn't all well.
     pub fn finish(self) -> anyhow::Result<Value> {
-        let line = self.process.command_line().to_owned();
-        let output = self.process.finish()?;
+        let (line, output) = self.end()?;
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
             bail!("{line}: {}: {text}", output.status);
         }
         serde_json::from_str(&text).with_context(|| format!("{line} printed {text}"))
+    }
+
+    /// Ends it; what it saw, well or not.
+    pub fn report(self) -> anyhow::Result<Value> {
+        let (line, output) = self.end()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        serde_json::from_str(&text).with_context(|| format!("{line}: {}: printed {text}", output.status))
+    }
+
+    fn end(self) -> anyhow::Result<(String, Output)> {
+        let line = self.process.command_line().to_owned();
+        Ok((line, self.process.finish()?))
     }
 }
