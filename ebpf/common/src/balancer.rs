@@ -6,9 +6,10 @@
 //! would travel the bridge.
 
 use crate::keys::LocalKey;
-use crate::overlay::{self, steer};
+use crate::overlay;
 use crate::packet::{self, ETH_IPV4, ETH_IPV6, Packet};
 use crate::reason::Reason;
+use crate::steer;
 use crate::tables::Tables;
 use crate::values::{BALANCED, BalancerIf};
 use crate::verdict::{Out, Verdict, Work};
@@ -33,7 +34,10 @@ pub fn to_network<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, wo
         // Answers may leave by any leg of the task: they are to come here, as those from elsewhere do.
         let Some(config) = tables.config() else { return Verdict::Pass };
         work.answers = work.header.reverse_key(0);
-        steer(tables, work, config.router_mac);
+        return match steer::lead(tables, work, &config.router_mac) {
+            Some(port) => steer::deliver(work, &ethernet, port, Out::Peer(local.veth)),
+            None => Verdict::Drop(Reason::NoSourcePort),
+        };
     }
     if !leg.steers() && work.header.has_flow() {
         overlay::direct(tables, work, local);

@@ -16,7 +16,7 @@ use crate::verdict::Work;
 /// two writes, or to avoid an endpoint.
 const PROBES: u32 = 8;
 /// Source ports tried for a flow whose own is taken.
-const PORT_TRIES: u64 = 4;
+pub(crate) const PORT_TRIES: u64 = 8;
 
 /// A flow's endpoint.
 #[derive(Clone, Copy)]
@@ -130,41 +130,50 @@ pub struct Entry<'a> {
 /// Records a new flow of the mesh ([`Work::flow`]) in both directions.
 ///
 /// If the answers could be taken for those of another flow (the same client address and port reached the same task
-/// through another address of this node), the client's port is translated for this one.
+/// through another address or port of this node, or through another node), the client's port is translated for this one.
+/// Returns whether it could be: not if all ports that are tried are taken.
 #[inline(always)]
-pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) {
+#[must_use]
+pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) -> bool {
     work.reply = answer(work, entry.ifindex);
     work.reply.kind = entry.kind;
     work.answers = reply_key(&work.key, &work.flow, endpoint.addr(work.header.v4));
     work.answers.dst = entry.client.copied();
     for salt in 1..=PORT_TRIES {
-        let Some(other) = tables.reply(&work.answers) else { break };
-        if !is_another_flow(other, &work.reply) {
-            break;
+        let is_taken = match tables.reply(&work.answers) {
+            Some(other) => is_another_flow(work, other),
+            None => false,
+        };
+        if !is_taken {
+            write(tables, work);
+            return true;
         }
         work.flow.source_port = other_port(&work.key, salt);
         work.answers.dport = work.flow.source_port;
     }
-    write(tables, work);
+    false
 }
 
-/// Takes back the answers of a known flow from another node.
-///
-/// A client that sends datagrams from one port to several nodes in turn has a flow through each. Its answers go the
-/// way of the last request; only what comes through a tunnel says so by itself. (TCP says so by its SYN.)
+/// Whether the answers to a known flow of datagrams come back here; they do from now on if nobody else has them. If not,
+/// another node's flow of the same client took the port when this one's answers had been forgotten.
 #[inline(always)]
-pub fn reclaim<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal, endpoint: &EndpointVal, uplink: u32) {
+pub fn is_answered<T: Tables>(
+    tables: &T,
+    work: &mut Work,
+    flow: &FlowVal,
+    endpoint: &EndpointVal,
+    uplink: u32,
+) -> bool {
     if work.header.proto != UDP || !endpoint.is_local() {
-        return;
+        return true;
     }
     work.answers = reply_key(&work.key, flow, endpoint.addr(work.header.v4));
-    if let Some(known) = tables.reply(&work.answers)
-        && known.kind != REPLY_STEER
-    {
-        return;
+    if let Some(known) = tables.reply(&work.answers) {
+        return known.kind != REPLY_STEER;
     }
     work.reply = answer(work, uplink);
     tables.set_reply(&work.answers, &work.reply);
+    true
 }
 
 /// How an answer to the flow of a packet becomes one to its client.
@@ -193,18 +202,26 @@ pub fn write<T: Tables>(tables: &T, work: &Work) {
     tables.count_connection(work.flow.service);
 }
 
+/// Whether answers recorded already are those of another flow than the packet's ([`Work::reply`]).
 #[inline(always)]
-fn is_another_flow(other: &ReplyVal, own: &ReplyVal) -> bool {
-    matches!(other.kind, REPLY_RESTORE | REPLY_LOCAL)
-        && (other.kind != own.kind
-            || other.addr != own.addr
-            || other.port != own.port
-            || other.client_port != own.client_port)
+fn is_another_flow(work: &Work, other: &ReplyVal) -> bool {
+    let own = &work.reply;
+    match other.kind {
+        // A connection under way comes from there: the address it was sent to has moved.
+        REPLY_STEER => work.header.may_begin(),
+        REPLY_RESTORE | REPLY_LOCAL => {
+            other.kind != own.kind
+                || other.addr != own.addr
+                || other.port != own.port
+                || other.client_port != own.client_port
+        }
+        _ => false,
+    }
 }
 
 /// A source port that is not the client's: from the dynamic range, by the flow.
 #[inline(always)]
-const fn other_port(key: &FlowKey, salt: u64) -> u16 {
+pub(crate) const fn other_port(key: &FlowKey, salt: u64) -> u16 {
     let [low, high, ..] = hash::flow(key, salt).to_le_bytes();
     u16::from_le_bytes([low, high]) | 0xc000
 }

@@ -8,9 +8,8 @@
 //! families; ports are in host order; no key or value has padding the compiler chose.
 //!
 //! What is left to the stack or not seen to yet: fragments (a fragmented packet has no flow here), ICMP errors (they
-//! are not translated, so a UDP sender does not learn the tunnel's MTU; TCP's segment size is lowered instead), the
-//! two halves of a flow in LRU maps of their own (one may be evicted before the other), and one client port that
-//! reaches one task through two nodes (on one node the later flow's port is translated).
+//! are not translated, so a UDP sender does not learn the tunnel's MTU; TCP's segment size is lowered instead), and
+//! the two halves of a flow in LRU maps of their own (one may be evicted before the other).
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -38,6 +37,7 @@ pub mod overlay;
 pub mod packet;
 pub mod reason;
 pub mod rewrite;
+pub mod steer;
 pub mod tables;
 pub mod task;
 pub mod values;
@@ -45,7 +45,7 @@ pub mod verdict;
 
 /// Version of the map layouts. It names the directory the maps are pinned in, so that a daemon never adopts maps
 /// of another layout.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// UDP port of the VXLAN tunnels where nothing else is configured.
 pub const DEFAULT_VXLAN_PORT: u16 = 7378;

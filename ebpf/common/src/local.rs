@@ -44,7 +44,10 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return Verdict::Refuse(Reason::NoEndpoint);
     };
     work.set_flow(choice.id, port.service, port.target_port);
-    choose::record(tables, work, choice.endpoint, &Entry { ifindex, kind: REPLY_LOCAL, client: &client });
+    let entry = Entry { ifindex, kind: REPLY_LOCAL, client: &client };
+    if !choose::record(tables, work, choice.endpoint, &entry) {
+        return Verdict::Drop(Reason::NoSourcePort);
+    }
     let ports = (work.flow.source_port, work.flow.target_port);
     forward(work, config, choice.endpoint, &client, ports)
 }

@@ -27,8 +27,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     }
     work.set_key(0);
     match choose::known(tables, work) {
-        Known::Flow(flow, endpoint) => {
-            choose::reclaim(tables, work, flow, endpoint, ifindex);
+        Known::Flow(flow, endpoint) if choose::is_answered(tables, work, flow, endpoint, ifindex) => {
             return forward(work, config, endpoint, flow.source_port, flow.target_port);
         }
         Known::Balanced(flow) if config.gate != 0 => {
@@ -36,7 +35,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
             return balancer::carry(work, flow.mark, config.gate);
         }
         Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),
-        Known::Balanced(_) | Known::New => {}
+        Known::Flow(..) | Known::Balanced(_) | Known::New => {}
     }
     if work.header.is_syn_ack() {
         return Verdict::Pass;
@@ -52,7 +51,10 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     };
     work.set_flow(choice.id, port.service, port.target_port);
     let client = work.header.src.copied();
-    choose::record(tables, work, choice.endpoint, &Entry { ifindex, kind: REPLY_RESTORE, client: &client });
+    let entry = Entry { ifindex, kind: REPLY_RESTORE, client: &client };
+    if !choose::record(tables, work, choice.endpoint, &entry) {
+        return Verdict::Drop(Reason::NoSourcePort);
+    }
     let (source, target) = (work.flow.source_port, work.flow.target_port);
     forward(work, config, choice.endpoint, source, target)
 }

@@ -1,11 +1,12 @@
 //! `overlay_rx`: what arrives through a tunnel.
 
-use crate::keys::{LocalKey, Mac, RouterKey, VipKey, copied, same_mac};
+use crate::keys::{LocalKey, RouterKey, VipKey, same_mac};
 use crate::local;
 use crate::packet::{self, Ethernet, Packet, UDP};
 use crate::reason::Reason;
+use crate::steer;
 use crate::tables::Tables;
-use crate::values::{LocalVal, NodeConfig, REPLY_DIRECT, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER, REPLY_VIP};
+use crate::values::{LocalVal, NodeConfig, REPLY_DIRECT, REPLY_LOCAL, REPLY_RESTORE, REPLY_VIP};
 use crate::verdict::{Out, Verdict, Work};
 
 /// Decides on a frame that arrived at the VXLAN device `ifindex`.
@@ -27,12 +28,14 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     if work.header.dst == *own {
         work.answers = work.header.reverse_key(0);
         // Who is steered to is a router.
-        if is_steered(tables, work, &ethernet.src) {
+        if steer::is_known(tables, work, &ethernet.src) {
             return work.redirect(Out::Peer(local.veth));
         }
         if tables.is_router(&RouterKey::new(ethernet.src)) {
-            set_steer(tables, work, ethernet.src);
-            return work.redirect(Out::Peer(local.veth));
+            return match steer::lead(tables, work, &ethernet.src) {
+                Some(port) => steer::deliver(work, &ethernet, port, Out::Peer(local.veth)),
+                None => Verdict::Drop(Reason::NoSourcePort),
+            };
         }
     }
     from_task(tables, work, &ethernet, local)
@@ -56,30 +59,6 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
         _ if config.balancer != 0 => work.redirect(Out::Peer(config.balancer)),
         _ => Verdict::Drop(Reason::UnknownReply),
     }
-}
-
-/// Sends the answers of a flow ([`Work::answers`]) to a router from now on: they go back by the node they came in by.
-#[inline(always)]
-pub(crate) fn steer<T: Tables>(tables: &T, work: &mut Work, router: Mac) {
-    if !is_steered(tables, work, &router) {
-        set_steer(tables, work, router);
-    }
-}
-
-#[inline(always)]
-fn is_steered<T: Tables>(tables: &T, work: &Work, router: &Mac) -> bool {
-    tables.reply(&work.answers).is_some_and(|known| known.kind == REPLY_STEER && same_mac(&known.mac, router))
-}
-
-#[inline(always)]
-fn set_steer<T: Tables>(tables: &T, work: &mut Work, router: Mac) {
-    work.reply.addr = work.header.dst.copied();
-    work.reply.port = work.header.dport;
-    work.reply.client_port = work.header.sport;
-    work.reply.ifindex = 0;
-    work.reply.mac = copied(&router);
-    work.reply.kind = REPLY_STEER;
-    tables.set_reply(&work.answers, &work.reply);
 }
 
 /// A packet from a task elsewhere: perhaps the answer to a connection made through a virtual IP.

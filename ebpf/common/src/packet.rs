@@ -143,6 +143,12 @@ impl Header {
         self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK
     }
 
+    /// Whether it may be the first of its flow: of TCP only a SYN is, any datagram may be.
+    #[inline(always)]
+    pub const fn may_begin(&self) -> bool {
+        self.proto != TCP || self.is_syn()
+    }
+
     /// Whether it asks to open a TCP connection.
     #[inline(always)]
     pub const fn is_syn(&self) -> bool {

@@ -58,6 +58,8 @@ indices! {
         RewriteFailed => "rewrite_failed",
         /// No route leads to the client of a published port.
         NoRoute => "no_route",
+        /// No source port is left to tell a flow from others of its client to the same task.
+        NoSourcePort => "no_source_port",
     }
 }
 

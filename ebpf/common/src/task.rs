@@ -139,6 +139,7 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
             let Some(out) = to_router(tables, task, &reply.mac) else { return false };
             work.forward_unchanged(ethernet, out);
             work.forward.src = ingress.copied();
+            work.forward.dport = reply.client_port;
             work.forward.src_mac = copied(&task.ingress_mac);
             work.forward.dst_mac = copied(&reply.mac);
         }

@@ -213,11 +213,15 @@ layout! {
 
 /// [`FlowVal::endpoint`] of a flow whose endpoint a balancer knows.
 pub const BALANCED: u64 = u64::MAX;
+/// [`FlowVal::endpoint`] of a flow that a router brought to a task of this node, and whose source port is translated
+/// because another flow has it. [`FlowVal::service`] is the router's address as a number; the key's network is the low
+/// half of that.
+pub const ALIASED: u64 = u64::MAX - 1;
 
 layout! {
     /// Where a flow goes: `FLOWS`.
     FlowVal, size 24 {
-        /// Key in `ENDPOINTS`, or [`BALANCED`].
+        /// Key in `ENDPOINTS`, or [`BALANCED`] or [`ALIASED`].
         endpoint @ 0: u64,
         /// Key in `SERVICES`.
         service @ 8: u64,
@@ -239,7 +243,7 @@ layout! {
         addr @ 0: Addr,
         /// Port of `addr`, host order.
         port @ 16: u16,
-        /// Port of the client, host order.
+        /// Port of the client, host order. [`REPLY_STEER`]: as its router knows it.
         client_port @ 18: u16,
         /// Where the answer leaves: the uplink, or the veth of the client's task.
         ifindex @ 20: u32,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #![allow(dead_code, unused_macros, unused_imports, reason = "each test binary uses its own part")]
 
+pub(crate) mod alias_cases;
 pub(crate) mod balancer_cases;
 pub(crate) mod cases;
 pub(crate) mod fuzz;

@@ -10,7 +10,6 @@ macro_rules! every_case {
             service_without_endpoint_is_refused,
             endpoint_without_the_family_is_not_chosen, removed_endpoint_ends_tcp_and_moves_udp,
             draining_endpoint_keeps_its_flows_only, withdrawn_port_keeps_its_connections,
-            datagrams_through_two_nodes_in_turn_are_answered,
             endpoints_take_turns, a_client_stays_with_its_endpoint,
             two_addresses_one_client_port_do_not_alias, checksums_and_options_survive, fragments_pass,
             only_members_may_send_tunnel_packets, endpoint_that_vanished_from_under_its_slots_is_skipped,
@@ -19,6 +18,12 @@ macro_rules! every_case {
             answer_at_the_entry_node_gets_its_source_back, answer_of_no_flow_is_dropped,
             packets_for_the_router_itself_pass, flow_of_another_node_is_delivered_and_remembered,
             frames_of_others_go_to_the_bridge, answer_to_a_virtual_ip_gets_its_source_back,
+        );
+        every_case!(@ $make, alias_cases:
+            two_other_nodes_and_this_do_not_alias, a_flow_of_this_node_and_one_of_another_do_not_alias,
+            a_client_whose_own_port_was_given_away_gets_another, a_connection_whose_address_moved_is_taken_over,
+            a_client_of_the_node_and_a_router_do_not_alias, a_balancers_flow_and_one_of_another_node_do_not_alias,
+            without_a_port_left_a_flow_is_dropped,
         );
         every_case!(@ $make, lane_cases:
             a_tunnel_packet_is_opened_and_delivered, an_answer_in_a_tunnel_goes_to_its_client,

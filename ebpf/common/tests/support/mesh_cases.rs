@@ -4,13 +4,13 @@ use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::PortKey;
 use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
-use shoal_ebpf_common::values::{ENDPOINT_DRAINING, EndpointVal, PortVal, REPLY_RESTORE, REPLY_STEER};
+use shoal_ebpf_common::values::{ENDPOINT_DRAINING, EndpointVal, PortVal, REPLY_RESTORE};
 use shoal_ebpf_common::verdict::Out;
 
 use super::packet::{ACK, SYN, Segment, TCP, UDP};
 use super::world::{
-    Action, Family, IFINDEX, LOCAL, MATRIX, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE,
-    TASK, TUNNEL_PORT, V4, V6, World, addr, dropped, forwarded, ip, key, local_endpoint, node, passed,
+    Action, Family, IFINDEX, LOCAL, MATRIX, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE, TASK,
+    TUNNEL_PORT, V4, V6, World, addr, dropped, forwarded, ip, key, local_endpoint, node, passed,
     remote_endpoint,
 };
 
@@ -33,22 +33,6 @@ pub(crate) fn published_port_reaches_local_task(w: &mut dyn World) {
         let reply = w.reply(&key(proto, 0, (family.task, 80), (family.client, 40_000))).expect("its answers");
         assert_eq!((reply.kind, reply.ifindex), (REPLY_RESTORE, IFINDEX));
         assert_eq!((reply.addr, reply.port), (addr(family.node), 8080));
-    }
-}
-
-pub(crate) fn datagrams_through_two_nodes_in_turn_are_answered(w: &mut dyn World) {
-    node(w);
-    w.set_service(SERVICE, &[LOCAL]);
-    for family in [V4, V6] {
-        let answers = key(UDP, 0, (family.task, 80), (family.client, 40_000));
-        for _ in 0..2 {
-            forwarded(w, MESH, &request(&family, UDP, 40_000), Out::Peer(IFINDEX));
-            assert_eq!(w.reply(&answers).map(|reply| reply.kind), Some(REPLY_RESTORE), "through this node");
-            let other =
-                Segment::new(UDP, (family.client, 40_000), (family.task, 80)).macs(OTHER_ROUTER, TASK);
-            forwarded(w, Program::OverlayRx, &other, Out::Peer(IFINDEX));
-            assert_eq!(w.reply(&answers).map(|reply| reply.kind), Some(REPLY_STEER), "through the other");
-        }
     }
 }
 

@@ -4,7 +4,7 @@ use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::REPLY_STEER;
 use shoal_ebpf_common::verdict::Out;
 
-use super::packet::{ACK, Segment, TCP, arp};
+use super::packet::{ACK, SYN, Segment, TCP, arp};
 use super::world::{
     IFINDEX, MATRIX, NETWORK, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE, TASK, V4,
     World, dropped, forwarded, ip, key, node, passed,
@@ -47,15 +47,15 @@ pub(crate) fn packets_for_the_router_itself_pass(w: &mut dyn World) {
 
 pub(crate) fn flow_of_another_node_is_delivered_and_remembered(w: &mut dyn World) {
     node(w);
-    let third: [u8; 6] = [2, 0, 0, 0, 0, 3];
-    w.set_router(shoal_ebpf_common::keys::RouterKey::new(third));
     for (family, proto) in MATRIX {
-        for router in [OTHER_ROUTER, third] {
-            let packet = Segment::new(proto, (family.client, 40_000), (family.task, 80)).macs(router, TASK);
+        for flags in [SYN, ACK] {
+            let packet = Segment::new(proto, (family.client, 40_000), (family.task, 80))
+                .flags(flags)
+                .macs(OTHER_ROUTER, TASK);
             assert_eq!(forwarded(w, OVERLAY, &packet, Out::Peer(IFINDEX)), packet, "unchanged");
             let reply =
                 w.reply(&key(proto, 0, (family.task, 80), (family.client, 40_000))).expect("steering");
-            assert_eq!((reply.kind, reply.mac), (REPLY_STEER, router), "by the router it last came through");
+            assert_eq!((reply.kind, reply.mac), (REPLY_STEER, OTHER_ROUTER), "by the router it came through");
         }
     }
 }

@@ -23,6 +23,7 @@ mod ports;
 mod refusals;
 mod renewal;
 mod rotation;
+mod sameport;
 mod upstream;
 
 use std::process::ExitCode;

@@ -1,0 +1,133 @@
+//! Steering: the answers of a task to a flow that a router brought go back to that router.
+//!
+//! A client may reach one task from one port through two nodes at once. To the task the two flows would be one: the
+//! later one's source port is translated here, at the task's node, which alone sees both. Its answers are found by the
+//! translated port and get the client's back. Flows that enter by this very node are told apart by
+//! [`crate::choose::record`], in the same table.
+
+use crate::choose::{PORT_TRIES, other_port};
+use crate::keys::{Mac, copied, same_mac};
+use crate::packet::Ethernet;
+use crate::tables::Tables;
+use crate::values::{ALIASED, FlowVal, REPLY_STEER, ReplyVal};
+use crate::verdict::{Out, Verdict, Work};
+
+/// Whether answers to the packet ([`Work::answers`]) are known to go to a router, with the port the packet came from.
+#[inline(always)]
+pub(crate) fn is_known<T: Tables>(tables: &T, work: &Work, router: &Mac) -> bool {
+    tables.reply(&work.answers).is_some_and(|known| leads_to(known, router, work.header.sport))
+}
+
+/// Sees to it that answers to a packet, which `router` brought and whose [`Work::answers`] are set, go to that router.
+/// Returns the source port that the task sees; `None` if no port is left to tell the flow from others.
+///
+/// A packet that begins nothing, by a router that has no flow yet, is of a connection that began by another router (the
+/// address it was sent to has moved): it takes the answers over.
+#[inline(always)]
+pub(crate) fn lead<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Option<u16> {
+    let own = work.header.sport;
+    let is_free = match tables.reply(&work.answers) {
+        Some(known) if leads_to(known, router, own) => return Some(own),
+        Some(_) => false,
+        None => true,
+    };
+    if is_free {
+        set(tables, work, router);
+        return Some(own);
+    }
+    work.key = work.header.key(scope_of(router));
+    if let Some(port) = alias(tables, work, router) {
+        return Some(port);
+    }
+    if !work.header.may_begin() {
+        set(tables, work, router);
+        return Some(own);
+    }
+    for salt in 1..=PORT_TRIES {
+        work.answers.dport = other_port(&work.key, salt | u64::from(scope_of(router)) << 8);
+        let is_free = match tables.reply(&work.answers) {
+            Some(known) => leads_to(known, router, own),
+            None => true,
+        };
+        if is_free {
+            let port = work.answers.dport;
+            set(tables, work, router);
+            record(tables, work, router, port);
+            return Some(port);
+        }
+    }
+    None
+}
+
+/// Delivers a packet, with the source port that [`lead`] found.
+#[inline(always)]
+pub(crate) fn deliver(work: &mut Work, ethernet: &Ethernet, port: u16, out: Out) -> Verdict {
+    if port == work.header.sport {
+        return work.redirect(out);
+    }
+    work.forward_unchanged(ethernet, out);
+    work.forward.sport = port;
+    Verdict::Forward
+}
+
+/// The port a known flow ([`Work::key`]) of a router was given, if it was; its answers go to that router.
+#[inline(always)]
+fn alias<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Option<u16> {
+    let flow = tables.flow(&work.key)?;
+    if flow.endpoint != ALIASED || flow.service != number(router) {
+        return None;
+    }
+    let port = flow.source_port;
+    let original = work.answers.dport;
+    work.answers.dport = port;
+    if let Some(known) = tables.reply(&work.answers) {
+        if leads_to(known, router, work.header.sport) {
+            return Some(port);
+        }
+        work.answers.dport = original;
+        return None;
+    }
+    set(tables, work, router);
+    Some(port)
+}
+
+#[inline(always)]
+fn record<T: Tables>(tables: &T, work: &mut Work, router: &Mac, port: u16) {
+    work.flow = FlowVal {
+        endpoint: ALIASED,
+        service: number(router),
+        target_port: work.header.dport,
+        source_port: port,
+        mark: 0,
+    };
+    tables.set_flow(&work.key, &work.flow);
+}
+
+#[inline(always)]
+fn leads_to(known: &ReplyVal, router: &Mac, port: u16) -> bool {
+    known.kind == REPLY_STEER && known.client_port == port && same_mac(&known.mac, router)
+}
+
+#[inline(always)]
+fn set<T: Tables>(tables: &T, work: &mut Work, router: &Mac) {
+    work.reply.addr = work.header.dst.copied();
+    work.reply.port = work.header.dport;
+    work.reply.client_port = work.header.sport;
+    work.reply.ifindex = 0;
+    work.reply.mac = copied(router);
+    work.reply.kind = REPLY_STEER;
+    tables.set_reply(&work.answers, &work.reply);
+}
+
+/// Stands for a network in the keys of flows that a router brought: the low half of its address, which numbers it in the
+/// cluster. (No network has the addresses of tasks in the ingress network as virtual ones.)
+#[inline(always)]
+const fn scope_of(router: &Mac) -> u32 {
+    u32::from_be_bytes([0, router[3], router[4], router[5]])
+}
+
+/// A router's address as a number.
+#[inline(always)]
+const fn number(router: &Mac) -> u64 {
+    u64::from_be_bytes([0, 0, router[0], router[1], router[2], router[3], router[4], router[5]])
+}
