@@ -158,7 +158,7 @@ impl Plane {
     fn new(services: u32, endpoints: u32) -> anyhow::Result<Self> {
         let dir = format!("/tmp/shoal-cost-{}-{services}", std::process::id());
         // Each table has about a hundred slots for each endpoint.
-        let slot_entries = 4096 + services * endpoints * 110;
+        let slot_entries = 4096 + services * endpoints * 32;
         let (driver, _) = BpfDriver::open(&BpfConfig { slot_entries, ..BpfConfig::new(dir) })?;
         let mut plane = Self(driver);
         plane.node()?;

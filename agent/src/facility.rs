@@ -330,7 +330,9 @@ impl Facility for HostFacility {
                 for name in mesh::links_of(mesh) {
                     self.link_index(name).await?;
                 }
-                if mesh::ensure(&mut self.bpf, &self.links, mesh)? {
+                let wrote = mesh::ensure(&mut self.bpf, &self.links, mesh);
+                self.writes.add(self.bpf.take_slot_writes());
+                if wrote? {
                     self.writes.count();
                 }
             }

@@ -25,7 +25,7 @@ static PORTS: HashMap<PortKey, PortVal> = HashMap::pinned(65_536, SPARSE);
 #[map]
 static SERVICES: HashMap<u64, ServiceVal> = HashMap::pinned(65_536, SPARSE);
 #[map]
-static SLOTS: Array<u64> = Array::pinned(1 << 20, 0);
+static SLOTS: Array<u64> = Array::pinned(1 << 22, 0);
 #[map]
 static ENDPOINTS: HashMap<u64, EndpointVal> = HashMap::pinned(1 << 17, SPARSE);
 #[map]

@@ -57,7 +57,7 @@ pub struct BpfConfig {
     pub dir: PathBuf,
     /// Flows each of the two flow maps holds. Sizes count when the maps are made, not when they are adopted.
     pub flow_entries: u32,
-    /// Slots of all services' tables together.
+    /// Slots of all services' tables together, 8 bytes each: 251 for a service of 8 to 15 endpoints.
     pub slot_entries: u32,
     /// Endpoints, of this node and others.
     pub endpoint_entries: u32,
@@ -66,7 +66,7 @@ pub struct BpfConfig {
 impl BpfConfig {
     /// The defaults, under a directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), flow_entries: 1 << 18, slot_entries: 1 << 20, endpoint_entries: 1 << 17 }
+        Self { dir: dir.into(), flow_entries: 1 << 18, slot_entries: 1 << 22, endpoint_entries: 1 << 17 }
     }
 }
 
@@ -189,6 +189,8 @@ pub struct BpfDriver {
     pub(crate) replies: Table<FlowKey, ReplyVal>,
     pub(crate) slots: Array<MapData, Plain<u64>>,
     pub(crate) free_slots: Slots,
+    /// Slots written and not yet told.
+    pub(crate) slot_writes: u64,
     /// UDP ports that were withdrawn and whose flows are still to be purged.
     pub(crate) withdrawn: BTreeSet<u16>,
     pub(crate) config: Array<MapData, Plain<NodeConfig>>,

@@ -6,7 +6,7 @@ use std::process::Command;
 use shoal_agent::drivers::bpf::{Attachment, BpfDriver, Opened, Program, ServiceSpec};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
-use shoal_ebpf_common::maglev::{Member, Policy};
+use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::reason::{Event, Reason};
 use shoal_ebpf_common::values::{EndpointVal, PortVal};
 use shoal_ebpf_common::verdict::Out;
@@ -71,23 +71,74 @@ fn a_restart_adopts_and_changes_nothing() {
 fn a_service_moves_to_a_new_region_and_frees_the_old() {
     let mut plane = Plane::new();
     let mut bases = Vec::new();
-    for round in 0..200 {
-        plane.driver().upsert_service(1, &service(&[round, round + 1])).unwrap_or_else(|error| {
+    for round in 0..400 {
+        // Of two sizes in turn.
+        let members = &[round, round + 1][..if round % 2 == 0 { 1 } else { 2 }];
+        plane.driver().upsert_service(1, &service(members)).unwrap_or_else(|error| {
             assert!(error.is_retryable(), "{error}");
             // Regions rest for a moment before they are used again.
             super::fixture::rest();
-            plane.driver().upsert_service(1, &service(&[round, round + 1])).unwrap();
+            plane.driver().upsert_service(1, &service(members)).unwrap();
             false
         });
         let value = plane.driver().services().unwrap()[&1];
         assert!(bases.last() != Some(&value.base), "never over the table in use");
         bases.push(value.base);
         let table = plane.driver().service_table(1).unwrap();
-        assert!(table.iter().all(|id| [round, round + 1].contains(id)));
+        assert!(table.iter().all(|id| members.contains(id)));
     }
     assert!(plane.driver().remove_service(1).unwrap());
     assert!(!plane.driver().remove_service(1).unwrap());
     assert!(plane.driver().service_table(1).unwrap().is_empty());
+}
+
+#[test]
+fn a_change_of_members_writes_the_slots_that_differ() {
+    let mut plane = Plane::new();
+    let driver = plane.driver();
+    let mut random = Random::new(7);
+    let mut members: Vec<u64> = (1..=10).collect();
+    driver.upsert_service(1, &service(&members)).unwrap();
+    assert_eq!(driver.take_slot_writes(), 251, "the whole table");
+    driver.upsert_service(2, &service(&[77])).unwrap();
+    driver.take_slot_writes();
+    for next in 11..200 {
+        let (before, base) = (driver.service_table(1).unwrap(), driver.services().unwrap()[&1].base);
+        // One comes, one goes, one takes another's place: between 8 and 15 members the size stays.
+        let place = random.below(members.len());
+        match (members.len(), next % 3) {
+            (..=8, _) => members.push(next),
+            (15.., _) | (_, 0) => drop(members.remove(place)),
+            (_, 1) => members.push(next),
+            _ => members[place] = next,
+        }
+        assert!(driver.upsert_service(1, &service(&members)).unwrap());
+        let after = driver.service_table(1).unwrap();
+        assert_eq!(after, maglev::build(service(&members).members(), 7), "the same as from nothing");
+        assert_eq!(driver.services().unwrap()[&1].base, base, "in place");
+        let differing = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+        assert_eq!(driver.take_slot_writes(), u64::try_from(differing).unwrap());
+        // One share of a table changes of necessity; Maglev changes some more.
+        assert!(differing < before.len() / 2, "{differing} slots for one change");
+    }
+    assert_eq!(driver.service_table(2).unwrap(), [77; 31], "its neighbor's are as they were");
+}
+
+#[test]
+fn many_entries_are_written_at_once() {
+    let mut plane = Plane::new();
+    let driver = plane.driver();
+    let entries: Vec<_> = (1..=20_000)
+        .map(|port| (PortKey::new(world::addr(V4.node), port, TCP), PortVal::new(port.into(), port)))
+        .collect();
+    driver.ports.write_all(&entries).unwrap();
+    assert_eq!(driver.ports.dump().unwrap(), entries.iter().copied().collect());
+    // More than the map holds: an error, and what went before is there.
+    let many: Vec<_> = (1..=65_535)
+        .map(|port| (PortKey::new(world::addr(V4.node2), port, TCP), PortVal::new(1, port)))
+        .collect();
+    assert!(driver.ports.write_all(&many).is_err());
+    assert!(driver.ports.get(&many[0].0).unwrap().is_some());
 }
 
 #[test]

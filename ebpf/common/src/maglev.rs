@@ -54,6 +54,8 @@ impl Policy {
 /// The members must be sorted and without duplicates, as [`build`] wants them.
 pub fn digest(policy: Policy, members: &[Member], seed: u64) -> u64 {
     let mut state = hash::mix(seed, members.len() as u64);
+    // Tables of a daemon with other sizes are others.
+    state = hash::mix(state, u64::from(table_size(members.len())));
     if policy != Policy::Flow {
         state = hash::mix(state, u64::from(policy.number()));
     }
@@ -64,14 +66,16 @@ pub fn digest(policy: Policy, members: &[Member], seed: u64) -> u64 {
 }
 
 /// Primes for table sizes, each about double the one before.
-const PRIMES: [u32; 11] = [127, 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131_071];
+const PRIMES: [u32; 13] = [31, 61, 127, 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131_071];
 
-/// Slots per member a table aims at; shares then differ by about 1 in this number.
-const SLOTS_PER_MEMBER: u32 = 64;
+/// Slots per member a table has at least, up to the largest size. Shares of equal members differ by one slot at most, so
+/// that none gets more than a sixteenth more than another.
+const SLOTS_PER_MEMBER: u32 = 16;
 
-/// The size of the table for a number of members: a prime with about 64 slots for each, and never fewer slots than
-/// members up to the largest size. The size is kept while the number of members stays within a factor of two, so
-/// that scaling by one rarely resizes.
+/// The size of the table for a number of members: the first prime with 16 slots for each, so at most some 32, and never
+/// fewer slots than members up to the largest size. The size is kept while the number of members stays within a
+/// factor of two, so that scaling by one rarely resizes: a table of another size moves most flows that no flow table
+/// knows.
 pub fn table_size(members: usize) -> u32 {
     let members = u32::try_from(members).unwrap_or(u32::MAX);
     if members == 0 {

@@ -174,6 +174,14 @@ proptest! {
     }
 
     #[test]
+    fn a_table_is_as_large_as_its_service(count in 1_usize..8_000) {
+        let (size, count32) = (maglev::table_size(count), u32::try_from(count).expect("small"));
+        // A sixteenth is the most by which one share is larger than another.
+        prop_assert!(size >= count32 * 16 && size <= count32 * 33, "{size} slots for {count}");
+        prop_assert!((2..size).take_while(|n| n * n <= size).all(|n| size % n != 0), "{size} is no prime");
+    }
+
+    #[test]
     fn a_slot_is_inside_its_table(hash in any::<u64>(), len in 1_u32..200_000) {
         prop_assert!(maglev::slot(hash, len) < len);
     }

@@ -129,6 +129,7 @@ impl BpfDriver {
             services,
             slots,
             free_slots,
+            slot_writes: 0,
             withdrawn: std::collections::BTreeSet::new(),
             dirs,
         })

@@ -1,14 +1,16 @@
-//! Services: a Maglev table each, in a region of `SLOTS`, replaced make-before-break.
+//! Services: a Maglev table each, in a region of `SLOTS`, changed where it differs or replaced make-before-break.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::time::Instant;
 
+use aya::maps::IterableMap;
 use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::values::ServiceVal;
 
 use super::pod::Plain;
-use super::table::map_error;
-use super::{BpfDriver, BpfError};
+use super::table::{map_error, syscall};
+use super::{BpfDriver, BpfError, sys};
 
 /// The members of a service, from which every node computes the same table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,8 +46,10 @@ impl BpfDriver {
         self.services.dump()
     }
 
-    /// Sets the members of a service: writes the table to a new region, switches the service to it, frees the old
-    /// one. Members must be in `endpoints` before. Returns whether it wrote.
+    /// Sets the members of a service, which must be in `endpoints` before. Returns whether it wrote.
+    ///
+    /// A table of the same size is changed in place, slot by slot: each names an endpoint that new flows may go to,
+    /// before and after. Else the table is written to a new region, the service switched to it, and the old one freed.
     pub fn upsert_service(&mut self, id: u64, spec: &ServiceSpec) -> Result<bool, BpfError> {
         let digest = spec.digest();
         let old = self.services.get(&id)?;
@@ -54,20 +58,55 @@ impl BpfDriver {
         }
         let table = spec.policy.build(&spec.members, spec.seed);
         let len = u32::try_from(table.len()).unwrap_or(u32::MAX);
-        let now = Instant::now();
+        let (seed, policy) = (spec.seed, spec.policy.number());
+        let value = ServiceVal { seed, digest, base: 0, len, policy, pad: 0 };
+        match old {
+            Some(old) if (old.seed, old.len, old.policy) == (seed, len, policy) => {
+                self.change_table(id, &table, ServiceVal { base: old.base, ..value })?;
+            }
+            _ => {
+                self.replace_table(id, &table, value)?;
+                if let Some(old) = old {
+                    self.free_slots.retire(old.base, old.len, Instant::now());
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// How many slots were written since this was asked last.
+    pub fn take_slot_writes(&mut self) -> u64 {
+        std::mem::take(&mut self.slot_writes)
+    }
+
+    fn change_table(&mut self, id: u64, table: &[u64], value: ServiceVal) -> Result<(), BpfError> {
+        // Until it is whole it is no table of any members: who finds it half done must not take it for the former one.
+        self.services.upsert(&id, &ServiceVal { digest: !value.digest, ..value })?;
+        let found = self.read_slots(value.base, value.len)?;
+        let slots = (value.base..).zip(table).zip(found);
+        let changed: Vec<(u32, u64)> = slots
+            .filter(|((_, wanted), found)| *wanted != found)
+            .map(|((slot, id), _)| (slot, *id))
+            .collect();
+        self.write_slots(&changed)?;
+        self.services.upsert(&id, &value)?;
+        Ok(())
+    }
+
+    fn replace_table(&mut self, id: u64, table: &[u64], value: ServiceVal) -> Result<(), BpfError> {
+        let (len, now) = (value.len, Instant::now());
         let base = match len {
             0 => 0,
             _ => self.free_slots.take(len, now).ok_or(BpfError::SlotsFull { wanted: len })?,
         };
-        let value = ServiceVal { seed: spec.seed, digest, base, len, policy: spec.policy.number(), pad: 0 };
-        if let Err(error) = self.write_table(base, &table, id, value) {
+        let slots: Vec<(u32, u64)> = (base..).zip(table.iter().copied()).collect();
+        let written =
+            self.write_slots(&slots).and_then(|()| self.services.upsert(&id, &ServiceVal { base, ..value }));
+        if let Err(error) = written {
             self.free_slots.retire(base, len, now);
             return Err(error);
         }
-        if let Some(old) = old {
-            self.free_slots.retire(old.base, old.len, now);
-        }
-        Ok(true)
+        Ok(())
     }
 
     /// Removes a service and frees its region. Returns whether it was there.
@@ -82,19 +121,32 @@ impl BpfDriver {
     /// The endpoint in each slot of a service; for tests and inspection.
     pub fn service_table(&self, id: u64) -> Result<Vec<u64>, BpfError> {
         let Some(service) = self.services.get(&id)? else { return Ok(Vec::new()) };
-        (service.base..service.base + service.len)
-            .map(|slot| {
-                let value = self.slots.get(&slot, 0).map_err(|source| map_error("SLOTS", "read", source))?;
-                Ok(value.0)
-            })
-            .collect()
+        self.read_slots(service.base, service.len)
     }
 
-    fn write_table(&mut self, base: u32, table: &[u64], id: u64, value: ServiceVal) -> Result<(), BpfError> {
-        for (slot, &endpoint) in (base..).zip(table) {
-            self.slots.set(slot, Plain(endpoint), 0).map_err(|source| map_error("SLOTS", "write", source))?;
+    fn read_slots(&self, base: u32, len: u32) -> Result<Vec<u64>, BpfError> {
+        if len == 0 {
+            return Ok(Vec::new());
         }
-        self.services.upsert(&id, &value)?;
+        if base.checked_add(len).is_none_or(|end| end > self.slots.len()) {
+            return Err(BpfError::Layout { map: "SLOTS" });
+        }
+        let map = IterableMap::<u32, Plain<u64>>::map(&self.slots).fd().as_fd();
+        // SAFETY: an array of u64, as aya compared when it was opened, and the region is within it.
+        unsafe { sys::array_lookup_batch(map, base, len) }
+            .map_err(|error| map_error("SLOTS", "read", syscall(error)))
+    }
+
+    fn write_slots(&mut self, slots: &[(u32, u64)]) -> Result<(), BpfError> {
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let (keys, values): (Vec<u32>, Vec<u64>) = slots.iter().copied().unzip();
+        let map = IterableMap::<u32, Plain<u64>>::map(&self.slots).fd().as_fd();
+        // SAFETY: as above; a key outside is refused.
+        unsafe { sys::map_update_batch(map, &keys, &values) }
+            .map_err(|(_, error)| map_error("SLOTS", "write", syscall(error)))?;
+        self.slot_writes += u64::try_from(slots.len()).unwrap_or(0);
         Ok(())
     }
 }

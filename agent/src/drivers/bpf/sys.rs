@@ -1,4 +1,4 @@
-//! The few bpf(2) commands on links that aya hides or ties to interface names, and mounting bpffs.
+//! The few bpf(2) commands that aya lacks, hides or ties to interface names, and mounting bpffs.
 
 use std::ffi::CString;
 use std::io;
@@ -10,9 +10,13 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::pod::Layout;
+
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_TCX_INGRESS: u32 = 46;
@@ -99,6 +103,61 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attr = Attr::new().pair(0, raw(link), raw(program));
     // SAFETY: the attribute holds no addresses.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(|_| ())
+}
+
+/// Writes many elements of a map in one call, in order. On failure tells how many were written.
+///
+/// # Safety
+///
+/// The map's keys and values must have the sizes of the types.
+pub(crate) unsafe fn map_update_batch<K: Layout, V: Layout>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> Result<(), (usize, io::Error)> {
+    let count = u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX);
+    // struct { in_batch, out_batch, keys, values: u64; count, map_fd: u32; elem_flags, flags: u64 }.
+    let mut attr = Attr::new()
+        .word(2, keys.as_ptr().expose_provenance() as u64)
+        .word(3, values.as_ptr().expose_provenance() as u64)
+        .pair(4, count, raw(map));
+    // SAFETY: both slices are live and hold `count` elements, of the map's sizes by the caller's word.
+    let result = unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) };
+    result.map(|_| ()).map_err(|error| {
+        // The kernel leaves the number there, unless it refused the call as a whole.
+        let [a, b, c, d, ..] = attr.0[4].to_ne_bytes();
+        let done = u32::from_ne_bytes([a, b, c, d]);
+        let done = if done < count { usize::try_from(done).unwrap_or(0) } else { 0 };
+        (done, error)
+    })
+}
+
+/// Reads `count` elements of an array in one call, from an index on.
+///
+/// # Safety
+///
+/// The map must be an array of values of the type's size, with `first + count` elements or more.
+pub(crate) unsafe fn array_lookup_batch<V: Layout + Default>(
+    map: BorrowedFd<'_>,
+    first: u32,
+    count: u32,
+) -> io::Result<Vec<V>> {
+    let len = usize::try_from(count).map_err(io::Error::other)?;
+    let (mut keys, mut values) = (vec![0_u32; len], vec![V::default(); len]);
+    let (before, mut last) = (first.wrapping_sub(1), 0_u32);
+    let start = if first == 0 { 0 } else { std::ptr::from_ref(&before).expose_provenance() as u64 };
+    let mut attr = Attr::new()
+        .word(0, start)
+        .word(1, std::ptr::from_mut(&mut last).expose_provenance() as u64)
+        .word(2, keys.as_mut_ptr().expose_provenance() as u64)
+        .word(3, values.as_mut_ptr().expose_provenance() as u64)
+        .pair(4, count, raw(map));
+    // SAFETY: the buffers are live and writable, and hold `count` elements each.
+    match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+        // The end of the map is told as an error, after everything was read.
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(values),
+    }
 }
 
 /// What a TCX link says of itself.

@@ -1,13 +1,17 @@
 //! One hash map of the data plane, written only where it differs.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, IterableMap, Map, MapData, MapError};
+use aya::sys::SyscallError;
 
 use super::BpfError;
 use super::pod::{Layout, Plain};
+use super::sys;
 
 /// A pinned hash map from `K` to `V`.
 pub struct Table<K: Layout, V: Layout> {
@@ -22,6 +26,9 @@ const DUMP_LIMIT: usize = 8_000_000;
 /// (`kernel/bpf/memalloc.c`, since Linux 6.1): after many writes at once it is empty for a moment. So often a write waits
 /// for it; a kernel that has no memory at all is for the caller, who has other things to do.
 const REFILLS: u32 = 20;
+
+/// Elements that one call writes: so many are copied for it.
+const BATCH: usize = 4096;
 
 /// Lets the kernel fill its stock: some do it by their next tick, which is 10 ms away at most.
 #[expect(
@@ -63,6 +70,31 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
         }
     }
 
+    /// Sets many values, by as few calls as possible and without reading first: for those that are known to differ.
+    pub fn write_all(&mut self, entries: &[(K, V)]) -> Result<(), BpfError> {
+        for chunk in entries.chunks(BATCH) {
+            let (keys, values): (Vec<K>, Vec<V>) = chunk.iter().copied().unzip();
+            let (mut done, mut waited) = (0, 0);
+            loop {
+                // SAFETY: the map was opened with these types, which aya compares with the kernel's sizes.
+                match unsafe { sys::map_update_batch(self.fd(), &keys[done..], &values[done..]) } {
+                    Ok(()) => break,
+                    Err((more, error)) if error.raw_os_error() == Some(libc::ENOMEM) && waited < REFILLS => {
+                        done += more;
+                        waited = if more > 0 { 0 } else { waited + 1 };
+                        rest();
+                    }
+                    Err((_, error)) => return Err(self.error("write", syscall(error))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        IterableMap::<Plain<K>, Plain<V>>::map(&self.map).fd().as_fd()
+    }
+
     /// Removes a key. Returns whether it was there.
     pub fn remove(&mut self, key: &K) -> Result<bool, BpfError> {
         match self.map.remove(&Plain(*key)) {
@@ -97,6 +129,11 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
 pub(crate) fn open_map(maps: &Path, name: &'static str) -> Result<Map, BpfError> {
     let data = MapData::from_pin(maps.join(name)).map_err(|source| map_error(name, "open", source))?;
     Map::from_map_data(data).map_err(|source| map_error(name, "open", source))
+}
+
+/// An error of a command that aya has not got.
+pub(crate) fn syscall(io_error: io::Error) -> MapError {
+    SyscallError { call: "bpf", io_error }.into()
 }
 
 /// An error about a map.
