@@ -2,7 +2,9 @@
 //! what it was told last.
 //!
 //! One line of header (format, SHA-256 of the body), then the body. A file whose digest does not fit is refused as a
-//! whole and kept aside for inspection.
+//! whole and kept aside for inspection. Small changes are written to a second file, see [`log`].
+
+mod log;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use shoal_types::Generation;
 use shoal_types::assignment::{Assignment, Delta, FenceError, Object};
 
 use crate::durable::{self, FileError};
+
+use log::Log;
 
 const FORMAT: &str = "shoal-ledger-1";
 
@@ -44,19 +48,35 @@ pub enum LedgerError {
 pub struct Ledger {
     path: PathBuf,
     assignment: Assignment,
+    /// The file as it was written last; none: the next change writes all of it.
+    base: Option<Base>,
+    log: Log,
+}
+
+/// A file that holds all of an assignment.
+#[derive(Debug)]
+struct Base {
+    checksum: String,
+    bytes: u64,
 }
 
 impl Ledger {
     /// An empty ledger at a path, whatever is there.
     pub fn empty(path: &Path) -> Self {
-        Self { path: path.to_owned(), assignment: Assignment::default() }
+        let log = Log::new(path);
+        Self { path: path.to_owned(), assignment: Assignment::default(), base: None, log }
     }
 
     /// Reads the ledger. A damaged one is moved aside, and an error says so; [`Ledger::empty`] goes on without it.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
         let Some(content) = durable::read(path)? else { return Ok(Self::empty(path)) };
         match decode(&content) {
-            Ok(assignment) => Ok(Self { path: path.to_owned(), assignment }),
+            Ok((mut assignment, checksum)) => {
+                let mut log = Log::new(path);
+                log.read(&checksum, &mut assignment)?;
+                let base = Some(Base { checksum, bytes: u64::try_from(content.len()).unwrap_or(u64::MAX) });
+                Ok(Self { path: path.to_owned(), assignment, base, log })
+            }
             Err(reason) => {
                 let aside = path.with_extension("damaged");
                 std::fs::rename(path, &aside).map_err(|source| FileError {
@@ -69,7 +89,7 @@ impl Ledger {
         }
     }
 
-    /// What the node was told last.
+    /// What the node was told last. A copy of it costs little.
     pub fn assignment(&self) -> &Assignment {
         &self.assignment
     }
@@ -83,35 +103,57 @@ impl Ledger {
     pub fn replace(&mut self, generation: Generation, objects: Vec<Object>) -> Result<(), LedgerError> {
         let mut next = self.assignment.clone();
         next.replace(Assignment::new(generation, objects))?;
-        self.store(next)
-    }
-
-    /// Takes a delta: fenced, then on disk, then held.
-    pub fn apply(&mut self, delta: Delta) -> Result<(), LedgerError> {
-        let mut next = self.assignment.clone();
-        next.apply(delta)?;
-        self.store(next)
-    }
-
-    fn store(&mut self, next: Assignment) -> Result<(), LedgerError> {
         if next == self.assignment {
             return Ok(());
         }
-        durable::write(&self.path, &encode(&next)?, 0o600)?;
+        self.store(next)
+    }
+
+    /// Takes a delta: fenced, then on disk, then held. It is written behind the others, until together they are as
+    /// large as the whole.
+    pub fn apply(&mut self, delta: Delta) -> Result<(), LedgerError> {
+        let record = serde_json::to_vec(&delta).map_err(LedgerError::Encode)?;
+        let mut next = self.assignment.clone();
+        next.apply(delta)?;
+        match &self.base {
+            Some(base) if self.log.has_room(&record, base.bytes) => {
+                if let Err(error) = self.log.append(&base.checksum, &record) {
+                    // What is behind a torn record would not be read again.
+                    self.base = None;
+                    return Err(error.into());
+                }
+                self.assignment = next;
+                Ok(())
+            }
+            _ => self.store(next),
+        }
+    }
+
+    /// Writes all of it.
+    fn store(&mut self, next: Assignment) -> Result<(), LedgerError> {
+        let (content, checksum) = encode(&next)?;
+        self.base = None;
+        durable::write(&self.path, &content, 0o600)?;
+        self.base = Some(Base { checksum, bytes: u64::try_from(content.len()).unwrap_or(u64::MAX) });
         self.assignment = next;
+        // One that is left behind belongs to another file and is not read.
+        self.log.remove()?;
         Ok(())
     }
 }
 
-fn encode(assignment: &Assignment) -> Result<Vec<u8>, LedgerError> {
+/// The file, and its checksum.
+fn encode(assignment: &Assignment) -> Result<(Vec<u8>, String), LedgerError> {
     let objects: Vec<&Object> = assignment.objects.values().collect();
     let body = serde_json::to_vec(&(assignment.generation, objects)).map_err(LedgerError::Encode)?;
-    let mut content = format!("{FORMAT} {}\n", checksum(&body)).into_bytes();
+    let sum = checksum(&body);
+    let mut content = format!("{FORMAT} {sum}\n").into_bytes();
     content.extend(body);
-    Ok(content)
+    Ok((content, sum))
 }
 
-fn decode(content: &[u8]) -> Result<Assignment, String> {
+/// What a file holds, and its checksum.
+fn decode(content: &[u8]) -> Result<(Assignment, String), String> {
     let end = content.iter().position(|byte| *byte == b'\n').ok_or("it has no header")?;
     let (header, body) = content.split_at(end);
     let body = body.get(1..).unwrap_or_default();
@@ -122,7 +164,7 @@ fn decode(content: &[u8]) -> Result<Assignment, String> {
     }
     let (generation, objects): (Generation, Vec<Object>) =
         serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    Ok(Assignment::new(generation, objects))
+    Ok((Assignment::new(generation, objects), sum.to_owned()))
 }
 
 fn checksum(body: &[u8]) -> String {
@@ -194,7 +236,7 @@ mod tests {
         let body = body.to_string().into_bytes();
         let mut content = format!("{FORMAT} {}\n", checksum(&body)).into_bytes();
         content.extend(body);
-        let assignment = decode(&content).expect("read");
+        let (assignment, _) = decode(&content).expect("read");
         assert!(assignment.cluster().is_some_and(|c| c.reserved.networks.is_empty()));
         assert!(assignment.services().all(|s| s.dnsrr.is_empty() && s.vips.len() == 1));
         assert_eq!(assignment.services().count(), 1);
@@ -210,6 +252,74 @@ mod tests {
         assert!(matches!(Ledger::open(&path), Err(LedgerError::Damaged { .. })));
         assert_eq!(std::fs::read(path.with_extension("damaged")).expect("kept"), content);
         assert_eq!(Ledger::open(&path).expect("none now").generation(), Generation(0));
+    }
+
+    fn delta(from: u64, n: u8) -> Delta {
+        let (from, to) = (Generation(from), Generation(from + 1));
+        Delta { from, to, upserts: vec![member(n)], removes: vec![] }
+    }
+
+    #[test]
+    fn a_change_is_written_behind_the_others_until_they_are_many() {
+        let (_dir, path) = ledger();
+        let mut ledger = Ledger::open(&path).expect("none yet");
+        ledger.replace(Generation(1), (0..200).map(member).collect()).expect("newer");
+        let (whole, mut rewrites) = (std::fs::read(&path).expect("there"), 0);
+        ledger.apply(delta(1, 7)).expect("follows");
+        assert_eq!(std::fs::read(&path).expect("there"), whole, "not written again");
+        let mut before = whole;
+        for from in 2..1_000 {
+            ledger.apply(delta(from, u8::try_from(from % 250).expect("small"))).expect("follows");
+            let now = std::fs::read(&path).expect("there");
+            rewrites += u32::from(now != before);
+            before = now;
+            if from % 97 == 0 {
+                let again = Ledger::open(&path).expect("whole");
+                assert_eq!(again.assignment(), ledger.assignment());
+                // A restarted daemon goes on where the last one was.
+                ledger = again;
+            }
+        }
+        assert!((1..30).contains(&rewrites), "written as a whole {rewrites} times");
+    }
+
+    #[test]
+    fn a_torn_record_ends_what_is_read_and_is_overwritten() {
+        let (_dir, path) = ledger();
+        let mut ledger = Ledger::open(&path).expect("none yet");
+        ledger.replace(Generation(1), vec![member(1)]).expect("newer");
+        ledger.apply(delta(1, 2)).expect("follows");
+        let log = path.with_extension("log");
+        let whole = std::fs::read(&log).expect("there");
+        ledger.apply(delta(2, 3)).expect("follows");
+        let both = std::fs::read(&log).expect("there");
+        for cut in whole.len() + 1..both.len() {
+            std::fs::write(&log, &both[..cut]).expect("written");
+            assert_eq!(Ledger::open(&path).expect("whole").generation(), Generation(2), "cut at {cut}");
+        }
+        let mut again = Ledger::open(&path).expect("whole");
+        again.apply(delta(2, 4)).expect("follows");
+        let read = Ledger::open(&path).expect("whole");
+        assert_eq!((read.generation(), read.assignment()), (Generation(3), again.assignment()));
+    }
+
+    #[test]
+    fn changes_of_another_file_are_not_read() {
+        let (_dir, path) = ledger();
+        let mut ledger = Ledger::open(&path).expect("none yet");
+        ledger.replace(Generation(1), vec![member(1)]).expect("newer");
+        ledger.apply(delta(1, 2)).expect("follows");
+        let log = path.with_extension("log");
+        let left = std::fs::read(&log).expect("there");
+        // As if the daemon had ended between the two.
+        ledger.replace(Generation(2), vec![member(1), member(2)]).expect("equal");
+        ledger.replace(Generation(9), vec![member(5)]).expect("newer");
+        assert!(!log.exists());
+        std::fs::write(&log, left).expect("written");
+        let mut read = Ledger::open(&path).expect("whole");
+        assert_eq!((read.generation(), read.assignment().members().count()), (Generation(9), 1));
+        read.apply(delta(9, 6)).expect("follows");
+        assert_eq!(Ledger::open(&path).expect("whole").generation(), Generation(10));
     }
 
     #[test]

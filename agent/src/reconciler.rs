@@ -1,9 +1,11 @@
 //! The level-triggered loop: observe, plan, apply by phase, report.
 //!
 //! Whatever wakes it, a pass looks at everything, so a lost event costs time and never correctness; a sweep every few
-//! seconds finds what nobody told. Objects that fail are tried again with a growing pause and named in the report.
+//! seconds finds what nobody told. Only what the managers change of endpoints and services on a node that is as it
+//! should be is made without looking ([`change`]), as it would else cost what exists. Objects that fail are tried again with a growing pause and named in the report.
 
 mod backoff;
+mod change;
 mod events;
 mod pass;
 mod report;
@@ -14,7 +16,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shoal_plan::Facts;
 use shoal_types::assignment::Assignment;
 use shoal_types::{Generation, NodeId};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -28,6 +29,7 @@ use crate::health::Checks;
 use crate::stats::Stats;
 
 use backoff::Backoffs;
+use change::Settled;
 use tasks::{TaskEvent, Tasks};
 
 pub use events::KernelEvents;
@@ -36,6 +38,8 @@ pub(crate) use report::{Evidence, chain, now};
 
 /// Everything is looked at at least this often.
 const SWEEP: Duration = Duration::from_secs(5);
+/// Of the time, a node spends this part on sweeps at most: the larger it is, the rarer they come.
+const SWEEP_SHARE: u32 = 20;
 /// Events of the kernel come in bursts: they are waited out for so long.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -92,7 +96,7 @@ pub struct Reconciler<F> {
     finished: mpsc::Receiver<TaskEvent>,
     backoffs: Backoffs,
     /// What was wanted when the last pass ended with nothing left to do.
-    settled: Option<(Generation, Facts)>,
+    settled: Option<Settled>,
     /// What is programmed.
     applied: Generation,
     started: bool,
@@ -141,7 +145,15 @@ impl<F: Facility> Reconciler<F> {
         let mut wake = Some(Wake::Start);
         loop {
             if let Some(why) = wake {
+                // What the managers changed does not wait for a look at everything.
+                if why != Wake::Assignment && self.assignment.has_changed().unwrap_or(false) {
+                    self.pass(Wake::Assignment).await;
+                }
+                let begin = Instant::now();
                 self.pass(why).await;
+                if why == Wake::Sweep {
+                    sweep.reset_after(SWEEP.max(begin.elapsed() * SWEEP_SHARE));
+                }
             }
             let retry = self.backoffs.next();
             // Every arm only receives: dropping one that lost loses nothing, as a pass looks at everything anyway.

@@ -3,6 +3,7 @@
 mod balancer;
 mod balancing;
 mod names;
+mod part;
 mod published;
 mod sandbox;
 
@@ -14,12 +15,14 @@ use shoal_types::assignment::{
     AssignedNetwork, AssignedService, AssignedTask, Assignment, ClusterView, Endpoint,
 };
 use shoal_types::object::{Attachment, DesiredState};
-use shoal_types::{DirectRouting, DualAddr, EndpointId, MacAddr, NetworkId, ServiceId, TaskId};
+use shoal_types::{DirectRouting, DualAddr, EndpointId, MacAddr, NetworkId, NodeId, ServiceId, TaskId};
 
 use crate::name::{IfName, Mark};
 use crate::object::{Bridge, Fdb, Firewall, Neighbor, Object, Objects, Peer, Sysctl, Vxlan};
 use crate::ports::{self, PortSet};
 use published::Published;
+
+pub use part::{Part, Services, derive_part};
 
 /// Kernel parameters of the host that the mesh needs: packets of tasks are forwarded.
 pub const HOST_SYSCTLS: &[(&str, &str)] = &[
@@ -138,6 +141,19 @@ pub(crate) struct View<'a> {
 
 impl<'a> View<'a> {
     fn new(assignment: &'a Assignment, facts: &'a Facts) -> Option<Self> {
+        let mut view = Self::without_services(assignment, facts)?;
+        let own = &view.local;
+        let with_tasks: BTreeSet<&ServiceId> =
+            assignment.endpoints().filter(|e| own.contains(&e.id)).map(|e| &e.service).collect();
+        view.published = published::published(assignment.services(), &view.addrs(), |service| {
+            with_tasks.contains(service)
+        });
+        view.direct = direct_vips(assignment, view.cluster);
+        Some(view)
+    }
+
+    /// What does not look at every endpoint and service.
+    fn without_services(assignment: &'a Assignment, facts: &'a Facts) -> Option<Self> {
         let cluster = assignment.cluster()?;
         let networks: BTreeMap<_, _> = assignment.networks().map(|n| (&n.id, n)).collect();
         let local: BTreeSet<EndpointId> = running_tasks(assignment)
@@ -145,7 +161,6 @@ impl<'a> View<'a> {
             .filter(|at| networks.contains_key(&at.network))
             .map(|at| at.endpoint)
             .collect();
-        let addrs = facts.uplinks.iter().flat_map(|uplink| &uplink.addrs).copied().collect();
         let overhead = if facts.data_addr.is_ipv4() { VXLAN_OVERHEAD_V4 } else { VXLAN_OVERHEAD_V6 };
         Some(Self {
             assignment,
@@ -153,11 +168,21 @@ impl<'a> View<'a> {
             cluster,
             ingress: networks.values().find(|n| n.ingress).copied(),
             networks,
-            published: published::published(assignment, &addrs, &local),
+            published: BTreeMap::new(),
             local,
             overlay_mtu: facts.underlay_mtu.saturating_sub(overhead),
-            direct: direct_vips(assignment, cluster),
+            direct: BTreeMap::new(),
         })
+    }
+
+    /// The addresses of this node.
+    fn addrs(&self) -> BTreeSet<IpAddr> {
+        self.facts.uplinks.iter().flat_map(|uplink| &uplink.addrs).copied().collect()
+    }
+
+    /// The VTEP of each member.
+    fn vteps(&self) -> BTreeMap<&'a NodeId, IpAddr> {
+        self.assignment.members().map(|m| (&m.node, m.data_addr)).collect()
     }
 
     /// The virtual IP that a task of a service has on its loopback for a network.
@@ -176,11 +201,13 @@ impl<'a> View<'a> {
 
     /// Endpoints this node can deal with: those elsewhere in networks it knows, and its own running ones.
     fn endpoints(&self) -> impl Iterator<Item = (&'a Endpoint, &'a AssignedNetwork, bool)> + '_ {
-        self.assignment.endpoints().filter_map(|endpoint| {
-            let network = self.network(&endpoint.network)?;
-            let here = endpoint.node == self.cluster.node;
-            (!here || self.local.contains(&endpoint.id)).then_some((endpoint, network, here))
-        })
+        self.assignment.endpoints().filter_map(|endpoint| self.reachable(endpoint))
+    }
+
+    fn reachable(&self, endpoint: &'a Endpoint) -> Option<(&'a Endpoint, &'a AssignedNetwork, bool)> {
+        let network = self.network(&endpoint.network)?;
+        let here = endpoint.node == self.cluster.node;
+        (!here || self.local.contains(&endpoint.id)).then_some((endpoint, network, here))
     }
 }
 
@@ -218,9 +245,7 @@ fn host(view: &View<'_>, out: &mut Vec<Object>) {
             .iter()
             .map(|(path, value)| Object::Sysctl(Sysctl { path: (*path).into(), value: (*value).into() })),
     );
-    let published: PortSet =
-        view.published.values().flatten().map(|published| published.port.published).collect();
-    out.push(Object::Sysctl(Sysctl { path: RESERVED_PORTS.into(), value: ports::format(&published) }));
+    reserved_ports(view, out);
     let egress = &view.facts.egress;
     if view.facts.firewall {
         out.push(Object::Firewall(Firewall {
@@ -241,6 +266,12 @@ fn host(view: &View<'_>, out: &mut Vec<Object>) {
         )),
         intact: true,
     }));
+}
+
+fn reserved_ports(view: &View<'_>, out: &mut Vec<Object>) {
+    let published: PortSet =
+        view.published.values().flatten().map(|published| published.port.published).collect();
+    out.push(Object::Sysctl(Sysctl { path: RESERVED_PORTS.into(), value: ports::format(&published) }));
 }
 
 fn links(view: &View<'_>, out: &mut Vec<Object>) {
@@ -267,16 +298,11 @@ fn links(view: &View<'_>, out: &mut Vec<Object>) {
 }
 
 fn forwarding(view: &View<'_>, out: &mut Vec<Object>) {
-    let vteps: BTreeMap<_, _> = view.assignment.members().map(|m| (&m.node, m.data_addr)).collect();
+    let vteps = view.vteps();
     for (endpoint, network, here) in view.endpoints() {
-        if here {
-            continue;
+        if !here {
+            endpoint_elsewhere(view, &vteps, endpoint, network, out);
         }
-        if let Some(vtep) = vteps.get(&endpoint.node) {
-            entry(view, network, endpoint.mac(), *vtep, out);
-        }
-        let link = IfName::vxlan(&network.id);
-        neighbors(&link, endpoint.addr.iter(), endpoint.mac(), out);
     }
     for member in view.assignment.members().filter(|m| m.node != view.cluster.node) {
         if let Some(network) = view.network(&member.router.network) {
@@ -284,14 +310,34 @@ fn forwarding(view: &View<'_>, out: &mut Vec<Object>) {
             neighbors(&IfName::vxlan(&network.id), member.router.addr.iter(), member.router.mac(), out);
         }
     }
-    for vip in view.assignment.services().flat_map(|service| service.vips.iter()) {
-        if let Some(link) = attachment_vxlan(view, &vip.at) {
-            neighbors(&link, vip.at.addr.iter(), vip.at.mac(), out);
-        }
+    for service in view.assignment.services() {
+        vip_neighbors(view, service, out);
     }
     let own = &view.cluster.router;
     if let Some(link) = attachment_vxlan(view, own) {
         neighbors(&link, own.addr.iter(), own.mac(), out);
+    }
+}
+
+/// How frames get to an endpoint of another node.
+fn endpoint_elsewhere(
+    view: &View<'_>,
+    vteps: &BTreeMap<&NodeId, IpAddr>,
+    endpoint: &Endpoint,
+    network: &AssignedNetwork,
+    out: &mut Vec<Object>,
+) {
+    if let Some(vtep) = vteps.get(&endpoint.node) {
+        entry(view, network, endpoint.mac(), *vtep, out);
+    }
+    neighbors(&IfName::vxlan(&network.id), endpoint.addr.iter(), endpoint.mac(), out);
+}
+
+fn vip_neighbors(view: &View<'_>, service: &AssignedService, out: &mut Vec<Object>) {
+    for vip in &service.vips {
+        if let Some(link) = attachment_vxlan(view, &vip.at) {
+            neighbors(&link, vip.at.addr.iter(), vip.at.mac(), out);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 mod lane;
 mod names;
+mod part;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

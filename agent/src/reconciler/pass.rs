@@ -10,6 +10,7 @@ use shoal_plan::{Facts, IfName, Key, Object, Objects, Op, Phase, Plan, desired, 
 use shoal_types::TaskId;
 use shoal_types::assignment::Assignment;
 
+use super::change::Settled;
 use super::report::{Applied, chain};
 use super::{Reconciler, Wake};
 use crate::drivers::runtime::{ObservedTask, RuntimeState};
@@ -21,7 +22,7 @@ const ROUNDS: usize = 4;
 
 /// What came of carrying out a plan.
 #[derive(Debug, Default)]
-struct Outcome {
+pub(super) struct Outcome {
     done: usize,
     /// Operations that wait for a task to end.
     deferred: usize,
@@ -73,10 +74,14 @@ impl<F: Facility> Reconciler<F> {
         }
         let outcome = match self.facility.facts(&assignment, &self.node).await {
             Ok(facts) => {
-                let outcome = self.rounds(why, &assignment, &facts).await;
+                let outcome = match self.change(why, &assignment, &facts).await {
+                    Some(outcome) => outcome,
+                    None => self.rounds(why, &assignment, &facts).await,
+                };
                 // What fails is told apart: what was made before and is found changed is somebody else's doing.
-                let settled = outcome.deferred == 0;
-                self.settled = settled.then(|| (assignment.generation, facts));
+                let (is_settled, clean) = (outcome.deferred == 0, outcome.errors.is_empty());
+                let former = self.settled.take();
+                self.settled = is_settled.then(|| Settled::after(former, &assignment, facts, clean));
                 outcome
             }
             Err(error) => Outcome::lost(chain(&error)),
@@ -104,10 +109,7 @@ impl<F: Facility> Reconciler<F> {
         let Some(desired) = desired::derive(assignment, facts) else { return Outcome::default() };
         self.backoffs.retain(|key| desired.contains_key(key));
         let is_drift = matches!(why, Wake::Kernel | Wake::Sweep)
-            && self
-                .settled
-                .as_ref()
-                .is_some_and(|(generation, before)| *generation == assignment.generation && before == facts);
+            && self.settled.as_ref().is_some_and(|settled| settled.is_current(assignment, facts));
         let mut outcome = Outcome::default();
         for round in 0..ROUNDS {
             let observed = match self.observe(&desired, assignment, round == 0 && why != Wake::Task).await {
@@ -163,7 +165,7 @@ impl<F: Facility> Reconciler<F> {
         }
     }
 
-    async fn carry_out(&mut self, plan: &Plan, desired: &Objects, is_drift: bool) -> Outcome {
+    pub(super) async fn carry_out(&mut self, plan: &Plan, desired: &Objects, is_drift: bool) -> Outcome {
         let owners = veth_owners(desired);
         let (mut outcome, mut obstacles) = (Outcome::default(), Obstacles::default());
         for (phase, ops) in &plan.phases {

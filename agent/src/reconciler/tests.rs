@@ -1,3 +1,5 @@
+mod change;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -33,6 +35,7 @@ struct KernelState {
     objects: Objects,
     refuse: Option<&'static str>,
     writes: usize,
+    observed: usize,
     removed: Vec<Key>,
 }
 
@@ -72,7 +75,10 @@ impl Facility for FakeKernel {
     }
 
     async fn observe(&mut self, _desired: &Objects, _thorough: bool) -> Result<Objects, FacilityError> {
-        Ok(self.with(|state| state.objects.clone()))
+        Ok(self.with(|state| {
+            state.observed += 1;
+            state.objects.clone()
+        }))
     }
 
     async fn ensure(&mut self, object: &Object) -> Result<(), FacilityError> {

@@ -2,7 +2,6 @@
 //!
 //! A full assignment (`snapshot`) is sent when a session starts; after that `Delta`s chained by generation.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -13,6 +12,7 @@ use crate::lb::{DirectRouting, LbEngine, LbPolicy};
 use crate::net::{DualAddr, DualNet, EndpointId, MacAddr, ServiceIndex, Vni};
 use crate::object::{Attachment, DesiredState, Generation, Slot};
 use crate::port::PublishedPort;
+use crate::shared::{Change, SharedMap};
 use crate::spec::{AttachmentSpec, DnsSpec, TaskSpec};
 
 /// Key of an object in an assignment.
@@ -30,6 +30,20 @@ pub enum ObjectKey {
     Service(ServiceId),
     /// A task of this node.
     Task(TaskId),
+}
+
+impl ObjectKey {
+    /// The place of its kind in the order of keys.
+    const fn kind(&self) -> u8 {
+        match self {
+            Self::Cluster => 0,
+            Self::Member(_) => 1,
+            Self::Network(_) => 2,
+            Self::Endpoint(_) => 3,
+            Self::Service(_) => 4,
+            Self::Task(_) => 5,
+        }
+    }
 }
 
 /// An object in an assignment.
@@ -207,12 +221,12 @@ pub struct AssignedTask {
 }
 
 /// Everything a node was told.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Assignment {
     /// Fence.
     pub generation: Generation,
     /// The objects; each is stored under its own key.
-    pub objects: BTreeMap<ObjectKey, Object>,
+    pub objects: SharedMap<ObjectKey, Object>,
 }
 
 /// A change of an assignment.
@@ -260,13 +274,13 @@ impl Assignment {
 
     /// The change that leads from `self` to `next`.
     pub fn delta_to(&self, next: &Assignment) -> Delta {
-        let upserts = next
-            .objects
-            .iter()
-            .filter(|(key, object)| self.objects.get(*key) != Some(*object))
-            .map(|(_, object)| object.clone())
-            .collect();
-        let removes = self.objects.keys().filter(|key| !next.objects.contains_key(*key)).cloned().collect();
+        let (mut upserts, mut removes) = (Vec::new(), Vec::new());
+        for change in self.objects.changes(&next.objects) {
+            match change.after {
+                Some(object) => upserts.push(object.clone()),
+                None => removes.push(change.key.clone()),
+            }
+        }
         Delta { from: self.generation, to: next.generation, upserts, removes }
     }
 
@@ -306,28 +320,53 @@ impl Assignment {
         }
     }
 
+    /// What differs in `next`, by key.
+    pub fn changes<'a>(&'a self, next: &'a Assignment) -> Vec<Change<'a, ObjectKey, Object>> {
+        self.objects.changes(&next.objects)
+    }
+
+    /// An endpoint.
+    pub fn endpoint(&self, id: EndpointId) -> Option<&Endpoint> {
+        match self.objects.get(&ObjectKey::Endpoint(id)) {
+            Some(Object::Endpoint(endpoint)) => Some(endpoint),
+            _ => None,
+        }
+    }
+
+    /// A service.
+    pub fn service(&self, id: &ServiceId) -> Option<&AssignedService> {
+        match self.objects.get(&ObjectKey::Service(id.clone())) {
+            Some(Object::Service(service)) => Some(service),
+            _ => None,
+        }
+    }
+
+    fn of_kind(&self, kind: u8) -> impl Iterator<Item = &Object> + Clone {
+        self.objects.range(move |key| key.kind().cmp(&kind)).map(|(_, object)| object)
+    }
+
     /// Members, by node id.
-    pub fn members(&self) -> impl Iterator<Item = &Member> {
-        self.objects.values().filter_map(|o| if let Object::Member(m) = o { Some(m) } else { None })
+    pub fn members(&self) -> impl Iterator<Item = &Member> + Clone {
+        self.of_kind(1).filter_map(|o| if let Object::Member(m) = o { Some(m) } else { None })
     }
 
     /// Networks, by id.
-    pub fn networks(&self) -> impl Iterator<Item = &AssignedNetwork> {
-        self.objects.values().filter_map(|o| if let Object::Network(n) = o { Some(n) } else { None })
+    pub fn networks(&self) -> impl Iterator<Item = &AssignedNetwork> + Clone {
+        self.of_kind(2).filter_map(|o| if let Object::Network(n) = o { Some(n) } else { None })
     }
 
     /// Endpoints, by number.
-    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
-        self.objects.values().filter_map(|o| if let Object::Endpoint(e) = o { Some(e) } else { None })
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> + Clone {
+        self.of_kind(3).filter_map(|o| if let Object::Endpoint(e) = o { Some(e) } else { None })
     }
 
     /// Services, by id.
-    pub fn services(&self) -> impl Iterator<Item = &AssignedService> {
-        self.objects.values().filter_map(|o| if let Object::Service(s) = o { Some(s) } else { None })
+    pub fn services(&self) -> impl Iterator<Item = &AssignedService> + Clone {
+        self.of_kind(4).filter_map(|o| if let Object::Service(s) = o { Some(s) } else { None })
     }
 
     /// Tasks of this node, by id.
-    pub fn tasks(&self) -> impl Iterator<Item = &AssignedTask> {
-        self.objects.values().filter_map(|o| if let Object::Task(t) = o { Some(t.as_ref()) } else { None })
+    pub fn tasks(&self) -> impl Iterator<Item = &AssignedTask> + Clone {
+        self.of_kind(5).filter_map(|o| if let Object::Task(t) = o { Some(t.as_ref()) } else { None })
     }
 }

@@ -56,16 +56,42 @@ fn check_id(text: &str) -> Result<(), NameError> {
     }
 }
 
+/// The text of an id, in place: there are hundreds of thousands of ids, most of them several times.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Text {
+    /// The characters, then zeroes: so that they are ordered as the texts are.
+    bytes: [u8; ID_LEN],
+    len: u8,
+}
+
+impl Text {
+    fn new(text: &str) -> Result<Self, NameError> {
+        check_id(text)?;
+        let mut bytes = [0; ID_LEN];
+        // An id is that long at most.
+        for (place, byte) in bytes.iter_mut().zip(text.bytes()) {
+            *place = byte;
+        }
+        Ok(Self { bytes, len: u8::try_from(text.len()).unwrap_or(0) })
+    }
+
+    fn as_str(&self) -> &str {
+        let bytes = self.bytes.get(..self.len.into()).unwrap_or_default();
+        // Made of ASCII only.
+        std::str::from_utf8(bytes).unwrap_or_default()
+    }
+}
+
 /// 128 bits as 25 base-36 digits, most significant first.
-fn base36(mut value: u128) -> String {
+fn base36(mut value: u128) -> Text {
     const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-    let mut out = [b'0'; ID_LEN];
-    for slot in out.iter_mut().rev() {
+    let mut bytes = [b'0'; ID_LEN];
+    for slot in bytes.iter_mut().rev() {
         // The remainder of a division by 36 is below 36.
         *slot = usize::try_from(value % 36).ok().and_then(|i| DIGITS.get(i).copied()).unwrap_or(b'0');
         value /= 36;
     }
-    out.iter().map(|b| char::from(*b)).collect()
+    Text { bytes, len: u8::try_from(ID_LEN).unwrap_or(0) }
 }
 
 macro_rules! define_id {
@@ -73,7 +99,7 @@ macro_rules! define_id {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Text);
 
         impl $name {
             /// An id from 128 bits of entropy; the caller is the one who may draw randomness.
@@ -83,46 +109,44 @@ macro_rules! define_id {
 
             /// The id as text: lower-case letters and digits, at most 25.
             pub fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
 
             /// The first eight characters, as used in link names (IFNAMSIZ leaves room for no more).
             pub fn short(&self) -> &str {
-                self.0.get(..8).unwrap_or(&self.0)
+                self.as_str().get(..8).unwrap_or(self.as_str())
             }
         }
 
         impl FromStr for $name {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
-                check_id(text)?;
-                Ok(Self(text.to_owned()))
+                Text::new(text).map(Self)
             }
         }
 
         impl TryFrom<String> for $name {
             type Error = NameError;
             fn try_from(text: String) -> Result<Self, NameError> {
-                check_id(&text)?;
-                Ok(Self(text))
+                Text::new(&text).map(Self)
             }
         }
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.as_str().to_owned()
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}({})", stringify!($name), self.0)
+                write!(f, "{}({})", stringify!($name), self.as_str())
             }
         }
     };

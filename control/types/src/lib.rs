@@ -13,6 +13,7 @@ pub mod net;
 pub mod object;
 pub mod pki;
 pub mod port;
+pub mod shared;
 pub mod spec;
 pub mod token;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_types::assignment::{AssignedNetwork, AssignedService, AssignedTask};
+use shoal_types::assignment::{AssignedNetwork, AssignedService, AssignedTask, Endpoint};
 use shoal_types::object::Attachment;
 use shoal_types::{EndpointId, LbPolicy, ServiceId, Vni};
 
@@ -96,25 +96,37 @@ fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) 
 }
 
 fn endpoints(view: &View<'_>, out: &mut Vec<Object>) {
-    for (endpoint, network, local) in view.endpoints() {
-        out.push(Object::LbEndpoint(LbEndpoint {
-            id: endpoint.id,
-            addr: endpoint.addr,
-            mac: endpoint.mac(),
-            local,
-            draining: !endpoint.serving,
-            link: if local { IfName::veth(endpoint.id) } else { IfName::vxlan(&network.id) },
-        }));
-    }
+    out.extend(view.endpoints().map(|(endpoint, network, local)| lb_endpoint(endpoint, network, local)));
+}
+
+pub(super) fn lb_endpoint(endpoint: &Endpoint, network: &AssignedNetwork, local: bool) -> Object {
+    Object::LbEndpoint(LbEndpoint {
+        id: endpoint.id,
+        addr: endpoint.addr,
+        mac: endpoint.mac(),
+        local,
+        draining: !endpoint.serving,
+        link: if local { IfName::veth(endpoint.id) } else { IfName::vxlan(&network.id) },
+    })
 }
 
 /// The tables of services, and what leads to them or to the virtual services of a balancer.
 fn services(view: &View<'_>, out: &mut Vec<Object>) {
-    let members = Members::of(view);
+    let members = Members::of(view.endpoints());
     for service in view.assignment.services() {
-        virtual_ips(view, service, &members, out);
-        ports(view, service, &members, out);
+        one_service(view, service, &members, out);
     }
+}
+
+/// The tables of a service, and what leads to them.
+pub(super) fn one_service(
+    view: &View<'_>,
+    service: &AssignedService,
+    members: &Members<'_>,
+    out: &mut Vec<Object>,
+) {
+    virtual_ips(view, service, members, out);
+    ports(view, service, members, out);
 }
 
 fn virtual_ips(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out: &mut Vec<Object>) {
@@ -157,16 +169,17 @@ fn ports(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out:
 }
 
 /// The serving endpoints of each service in each network.
-struct Members<'a> {
+pub(super) struct Members<'a> {
     of_all: BTreeMap<(&'a ServiceId, Vni), BTreeSet<EndpointId>>,
     /// Those whose task is on this node.
     own: BTreeSet<EndpointId>,
 }
 
 impl<'a> Members<'a> {
-    fn of(view: &View<'a>) -> Self {
+    /// Of these endpoints, each with its network and whether it is of this node.
+    pub(super) fn of(endpoints: impl Iterator<Item = (&'a Endpoint, &'a AssignedNetwork, bool)>) -> Self {
         let mut members = Self { of_all: BTreeMap::new(), own: BTreeSet::new() };
-        for (endpoint, network, here) in view.endpoints().filter(|(endpoint, _, _)| endpoint.serving) {
+        for (endpoint, network, here) in endpoints.filter(|(endpoint, _, _)| endpoint.serving) {
             members.of_all.entry((&endpoint.service, network.vni)).or_default().insert(endpoint.id);
             if here {
                 members.own.insert(endpoint.id);

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use shoal_types::assignment::Assignment;
-use shoal_types::{EndpointId, Protocol, PublishedPort, ServiceId};
+use shoal_types::assignment::AssignedService;
+use shoal_types::{Protocol, PublishedPort, ServiceId};
 
 use crate::object::FirewallMark;
 
@@ -18,18 +18,14 @@ pub(super) struct Published<'a> {
 /// The ports that a node answers on, by service. A port on one address is answered where that address is; a port in
 /// host mode where a task of the service is.
 pub(super) fn published<'a>(
-    assignment: &'a Assignment,
+    services: impl Iterator<Item = &'a AssignedService>,
     addrs: &BTreeSet<IpAddr>,
-    own: &BTreeSet<EndpointId>,
+    has_task: impl Fn(&ServiceId) -> bool,
 ) -> BTreeMap<&'a ServiceId, Vec<Published<'a>>> {
-    let with_tasks: BTreeSet<&ServiceId> =
-        assignment.endpoints().filter(|e| own.contains(&e.id)).map(|e| &e.service).collect();
     let answered = |service: &ServiceId, port: &PublishedPort| {
-        port.binding.addr.is_none_or(|addr| addrs.contains(&addr))
-            && (!port.is_host() || with_tasks.contains(service))
+        port.binding.addr.is_none_or(|addr| addrs.contains(&addr)) && (!port.is_host() || has_task(service))
     };
-    let here: Vec<(&ServiceId, &PublishedPort)> = assignment
-        .services()
+    let here: Vec<(&ServiceId, &PublishedPort)> = services
         .flat_map(|service| service.ports.iter().map(move |port| (&service.id, port)))
         .filter(|(service, port)| answered(service, port))
         .collect();

@@ -1,0 +1,152 @@
+//! The part of what a node should hold that follows from a few endpoints and services, at the cost of these few.
+//!
+//! A change of endpoints and services changes nothing outside that part. So the difference between the parts of two
+//! assignments is the difference between all of both, as long as the rest of the assignments is the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_types::assignment::{Assignment, Object as Assigned, ObjectKey};
+use shoal_types::shared::Change;
+use shoal_types::{DirectRouting, EndpointId, NetworkId, ServiceId};
+
+use super::balancing::{self, Members};
+use super::published::published;
+use super::{Engine, Facts, View, endpoint_elsewhere, names, reserved_ports, vip_neighbors};
+use crate::object::{Object, Objects};
+
+/// The endpoints of each service, kept from one assignment to the next.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Services(BTreeMap<ServiceId, BTreeSet<EndpointId>>);
+
+impl Services {
+    /// The endpoints of an assignment.
+    pub fn of(assignment: &Assignment) -> Self {
+        let mut services = Self::default();
+        for endpoint in assignment.endpoints() {
+            services.0.entry(endpoint.service.clone()).or_default().insert(endpoint.id);
+        }
+        services
+    }
+
+    /// Takes changes over, so that it holds the endpoints of before and after.
+    pub fn add(&mut self, changes: &[Change<'_, ObjectKey, Assigned>]) {
+        for change in changes {
+            if let Some(Assigned::Endpoint(endpoint)) = change.after {
+                self.0.entry(endpoint.service.clone()).or_default().insert(endpoint.id);
+            }
+        }
+    }
+
+    /// Drops what was only there before the changes.
+    pub fn drop_former(&mut self, changes: &[Change<'_, ObjectKey, Assigned>]) {
+        for change in changes {
+            let Some(Assigned::Endpoint(former)) = change.before else { continue };
+            let stays =
+                matches!(change.after, Some(Assigned::Endpoint(now)) if now.service == former.service);
+            if !stays && let Some(endpoints) = self.0.get_mut(&former.service) {
+                endpoints.remove(&former.id);
+                if endpoints.is_empty() {
+                    self.0.remove(&former.service);
+                }
+            }
+        }
+    }
+
+    fn endpoints(&self, service: &ServiceId) -> impl Iterator<Item = EndpointId> + '_ {
+        self.0.get(service).into_iter().flatten().copied()
+    }
+}
+
+/// What changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Part {
+    endpoints: BTreeSet<EndpointId>,
+    services: BTreeSet<ServiceId>,
+    /// Networks in which names changed.
+    networks: BTreeSet<NetworkId>,
+    /// Whether a service itself changed, and with it what ports are published.
+    with_ports: bool,
+}
+
+impl Part {
+    /// The part that these changes are about, if there is one.
+    ///
+    /// They must be about endpoints and services only, and balanced by the tables of the programs only: virtual services
+    /// are told apart by looking at all of them, and virtual IPs of services may stand on tasks.
+    pub fn of(
+        changes: &[Change<'_, ObjectKey, Assigned>],
+        facts: &Facts,
+        direct: DirectRouting,
+    ) -> Option<Self> {
+        if facts.engine != Engine::Ebpf || direct != DirectRouting::Off {
+            return None;
+        }
+        let mut part = Self::default();
+        for change in changes {
+            for object in [change.before, change.after].into_iter().flatten() {
+                match object {
+                    Assigned::Endpoint(endpoint) => {
+                        part.endpoints.insert(endpoint.id);
+                        part.services.insert(endpoint.service.clone());
+                        part.networks.insert(endpoint.network.clone());
+                    }
+                    Assigned::Service(service) => {
+                        part.with_ports = true;
+                        part.services.insert(service.id.clone());
+                        part.networks.extend(service.vips.iter().map(|vip| vip.at.network.clone()));
+                        part.networks.extend(service.dnsrr.iter().map(|at| at.network.clone()));
+                    }
+                    _ => return None,
+                }
+            }
+        }
+        Some(part)
+    }
+}
+
+/// What a node should hold of a part; `services` has to know its endpoints. `None` as for [`super::derive`].
+pub fn derive_part(
+    assignment: &Assignment,
+    facts: &Facts,
+    part: &Part,
+    services: &Services,
+) -> Option<Objects> {
+    let mut view = View::without_services(assignment, facts)?;
+    let mut objects = Vec::new();
+    let vteps = view.vteps();
+    for id in &part.endpoints {
+        let found = assignment.endpoint(*id).and_then(|endpoint| view.reachable(endpoint));
+        let Some((endpoint, network, here)) = found else { continue };
+        if !here {
+            endpoint_elsewhere(&view, &vteps, endpoint, network, &mut objects);
+        }
+        objects.push(balancing::lb_endpoint(endpoint, network, here));
+    }
+    let touched = part.services.iter().filter_map(|id| assignment.service(id));
+    let members = |id: &ServiceId| {
+        let endpoints = services.endpoints(id).filter_map(|id| assignment.endpoint(id));
+        let of_service = endpoints.filter(|endpoint| endpoint.service == *id);
+        of_service.filter_map(|endpoint| view.reachable(endpoint)).collect::<Vec<_>>()
+    };
+    let has_task =
+        |id: &ServiceId| members(id).iter().any(|(endpoint, _, _)| view.local.contains(&endpoint.id));
+    // The ports of all count for those that are reserved, else those of the part.
+    let ports = if part.with_ports {
+        published(assignment.services(), &view.addrs(), has_task)
+    } else {
+        published(touched.clone(), &view.addrs(), has_task)
+    };
+    let of_part = Members::of(part.services.iter().flat_map(members).collect::<Vec<_>>().into_iter());
+    view.published = ports;
+    if part.with_ports {
+        reserved_ports(&view, &mut objects);
+    }
+    for service in touched {
+        vip_neighbors(&view, service, &mut objects);
+        balancing::one_service(&view, service, &of_part, &mut objects);
+    }
+    if view.networks.values().any(|network| !network.ingress && part.networks.contains(&network.id)) {
+        names::derive(&view, &mut objects);
+    }
+    Some(objects.into_iter().map(|object: Object| (object.key(), object)).collect())
+}

@@ -1,0 +1,84 @@
+//! A change of endpoints and services, made at the cost of what it touches.
+//!
+//! After a pass that left nothing to do, what is there is what was wanted, but for what others do to it, which is for
+//! sweeps and events to find. So the part of the former assignment that the change is about stands for what is there.
+
+use std::sync::Arc;
+
+use shoal_plan::desired::{Part, Services, derive_part};
+use shoal_plan::{Facts, plan};
+use shoal_types::assignment::Assignment;
+
+use super::pass::Outcome;
+use super::{Reconciler, Wake};
+use crate::facility::Facility;
+
+/// So many changed objects are no small change: everything is looked at.
+const AT_ONCE: usize = 4096;
+
+/// What a pass that waits for nothing was made over.
+#[derive(Debug)]
+pub(super) struct Settled {
+    assignment: Arc<Assignment>,
+    facts: Facts,
+    /// Whether nothing failed.
+    clean: bool,
+    /// The endpoints of each service in it, once they were needed.
+    services: Option<Services>,
+}
+
+impl Settled {
+    /// What `former` becomes by a pass over `assignment`.
+    pub(super) fn after(
+        former: Option<Self>,
+        assignment: &Arc<Assignment>,
+        facts: Facts,
+        clean: bool,
+    ) -> Self {
+        let services = former.and_then(|former| {
+            let mut services = former.services?;
+            let changes = former.assignment.changes(assignment);
+            if changes.len() > AT_ONCE {
+                return None;
+            }
+            services.add(&changes);
+            services.drop_former(&changes);
+            Some(services)
+        });
+        Self { assignment: Arc::clone(assignment), facts, clean, services }
+    }
+
+    /// Whether this is what is wanted now.
+    pub(super) fn is_current(&self, assignment: &Assignment, facts: &Facts) -> bool {
+        self.assignment.generation == assignment.generation && self.facts == *facts
+    }
+}
+
+impl<F: Facility> Reconciler<F> {
+    /// Makes a change, if it is one of endpoints and services only and the node is as it was wanted before.
+    pub(super) async fn change(
+        &mut self,
+        why: Wake,
+        assignment: &Assignment,
+        facts: &Facts,
+    ) -> Option<Outcome> {
+        let settled = self.settled.as_mut()?;
+        if why != Wake::Assignment || !settled.clean || settled.facts != *facts {
+            return None;
+        }
+        let former = Arc::clone(&settled.assignment);
+        let changes = former.changes(assignment);
+        if changes.len() > AT_ONCE {
+            return None;
+        }
+        let part = Part::of(&changes, facts, assignment.cluster()?.direct)?;
+        // Takes in what comes; what goes is dropped when the pass has settled.
+        let mut services = settled.services.take().unwrap_or_else(|| Services::of(&former));
+        services.add(&changes);
+        let from = derive_part(&former, facts, &part, &services);
+        let to = derive_part(assignment, facts, &part, &services);
+        settled.services = Some(services);
+        let (from, to) = (from?, to?);
+        Some(self.carry_out(&plan(&to, &from), &to, false).await)
+    }
+}

@@ -1,0 +1,109 @@
+//! Changes of endpoints and services, on a node that is as it should be.
+
+use shoal_plan::desired::derive;
+use shoal_types::assignment::{AssignedService, Endpoint, Member};
+use shoal_types::{LbPolicy, Protocol, PublishedPort, ServiceIndex};
+
+use super::*;
+
+/// A node beside another one, on which a service has these endpoints; the even ones don't serve.
+fn told(generation: u64, endpoints: &[u32]) -> Assignment {
+    let mut told = assigned(generation, None);
+    let other = NodeId::from_entropy(2);
+    let mut add = |object: Assigned| told.objects.insert(object.key(), object);
+    add(Assigned::Member(Member {
+        node: other.clone(),
+        name: "n2".parse().expect("a label"),
+        data_addr: [192, 0, 2, 2].into(),
+        router: at(2),
+    }));
+    add(Assigned::Service(AssignedService {
+        id: ServiceId::from_entropy(1),
+        index: ServiceIndex(1),
+        name: "web".parse().expect("a label"),
+        vips: vec![],
+        ports: vec![PublishedPort::everywhere(Protocol::Tcp, 8080, 80)],
+        lb: LbPolicy::Auto,
+        dnsrr: vec![],
+    }));
+    for number in endpoints {
+        add(Assigned::Endpoint(Endpoint {
+            id: EndpointId(*number),
+            network: NetworkId::from_entropy(1 << 100),
+            addr: at(*number).addr,
+            node: other.clone(),
+            task: TaskId::from_entropy((*number).into()),
+            service: ServiceId::from_entropy(1),
+            slot: Slot::Number(*number),
+            serving: number % 2 == 1,
+        }));
+    }
+    told
+}
+
+impl World {
+    fn tell(&mut self, endpoints: &[u32]) -> Assignment {
+        self.generation += 1;
+        let told = told(self.generation, endpoints);
+        self.assignment.send_replace(Arc::new(told.clone()));
+        told
+    }
+
+    /// Whether the kernel holds what a node should that was told this, and nothing else.
+    async fn holds(&mut self, told: &Assignment) -> bool {
+        let facts = self.kernel.clone().facts(told, &node()).await.expect("always");
+        let wanted = derive(told, &facts).expect("says who the node is");
+        self.kernel.with(|state| state.objects == wanted)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_made_without_looking_at_everything() {
+    let mut world = World::start();
+    let mut told = world.tell(&[11, 13, 15]);
+    world.applied().await;
+    for endpoints in [&[11, 13, 15, 17][..], &[11, 13, 14], &[21], &[], &[11, 12]] {
+        assert!(world.holds(&told).await);
+        let (observed, writes) = world.kernel.with(|state| (state.observed, state.writes));
+        told = world.tell(endpoints);
+        let applied = world.applied().await;
+        assert_eq!((applied.generation, applied.errors), (told.generation, vec![]));
+        assert!(world.holds(&told).await, "{endpoints:?}");
+        assert_eq!(world.kernel.with(|state| state.observed), observed, "looked at everything");
+        assert!(world.kernel.writes() > writes);
+    }
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_changed_in_the_meantime_is_for_the_sweep() {
+    let mut world = World::start();
+    world.tell(&[11, 13]);
+    world.applied().await;
+    // Both what the change is about and what it is not.
+    world.kernel.with(|state| state.objects.retain(|key, _| !matches!(key, Key::LbEndpoint(_))));
+    let told = world.tell(&[11]);
+    world.applied().await;
+    assert!(!world.holds(&told).await);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert!(world.holds(&told).await);
+    assert_eq!(world.stats.drift().get("endpoint"), Some(&1));
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_fails_is_not_programmed_and_tried_again_over_everything() {
+    let mut world = World::start();
+    world.tell(&[11, 13]);
+    world.applied().await;
+    world.kernel.with(|state| state.refuse = Some("endpoint"));
+    let told = world.tell(&[11, 13, 15]);
+    let mut applied = world.reports.applied();
+    let refused = applied.wait_for(|a| a.as_ref().is_some_and(|a| !a.errors.is_empty())).await;
+    assert_eq!(refused.expect("runs").as_ref().expect("waited for").generation, Generation(1));
+    world.kernel.with(|state| state.refuse = None);
+    world.applied().await;
+    assert!(world.holds(&told).await);
+    assert!(world.stats.drift().is_empty(), "nobody else did it");
+    world.stop().await;
+}
