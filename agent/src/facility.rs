@@ -273,7 +273,7 @@ impl Facility for HostFacility {
         mesh::observe(&self.bpf, &self.links, desired, &mut more)?;
         let serving = self.dns.observe();
         self.resolvers.retain(|task, _| serving.contains(task.as_str()));
-        more.extend(self.resolvers.values().cloned().map(Object::Resolver));
+        more.extend(self.resolvers.values().cloned().map(Object::from));
         found.extend(more.into_iter().map(|object| (object.key(), object)));
         self.balancers.observe(&self.overlay, desired, thorough, &mut found)?;
         let is_hook = |key: &&Key| matches!(key, Key::Hook(..));

@@ -256,7 +256,7 @@ fn host(view: &View<'_>, out: &mut Vec<Object>) {
         }));
     }
     let gateway = sandbox::gateway(egress);
-    out.push(Object::Bridge(Bridge {
+    out.push(Object::from(Bridge {
         name: IfName::egress_bridge(),
         mark: Mark::EgressBridge,
         mtu: view.facts.underlay_mtu,
@@ -277,14 +277,14 @@ fn reserved_ports(view: &View<'_>, out: &mut Vec<Object>) {
 fn links(view: &View<'_>, out: &mut Vec<Object>) {
     for network in view.networks.values() {
         let bridge = IfName::bridge(&network.id);
-        out.push(Object::Bridge(Bridge {
+        out.push(Object::from(Bridge {
             name: bridge.clone(),
             mark: Mark::Bridge(network.id.clone()),
             mtu: view.overlay_mtu,
             gateway: None,
             intact: true,
         }));
-        out.push(Object::Vxlan(Vxlan {
+        out.push(Object::from(Vxlan {
             name: IfName::vxlan(&network.id),
             mark: Mark::Vxlan(network.id.clone()),
             vni: network.vni,

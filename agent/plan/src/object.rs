@@ -83,7 +83,7 @@ pub enum Key {
     Task(TaskId),
 }
 
-/// An object with its content.
+/// An object with its content. The kinds of which there are tens of thousands are in place, and small.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {
     /// See [`Key::Sysctl`].
@@ -91,9 +91,9 @@ pub enum Object {
     /// See [`Key::Firewall`].
     Firewall(Firewall),
     /// See [`Key::Bridge`].
-    Bridge(Bridge),
+    Bridge(Box<Bridge>),
     /// See [`Key::Vxlan`].
-    Vxlan(Vxlan),
+    Vxlan(Box<Vxlan>),
     /// See [`Key::Fdb`].
     Fdb(Fdb),
     /// See [`Key::Neighbor`].
@@ -101,11 +101,11 @@ pub enum Object {
     /// See [`Key::Sandbox`].
     Sandbox(Sandbox),
     /// See [`Key::Leg`].
-    Leg(Leg),
+    Leg(Box<Leg>),
     /// See [`Key::Balancer`].
-    Balancer(Balancer),
+    Balancer(Box<Balancer>),
     /// See [`Key::MeshConfig`].
-    MeshConfig(MeshConfig),
+    MeshConfig(Box<MeshConfig>),
     /// See [`Key::Member`].
     Member(IpAddr),
     /// See [`Key::LocalAddr`].
@@ -117,9 +117,9 @@ pub enum Object {
     /// See [`Key::Peer`].
     Peer(Peer),
     /// See [`Key::TaskIf`].
-    TaskIf(TaskIf),
+    TaskIf(Box<TaskIf>),
     /// See [`Key::Local`].
-    Local(Local),
+    Local(Box<Local>),
     /// See [`Key::LbEndpoint`].
     LbEndpoint(LbEndpoint),
     /// See [`Key::LbService`].
@@ -127,7 +127,7 @@ pub enum Object {
     /// See [`Key::BalancerIf`].
     BalancerIf(BalancerIf),
     /// See [`Key::Virtual`].
-    Virtual(Virtual),
+    Virtual(Box<Virtual>),
     /// See [`Key::Hook`].
     Hook(IfName, Program),
     /// See [`Key::Vip`].
@@ -135,10 +135,24 @@ pub enum Object {
     /// See [`Key::Port`].
     Port(Port),
     /// See [`Key::Resolver`].
-    Resolver(Resolver),
+    Resolver(Box<Resolver>),
     /// See [`Key::Task`].
     Task(Task),
 }
+
+macro_rules! boxed {
+    ($($kind:ident),*) => {
+        $(
+            impl From<$kind> for Object {
+                fn from(object: $kind) -> Self {
+                    Self::$kind(Box::new(object))
+                }
+            }
+        )*
+    };
+}
+
+boxed!(Bridge, Vxlan, Leg, Balancer, MeshConfig, TaskIf, Resolver, Virtual, Local);
 
 impl Object {
     /// The key it is stored under.

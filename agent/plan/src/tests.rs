@@ -557,3 +557,14 @@ fn marks_round_trip() {
     assert_eq!(Mark::parse("shoal:bridge:abc:more"), None);
     assert_eq!(Mark::parse("uplink to the lab"), None);
 }
+
+#[test]
+fn objects_are_small() {
+    // A node may hold half a million of them, twice while it compares.
+    assert!(
+        size_of::<Object>() <= 72 && size_of::<Key>() <= 48,
+        "{} and {}",
+        size_of::<Object>(),
+        size_of::<Key>()
+    );
+}

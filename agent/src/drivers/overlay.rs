@@ -106,10 +106,10 @@ impl Overlay {
         for link in links.iter() {
             match (link.mark(), &link.kind) {
                 (Some(mark @ (Mark::Bridge(_) | Mark::EgressBridge)), Some(InfoKind::Bridge)) => {
-                    found.push(Object::Bridge(observed_bridge(link, mark, &addresses)));
+                    found.push(Object::from(observed_bridge(link, mark, &addresses)));
                 }
                 (Some(mark @ Mark::Vxlan(_)), Some(InfoKind::Vxlan)) => {
-                    found.extend(observed_vxlan(link, mark, links).map(Object::Vxlan));
+                    found.extend(observed_vxlan(link, mark, links).map(Object::from));
                 }
                 _ => {}
             }

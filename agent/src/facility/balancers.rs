@@ -203,10 +203,10 @@ impl Table {
         for mark in marks {
             let key = Key::Virtual(place.clone(), mark);
             let shown = match desired.get(&key) {
-                Some(Object::Virtual(wanted)) if self.has(wanted) => wanted.clone(),
+                Some(Object::Virtual(wanted)) if self.has(wanted) => Virtual::clone(wanted),
                 _ => unknown(place, mark),
             };
-            found.insert(key, Object::Virtual(shown));
+            found.insert(key, Object::from(shown));
         }
     }
 
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn what_is_as_wanted_is_shown_so_and_anything_else_as_a_difference() {
         let wanted = web();
-        let desired: Objects = [Object::Virtual(wanted.clone())].map(|object| (object.key(), object)).into();
+        let desired: Objects = [Object::from(wanted.clone())].map(|object| (object.key(), object)).into();
         assert_eq!(shown(&table(&wanted), &desired), desired);
         let mut drained = table(&wanted);
         let key = key_of(wanted.mark, Family::V6).expect("a mark");

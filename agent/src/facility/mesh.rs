@@ -95,7 +95,7 @@ pub(super) fn observe(
 ) -> Result<(), BpfError> {
     let config = bpf.config()?;
     if config != NodeConfig::default() {
-        found.push(Object::MeshConfig(MeshConfig {
+        found.push(Object::from(MeshConfig {
             addr: dual(config.router_ip4, config.router_ip6),
             router: MacAddr(config.router_mac),
             data_port: config.vxlan_port,
@@ -111,7 +111,7 @@ pub(super) fn observe(
     found.extend(bpf.routers.dump()?.keys().map(|key| Object::Router(MacAddr(key.mac))));
     found.extend(bpf.task_ifs.dump()?.iter().map(|(index, value)| task_if(*index, value, links)));
     found.extend(bpf.local.dump()?.iter().filter_map(|(key, value)| {
-        Some(Object::Local(Local {
+        Some(Object::from(Local {
             vxlan: links.name(key.vxlan),
             mac: MacAddr(key.mac),
             addr: dual(value.ip4, value.ip6),
@@ -207,7 +207,7 @@ fn task_if(index: u32, value: &values::TaskIf, links: &LinkTable) -> Object {
         LEG_EGRESS => LegRole::Egress,
         _ => LegRole::Overlay,
     };
-    Object::TaskIf(TaskIf {
+    Object::from(TaskIf {
         host: links.name(index),
         addr: dual(value.ip4, value.ip6),
         mac: MacAddr(value.mac),

@@ -71,7 +71,7 @@ impl<F: Facility> Reconciler<F> {
         if changes.len() > AT_ONCE {
             return None;
         }
-        let part = Part::of(&changes, facts, assignment.cluster()?.direct)?;
+        let part = Part::of(&changes, facts, assignment.cluster()?)?;
         // Takes in what comes; what goes is dropped when the pass has settled.
         let mut services = settled.services.take().unwrap_or_else(|| Services::of(&former));
         services.add(&changes);

@@ -62,7 +62,7 @@ fn balancer(view: &View<'_>, network: &AssignedNetwork, out: &mut Vec<Object>) {
     };
     let host = IfName::balancer(&network.id);
     let addrs = || view.facts.uplinks.iter().flat_map(|uplink| &uplink.addrs).copied().collect();
-    out.push(Object::Balancer(Balancer {
+    out.push(Object::from(Balancer {
         place: place(network),
         leg: BalancerLeg {
             host: host.clone(),
@@ -108,7 +108,7 @@ fn virtual_services(view: &View<'_>, out: &mut Vec<Object>) {
             else {
                 continue;
             };
-            out.push(Object::Virtual(Virtual {
+            out.push(Object::from(Virtual {
                 place: place(network),
                 mark,
                 scheduler: scheduler(service.lb, VirtualScheduler::RoundRobin),
@@ -118,7 +118,7 @@ fn virtual_services(view: &View<'_>, out: &mut Vec<Object>) {
         }
         let Some(ingress) = view.ingress else { continue };
         out.extend(view.published(&service.id).iter().map(|published| {
-            Object::Virtual(Virtual {
+            Object::from(Virtual {
                 place: Place::Ingress,
                 mark: published.mark,
                 // A flow may come in by another node after an address has moved: it is to find its endpoint there.

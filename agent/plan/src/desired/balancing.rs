@@ -25,7 +25,7 @@ pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
 }
 
 fn node(view: &View<'_>, out: &mut Vec<Object>) {
-    out.push(Object::MeshConfig(MeshConfig {
+    out.push(Object::from(MeshConfig {
         addr: view.cluster.router.addr,
         router: view.cluster.router.mac(),
         data_port: view.cluster.data_port,
@@ -62,7 +62,7 @@ fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) 
     });
     for (at, network) in legs {
         let (host, vxlan) = (IfName::veth(at.endpoint), IfName::vxlan(&network.id));
-        out.push(Object::TaskIf(TaskIf {
+        out.push(Object::from(TaskIf {
             host: host.clone(),
             addr: at.addr,
             mac: at.mac(),
@@ -71,7 +71,7 @@ fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) 
             role: if network.ingress { LegRole::Ingress } else { LegRole::Overlay },
             vip: view.direct_vip(&task.service, &at.network),
         }));
-        out.push(Object::Local(Local {
+        out.push(Object::from(Local {
             vxlan,
             mac: at.mac(),
             addr: at.addr,
@@ -82,7 +82,7 @@ fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) 
     }
     if let Some((addr, mac)) = egress_place(view, task) {
         let host = IfName::egress(&task.id);
-        out.push(Object::TaskIf(TaskIf {
+        out.push(Object::from(TaskIf {
             host: host.clone(),
             addr,
             mac,

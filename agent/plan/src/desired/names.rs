@@ -23,7 +23,7 @@ pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
     for task in running_tasks(view.assignment) {
         let networks =
             task.attachments.iter().filter_map(|at| names.get(&at.network)).map(Arc::clone).collect();
-        out.push(Object::Resolver(Resolver {
+        out.push(Object::from(Resolver {
             task: task.id.clone(),
             networks,
             reserved: Arc::clone(&reserved),

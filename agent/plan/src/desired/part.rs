@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_types::assignment::{Assignment, Object as Assigned, ObjectKey};
+use shoal_types::assignment::{Assignment, ClusterView, Object as Assigned, ObjectKey};
 use shoal_types::shared::Change;
 use shoal_types::{DirectRouting, EndpointId, NetworkId, ServiceId};
 
@@ -64,7 +64,7 @@ pub struct Part {
     services: BTreeSet<ServiceId>,
     /// Networks in which names changed.
     networks: BTreeSet<NetworkId>,
-    /// Whether a service itself changed, and with it what ports are published.
+    /// Whether other ports may be published than before.
     with_ports: bool,
 }
 
@@ -76,9 +76,9 @@ impl Part {
     pub fn of(
         changes: &[Change<'_, ObjectKey, Assigned>],
         facts: &Facts,
-        direct: DirectRouting,
+        cluster: &ClusterView,
     ) -> Option<Self> {
-        if facts.engine != Engine::Ebpf || direct != DirectRouting::Off {
+        if facts.engine != Engine::Ebpf || cluster.direct != DirectRouting::Off {
             return None;
         }
         let mut part = Self::default();
@@ -87,6 +87,8 @@ impl Part {
                 match object {
                     Assigned::Endpoint(endpoint) => {
                         part.endpoints.insert(endpoint.id);
+                        // Where a service has a task, its ports in host mode are published.
+                        part.with_ports |= endpoint.node == cluster.node;
                         part.services.insert(endpoint.service.clone());
                         part.networks.insert(endpoint.network.clone());
                     }

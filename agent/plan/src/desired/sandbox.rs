@@ -45,7 +45,7 @@ fn legs(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
     for at in &task.attachments {
         let Some(network) = view.network(&at.network) else { continue };
         let router = &view.cluster.router;
-        out.push(Object::Leg(Leg {
+        out.push(Object::from(Leg {
             task: task.id.clone(),
             host: IfName::veth(at.endpoint),
             mark: Mark::Veth(task.id.clone(), at.endpoint),
@@ -67,7 +67,7 @@ fn legs(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
     }
     if let Some((addr, mac)) = egress_place(view, task) {
         let egress = &view.facts.egress;
-        out.push(Object::Leg(Leg {
+        out.push(Object::from(Leg {
             task: task.id.clone(),
             host: IfName::egress(&task.id),
             mark: Mark::Egress(task.id.clone()),

@@ -23,7 +23,7 @@ fn world(change: impl FnOnce(&mut Assignment)) -> Resolver {
         Object::Resolver(resolver) => Some(resolver),
         _ => None,
     });
-    found.next().expect("the task has a resolver")
+    *found.next().expect("the task has a resolver")
 }
 
 fn each_service(assignment: &mut Assignment, change: impl Fn(&mut AssignedService)) {

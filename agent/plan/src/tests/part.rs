@@ -55,7 +55,8 @@ proptest! {
         }
         let facts = facts(&before);
         let changes = before.changes(&after);
-        let part = Part::of(&changes, &facts, DirectRouting::Off).expect("endpoints and services only");
+        let cluster = after.cluster().expect("is there");
+        let part = Part::of(&changes, &facts, cluster).expect("endpoints and services only");
         let mut services = Services::of(&before);
         services.add(&changes);
         let from = derive_part(&before, &facts, &part, &services).expect("says who the node is");
@@ -75,7 +76,8 @@ fn a_change_of_anything_else_is_about_everything() {
         [Run { node: 0, service: 1, networks: vec![1], desired: DesiredState::Running, serving: true }];
     let before = assignment(&runs);
     let facts = facts(&before);
-    let part = |after: &Assignment| Part::of(&before.changes(after), &facts, DirectRouting::Off);
+    let cluster = before.cluster().expect("is there");
+    let part = |after: &Assignment| Part::of(&before.changes(after), &facts, cluster);
     assert_eq!(part(&before), Some(Part::default()));
     for kind in ["member", "network", "task", "cluster"] {
         let mut after = before.clone();
@@ -94,9 +96,8 @@ fn a_change_of_anything_else_is_about_everything() {
     after.objects.remove(&ObjectKey::Service(service_id(0)));
     assert!(part(&after).is_some());
     let changes = before.changes(&after);
-    assert_eq!(
-        Part::of(&changes, &Facts { engine: Engine::Ipvs, ..facts.clone() }, DirectRouting::Off),
-        None
-    );
-    assert_eq!(Part::of(&changes, &facts, DirectRouting::Ready), None);
+    let ipvs = Facts { engine: Engine::Ipvs, ..facts.clone() };
+    assert_eq!(Part::of(&changes, &ipvs, cluster), None);
+    let direct = ClusterView { direct: DirectRouting::Ready, ..cluster.clone() };
+    assert_eq!(Part::of(&changes, &facts, &direct), None);
 }

@@ -169,7 +169,7 @@ impl Overlay {
             let inside = Inside::observe(&netns, self.nl.writes()).await?;
             let mut balancer = observed(place, links, forwarding, &inside);
             balancer.intact &= tuned;
-            found.push(Object::Balancer(balancer));
+            found.push(Object::from(balancer));
         }
         Ok(())
     }

@@ -131,7 +131,7 @@ impl Overlay {
         }
         for link in links.iter() {
             let leg = super::leg::observe(link, links, forwarding, &insides);
-            found.extend(leg.map(Object::Leg));
+            found.extend(leg.map(Object::from));
         }
         Ok(())
     }
