@@ -59,6 +59,8 @@ pub struct Config {
     pub lb_engine: LbEngine,
     /// Whether the programs may open and make tunnel packets themselves; none: as the kernel is.
     pub fast_lane: Option<bool>,
+    /// Flows that the tables of the data plane have room for.
+    pub flow_entries: u32,
     /// How long certificates live in a swarm that is made here.
     pub cert_lifetime: Duration,
     /// As a manager: silence after which a node is out of the load balancers.
@@ -102,6 +104,7 @@ impl Config {
                 "off" => Some(false),
                 _ => return Err(settings.refuse("network.fast_lane", "use auto, on or off")),
             },
+            flow_entries: flow_entries(settings)?,
             cert_lifetime: cert_lifetime(settings)?,
             suspect_after: silence(settings, "agent.suspect_after", Duration::from_secs(1))?,
             down_after: down_after(settings)?,
@@ -151,6 +154,17 @@ fn mtu(settings: &Settings) -> Result<u32, ConfigError> {
         Ok(mtu)
     } else {
         Err(settings.refuse("network.mtu", "use auto, or a number from 1350 to 65535"))
+    }
+}
+
+/// Below, tables of the kernel's kind give up entries long before they are full; above, they take gigabytes.
+fn flow_entries(settings: &Settings) -> Result<u32, ConfigError> {
+    const HELP: &str = "use a number from 4096 to 16777216";
+    let entries = parse(settings, "network.flow_entries", HELP)?;
+    if (4096..=1 << 24).contains(&entries) {
+        Ok(entries)
+    } else {
+        Err(settings.refuse("network.flow_entries", HELP))
     }
 }
 

@@ -20,7 +20,7 @@ use shoal_types::assignment::Assignment;
 use shoal_types::lb::LbInUse;
 use shoal_types::{LbEngine, NodeId, TaskId};
 
-use crate::drivers::bpf::{BpfDriver, BpfError};
+use crate::drivers::bpf::{self, BpfDriver, BpfError};
 use crate::drivers::dns::{DnsDriver, DnsError};
 use crate::drivers::egress::{Egress, EgressError};
 use crate::drivers::ipvs::IpvsError;
@@ -84,6 +84,9 @@ pub trait Facility: Send + 'static {
     async fn phase_done(&mut self) -> Result<(), FacilityError> {
         Ok(())
     }
+
+    /// What is done now and then, whatever is wanted.
+    fn tend(&mut self) {}
 
     /// Where a task's namespace is.
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf;
@@ -374,6 +377,19 @@ impl Facility for HostFacility {
             tracing::debug!(purged, "UDP flows of withdrawn ports");
         }
         Ok(())
+    }
+
+    fn tend(&mut self) {
+        match self.bpf.collect(bpf::clock()) {
+            Ok(collected) if collected.proposed > 0 => tracing::debug!(?collected, "flows"),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "flows that ended are not taken away"
+                );
+            }
+        }
     }
 
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf {

@@ -10,7 +10,7 @@ mod fixture;
 
 use aya::TestRun;
 use aya::programs::{SchedClassifier, TestRunOptions};
-use shoal_agent::drivers::bpf::{BpfDriver, ServiceSpec};
+use shoal_agent::drivers::bpf::{self, BpfDriver, ServiceSpec};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{Member, Policy};
@@ -90,6 +90,15 @@ impl World for Kernel {
     }
     fn reply(&self, key: &FlowKey) -> Option<ReplyVal> {
         self.0.opened().replies().expect("list answers").get(key).copied()
+    }
+    fn forget(&mut self, key: &FlowKey) {
+        self.driver().forget(key).expect("forget a record");
+    }
+    fn next_tick(&mut self) {
+        let before = bpf::clock();
+        while bpf::clock() == before {
+            std::thread::yield_now();
+        }
     }
     fn drops(&self, reason: Reason) -> u64 {
         self.0.opened().drops().expect("read the drop counters")[&reason]

@@ -16,7 +16,7 @@ use shoal_ebpf_common::reason::{Event, Program, Reason};
 use shoal_ebpf_common::rewrite;
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, lane, local, mesh, overlay, task};
+use shoal_ebpf_common::{balancer, lane, life, local, mesh, overlay, task};
 
 use crate::maps::Kernel;
 use crate::skb::{Skb, Wrapped};
@@ -80,6 +80,12 @@ pub fn host_tx(ctx: TcContext) -> i32 {
     let Some(work) = maps::work(Program::HostTx) else { return TC_ACT_SHOT };
     let verdict = local::decide(&skb, &Kernel, skb.ifindex(), work);
     carry_out(&mut skb, Program::HostTx, verdict, work)
+}
+
+/// Attached nowhere: user space runs it to remove what it has proposed. Returns how many entries went.
+#[classifier]
+pub fn flow_gc(_ctx: TcContext) -> i32 {
+    life::collect(&Kernel) as i32
 }
 
 #[inline(always)]

@@ -1,16 +1,17 @@
 //! The maps, pinned by name; the agent sizes some of them when it loads the object.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::lane::BULK_SLOTS;
+use shoal_ebpf_common::life::{PROPOSALS, TICK_SHIFT};
 use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, ReplyVal, ServiceVal, TaskIf,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal, ReplyVal, ServiceVal, TaskIf,
     VipVal,
 };
 use shoal_ebpf_common::verdict::Work;
@@ -53,11 +54,23 @@ static FLOWS: LruHashMap<FlowKey, FlowVal> = LruHashMap::pinned(1 << 18, 0);
 #[map]
 static REPLIES: LruHashMap<FlowKey, ReplyVal> = LruHashMap::pinned(1 << 18, 0);
 #[map]
+static PARKED: Array<Parked> = Array::pinned(1 << 16, 0);
+#[map]
+static PROPOSED: Array<Proposal> = Array::pinned(PROPOSALS, 0);
+#[map]
 static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::ALL.len() as u32, 0);
 #[map]
 static STATS: PerCpuArray<u64> = PerCpuArray::pinned((Program::ALL.len() * Event::ALL.len()) as u32, 0);
 #[map]
 static CONNECTIONS: PerCpuHashMap<u64, u64> = PerCpuHashMap::pinned(65_536, SPARSE);
+
+/// Places of `PARKED` that each CPU fills, one after the other: the agent sets it when it loads the object.
+#[unsafe(no_mangle)]
+static PLACES: u32 = 0;
+
+/// The place that a CPU filled last.
+#[map]
+static CURSOR: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 
 /// What each program works on: its stack is too small.
 #[map]
@@ -198,6 +211,82 @@ impl Tables for Kernel {
     #[inline(always)]
     fn set_reply(&self, key: &FlowKey, value: &ReplyVal) {
         let _ = REPLIES.insert(key, value, 0);
+    }
+
+    #[inline(always)]
+    fn touch_flow(&self, key: &FlowKey, seen: u32, state: u32) -> bool {
+        let Some(flow) = FLOWS.get_ptr_mut(key) else { return false };
+        // SAFETY: the pointer is into the map, whose memory the RCU section keeps. Another CPU may write these words,
+        // too, each of them whole.
+        unsafe {
+            (&raw mut (*flow).seen).write_volatile(seen);
+            (&raw mut (*flow).state).write_volatile(state);
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn touch_reply(&self, key: &FlowKey, seen: u32, state: u32) -> bool {
+        let Some(reply) = REPLIES.get_ptr_mut(key) else { return false };
+        // SAFETY: as above.
+        unsafe {
+            (&raw mut (*reply).seen).write_volatile(seen);
+            (&raw mut (*reply).state).write_volatile(state);
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) {
+        // It may be gone already.
+        let _ = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn remove_reply(&self, key: &FlowKey) {
+        let _ = REPLIES.remove(key);
+    }
+
+    #[inline(always)]
+    fn clock(&self) -> u32 {
+        (now() >> TICK_SHIFT) as u32
+    }
+
+    #[inline(always)]
+    fn next_place(&self) -> u32 {
+        // SAFETY: the loader may have written another number there; the compiler must not believe this one.
+        let places = unsafe { (&raw const PLACES).read_volatile() };
+        let Some(cursor) = CURSOR.get_ptr_mut(0) else { return 0 };
+        // SAFETY: the pointer is to this CPU's value, and a program is not interrupted by another here.
+        let next = unsafe {
+            let next = *cursor + 1;
+            *cursor = if next < places { next } else { 0 };
+            *cursor
+        };
+        // SAFETY: takes nothing.
+        unsafe { bpf_get_smp_processor_id() as u32 * places + next }
+    }
+
+    #[inline(always)]
+    fn parked(&self, place: u32) -> Option<&Parked> {
+        PARKED.get(place)
+    }
+
+    #[inline(always)]
+    fn park(&self, place: u32, request: &FlowKey, answers: &FlowKey) {
+        if let Some(parked) = PARKED.get_ptr_mut(place) {
+            // SAFETY: the pointer is into the map. Two CPUs that write the same place at once may leave keys of no flow
+            // there, which are then found nowhere.
+            unsafe {
+                (*parked).request = *request;
+                (*parked).answers = *answers;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn proposal(&self, index: u32) -> Option<&Proposal> {
+        PROPOSED.get(index)
     }
 
     #[inline(always)]

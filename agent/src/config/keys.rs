@@ -66,6 +66,12 @@ pub const KEYS: &[KeyInfo] = &[
          programs), on or off",
     ),
     key(
+        "network.flow_entries",
+        "SHOAL_NETWORK_FLOW_ENTRIES",
+        "262144",
+        "flows the node remembers; counts when the tables are made, as after a reboot or 'shoald cleanup'",
+    ),
+    key(
         "dns.search",
         "SHOAL_DNS_SEARCH",
         "true",

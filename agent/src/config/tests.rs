@@ -83,6 +83,7 @@ fn a_wrong_value_says_where_it_came_from() {
         ("[network]\nmtu = 100\n", "network.mtu"),
         ("[network]\nlb_engine = \"IPVS\"\n", "network.lb_engine"),
         ("[network]\nfast_lane = \"yes\"\n", "network.fast_lane"),
+        ("[network]\nflow_entries = 4095\n", "network.flow_entries"),
         ("[node]\nname = \"Not A Label\"\n", "node.name"),
         ("[observe]\nlog_format = \"xml\"\n", "observe.log_format"),
         ("[agent]\nsuspect_after = \"900ms\"\n", "agent.suspect_after"),

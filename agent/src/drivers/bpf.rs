@@ -15,6 +15,7 @@
 //! Interface indices and names are those of the calling thread's network namespace.
 
 mod attach;
+mod collect;
 mod counters;
 mod flows;
 mod load;
@@ -33,11 +34,12 @@ use aya::programs::{ProgramError, SchedClassifier};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, ReplyVal, ServiceVal, TaskIf,
-    VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, Proposal, ReplyVal, ServiceVal,
+    TaskIf, VipVal,
 };
 
 pub use attach::Attachment;
+pub use collect::{Collected, clock};
 pub use load::Opened;
 pub use pod::Layout;
 pub use services::ServiceSpec;
@@ -187,6 +189,7 @@ pub struct BpfDriver {
     pub(crate) services: Table<u64, ServiceVal>,
     pub(crate) flows: Table<FlowKey, FlowVal>,
     pub(crate) replies: Table<FlowKey, ReplyVal>,
+    pub(crate) proposed: Array<MapData, Plain<Proposal>>,
     pub(crate) slots: Array<MapData, Plain<u64>>,
     pub(crate) free_slots: Slots,
     /// Slots written and not yet told.

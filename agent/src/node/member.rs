@@ -53,7 +53,8 @@ pub(super) fn facility(
     netlink: &Netlink,
     data_addr: std::net::IpAddr,
 ) -> anyhow::Result<HostFacility> {
-    let (bpf, opened) = BpfDriver::open(&BpfConfig::new(&config.bpf_dir))?;
+    let bpf = BpfConfig { flow_entries: config.flow_entries, ..BpfConfig::new(&config.bpf_dir) };
+    let (bpf, opened) = BpfDriver::open(&bpf)?;
     let fast_lane = match config.fast_lane {
         Some(wanted) => wanted,
         None => bpf.is_compiled()?,

@@ -86,6 +86,9 @@ impl<F: Facility> Reconciler<F> {
             }
             Err(error) => Outcome::lost(chain(&error)),
         };
+        if why == Wake::Sweep {
+            self.facility.tend();
+        }
         if !outcome.behind {
             self.applied = assignment.generation;
         }

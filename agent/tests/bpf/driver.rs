@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::process::Command;
 
-use shoal_agent::drivers::bpf::{Attachment, BpfDriver, Opened, Program, ServiceSpec};
+use shoal_agent::drivers::bpf::{self, Attachment, BpfDriver, Collected, Opened, Program, ServiceSpec};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
 use shoal_ebpf_common::maglev::{self, Member, Policy};
@@ -15,7 +15,7 @@ use super::Kernel;
 use super::fixture::Plane;
 use super::support::fuzz::{self, Random};
 use super::support::host::Host;
-use super::support::packet::{Segment, TCP, UDP};
+use super::support::packet::{ACK, SYN, Segment, TCP, UDP};
 use super::support::world::{self, Action, LOCAL, REMOTE, SERVICE, V4, World};
 
 fn service(endpoints: &[u64]) -> ServiceSpec {
@@ -214,13 +214,47 @@ fn a_full_flow_table_makes_room() {
     let mut kernel = Kernel::new();
     world::node(&mut kernel);
     for port in 1..=6000 {
-        let packet = Segment::new(TCP, (V4.client, port), (V4.node, 8080)).bytes();
-        assert_eq!(kernel.run(Program::MeshIngress, &packet).action, Action::Redirect);
+        let packet = Segment::new(TCP, (V4.client, port), (V4.node, 8080));
+        for flags in [SYN, ACK] {
+            let run = kernel.run(Program::MeshIngress, &packet.clone().flags(flags).bytes());
+            assert_eq!(run.action, Action::Redirect);
+        }
     }
     let flows = kernel.driver().flows().unwrap();
     assert!(flows.len() <= 4096 && flows.len() > 2000, "{} flows", flows.len());
     let newest = FlowKey { sport: 6000, ..*flows.keys().next().unwrap() };
     assert!(flows.contains_key(&newest), "the newest flow is there");
+}
+
+#[test]
+fn flows_that_had_their_time_are_collected() {
+    /// Ticks: a little more than seconds.
+    const MINUTES: [u32; 3] = [57, 170, 500_000];
+    let mut kernel = Kernel::new();
+    world::node(&mut kernel);
+    kernel.set_service(SERVICE, &[LOCAL]);
+    let flow = |proto, port| Segment::new(proto, (V4.client, port), (V4.node, 8080));
+    for port in 1..=200 {
+        kernel.run(Program::MeshIngress, &flow(TCP, port).bytes());
+    }
+    for packet in [flow(UDP, 300), flow(TCP, 301)] {
+        kernel.run(Program::MeshIngress, &packet.bytes());
+        kernel.run(Program::MeshIngress, &packet.flags(ACK).bytes());
+    }
+    let driver = kernel.driver();
+    let now = bpf::clock();
+    assert_eq!(driver.live_flows(&[LOCAL, REMOTE], now).unwrap(), [(LOCAL, 202), (REMOTE, 0)].into());
+    let collected = driver.collect(now).unwrap();
+    assert_eq!(collected, Collected { entries: (202, 202), proposed: 0, removed: 0 });
+    for (ticks, left) in MINUTES.into_iter().zip([2, 1, 0]) {
+        let before = driver.flows().unwrap().len();
+        let collected = driver.collect(bpf::clock() + ticks).unwrap();
+        let gone = (before - left) * 2;
+        assert_eq!(collected, Collected { entries: (before, before), proposed: gone, removed: gone });
+        assert_eq!((driver.flows().unwrap().len(), driver.replies().unwrap().len()), (left, left));
+        let live = driver.live_flows(&[LOCAL], bpf::clock()).unwrap();
+        assert_eq!(live[&LOCAL], left, "datagrams, then connections");
+    }
 }
 
 /// Runs a check on a thread with a network namespace of its own, where a veth `t0` has been made.

@@ -5,13 +5,15 @@
 //! the mark of a virtual service, and carry what comes out past the bridge. Without them all of it but the choice
 //! would travel the bridge.
 
-use crate::keys::LocalKey;
+use crate::choose;
+use crate::keys::{FlowKey, LocalKey};
+use crate::life;
 use crate::overlay;
 use crate::packet::{self, ETH_IPV4, ETH_IPV6, Packet};
 use crate::reason::Reason;
 use crate::steer;
 use crate::tables::Tables;
-use crate::values::{BALANCED, BalancerIf};
+use crate::values::{BALANCED, BalancerIf, FlowVal};
 use crate::verdict::{Out, Verdict, Work};
 
 /// Decides on a frame that a balancer sends into its network by the leg `ifindex`.
@@ -66,12 +68,20 @@ pub fn to_client<P: Packet, T: Tables>(packet: &P, tables: &T, work: &mut Work) 
 pub(crate) fn hand_over<T: Tables>(tables: &T, work: &mut Work, target: Target) -> Verdict {
     work.set_flow(BALANCED, target.service, 0);
     work.flow.mark = target.mark;
+    let (now, state) = (tables.clock(), life::at_first(&work.header));
+    work.flow.seen = now;
+    work.flow.state = state;
     let is_known = match tables.flow(&work.key) {
-        Some(known) => *known == work.flow,
+        Some(known) => known.is_same(&work.flow),
         None => false,
     };
-    if !is_known {
+    if is_known {
+        tables.touch_flow(&work.key, now, state);
+    } else {
         tables.set_flow(&work.key, &work.flow);
+        work.request = work.key;
+        work.answers = FlowKey::default();
+        life::park(tables, work);
     }
     tables.count_connection(target.service);
     carry(work, target.mark, target.ifindex)
@@ -79,7 +89,18 @@ pub(crate) fn hand_over<T: Tables>(tables: &T, work: &mut Work, target: Target) 
 
 /// As [`hand_over`], for a packet whose flow is known.
 #[inline(always)]
-pub(crate) fn carry(work: &mut Work, mark: u32, ifindex: u32) -> Verdict {
+pub(crate) fn go_on<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal, ifindex: u32) -> Verdict {
+    if !choose::is_noted(tables, work, flow) {
+        // Its answers pass us by: the client's last word must stand for the endpoint's.
+        let says = life::of_client(&work.header);
+        let closes = if says & life::FLOW_CLIENT_FIN != 0 { life::FLOW_SERVER_FIN } else { 0 };
+        tables.touch_flow(&work.key, tables.clock(), life::after(flow.state, says | closes));
+    }
+    carry(work, flow.mark, ifindex)
+}
+
+#[inline(always)]
+fn carry(work: &mut Work, mark: u32, ifindex: u32) -> Verdict {
     work.mark = mark;
     work.redirect(Out::Peer(ifindex))
 }

@@ -3,6 +3,7 @@
 use crate::addr::Addr;
 use crate::hash;
 use crate::keys::{FlowKey, Mac, same_mac};
+use crate::life;
 use crate::maglev;
 use crate::packet::{TCP, UDP, reply_key};
 use crate::tables::Tables;
@@ -135,13 +136,10 @@ pub struct Entry<'a> {
 #[inline(always)]
 #[must_use]
 pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) -> bool {
-    work.reply = answer(work, entry.ifindex);
-    work.reply.kind = entry.kind;
-    work.answers = reply_key(&work.key, &work.flow, endpoint.addr(work.header.v4));
-    work.answers.dst = entry.client.copied();
+    answer(work, endpoint, entry);
     for salt in 1..=PORT_TRIES {
         let is_taken = match tables.reply(&work.answers) {
-            Some(other) => is_another_flow(work, other),
+            Some(other) => is_another_flow(work, other) && !life::is_over(tables, work.header.proto, other),
             None => false,
         };
         if !is_taken {
@@ -154,50 +152,100 @@ pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, en
     false
 }
 
-/// Whether the answers to a known flow of datagrams come back here; they do from now on if nobody else has them. If not,
-/// another node's flow of the same client took the port when this one's answers had been forgotten.
+/// Notes a packet of a known flow of the mesh in both its records, and makes the answers' again if it is gone.
+///
+/// Returns whether the flow goes on. It doesn't if its answers were forgotten and are another's now, who came by another
+/// node: unless this is a connection, which has come back then with the address it was sent to.
 #[inline(always)]
-pub fn is_answered<T: Tables>(
+pub fn goes_on<T: Tables>(
     tables: &T,
     work: &mut Work,
     flow: &FlowVal,
     endpoint: &EndpointVal,
-    uplink: u32,
+    entry: &Entry<'_>,
 ) -> bool {
-    if work.header.proto != UDP || !endpoint.is_local() {
+    if is_noted(tables, work, flow) {
         return true;
     }
-    work.answers = reply_key(&work.key, flow, endpoint.addr(work.header.v4));
-    if let Some(known) = tables.reply(&work.answers) {
-        return known.kind != REPLY_STEER;
+    work.flow = *flow;
+    answer(work, endpoint, entry);
+    if work.header.proto == UDP && tables.reply(&work.answers).is_some_and(|known| known.kind == REPLY_STEER)
+    {
+        return false;
     }
-    work.reply = answer(work, uplink);
-    tables.set_reply(&work.answers, &work.reply);
+    note(tables, work, flow);
     true
 }
 
-/// How an answer to the flow of a packet becomes one to its client.
+/// Whether there is nothing to note of a packet of a known flow.
 #[inline(always)]
-const fn answer(work: &Work, uplink: u32) -> ReplyVal {
-    ReplyVal {
-        addr: work.key.dst,
-        port: work.key.dport,
-        client_port: work.key.sport,
-        ifindex: uplink,
-        mac: [0; 6],
-        kind: REPLY_RESTORE,
-    }
+pub(crate) fn is_noted<T: Tables>(tables: &T, work: &Work, flow: &FlowVal) -> bool {
+    life::is_noted(flow.seen, flow.state, tables.clock(), life::of_client(&work.header))
 }
 
-/// Writes a new flow and its answers, so far as they are not there from an earlier connection of the same addresses and
-/// ports: a write takes another element and gives the old one back.
+/// Notes a packet of a known flow in both its records. [`Work::answers`] and [`Work::reply`] are what they would be for a
+/// new one.
 #[inline(always)]
-pub fn write<T: Tables>(tables: &T, work: &Work) {
-    if tables.flow(&work.key).is_none_or(|known| *known != work.flow) {
+pub(crate) fn note<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal) {
+    let (now, state) = (tables.clock(), life::after(flow.state, life::of_client(&work.header)));
+    tables.touch_flow(&work.key, now, state);
+    work.reply.seen = now;
+    work.reply.state = state;
+    set_reply(tables, work);
+}
+
+/// Sets what happens to answers ([`Work::reply`]), in place if it is known but for what has been seen. Returns whether it
+/// was not.
+#[inline(always)]
+fn set_reply<T: Tables>(tables: &T, work: &Work) -> bool {
+    let is_known = match tables.reply(&work.answers) {
+        Some(known) => known.is_same(&work.reply),
+        None => false,
+    };
+    if is_known {
+        tables.touch_reply(&work.answers, work.reply.seen, work.reply.state);
+    } else {
+        tables.set_reply(&work.answers, &work.reply);
+    }
+    !is_known
+}
+
+/// Sets [`Work::answers`] and [`Work::reply`]: how answers to a flow of the mesh ([`Work::flow`]) become ones to its client.
+#[inline(always)]
+fn answer(work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) {
+    work.answers = reply_key(&work.key, &work.flow, endpoint.addr(work.header.v4));
+    work.answers.dst = entry.client.copied();
+    work.reply.addr = work.key.dst.copied();
+    work.reply.port = work.key.dport;
+    work.reply.client_port = work.key.sport;
+    work.reply.ifindex = entry.ifindex;
+    work.reply.mac = [0; 6];
+    work.reply.kind = entry.kind;
+    work.reply.endpoint = work.flow.endpoint;
+    work.reply.service = work.flow.service;
+}
+
+/// Writes a new flow and its answers; in place, so far as they are there from an earlier connection of the same addresses
+/// and ports.
+#[inline(always)]
+pub fn write<T: Tables>(tables: &T, work: &mut Work) {
+    let (now, state) = (tables.clock(), life::at_first(&work.header));
+    work.flow.seen = now;
+    work.flow.state = state;
+    work.reply.seen = now;
+    work.reply.state = state;
+    let is_known = match tables.flow(&work.key) {
+        Some(known) => known.is_same(&work.flow),
+        None => false,
+    };
+    if is_known {
+        tables.touch_flow(&work.key, now, state);
+    } else {
         tables.set_flow(&work.key, &work.flow);
     }
-    if tables.reply(&work.answers).is_none_or(|known| *known != work.reply) {
-        tables.set_reply(&work.answers, &work.reply);
+    if set_reply(tables, work) || !is_known {
+        work.request = work.key;
+        life::park(tables, work);
     }
     tables.count_connection(work.flow.service);
 }

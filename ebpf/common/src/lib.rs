@@ -7,9 +7,8 @@
 //! Conventions: an address is always 16 bytes, IPv4 as an IPv4-mapped IPv6 address, so one path serves both
 //! families; ports are in host order; no key or value has padding the compiler chose.
 //!
-//! What is left to the stack or not seen to yet: fragments (a fragmented packet has no flow here), ICMP errors (they
-//! are not translated, so a UDP sender does not learn the tunnel's MTU; TCP's segment size is lowered instead), and
-//! the two halves of a flow in LRU maps of their own (one may be evicted before the other).
+//! What is left to the stack or not seen to yet: fragments (a fragmented packet has no flow here) and ICMP errors
+//! (they are not translated, so a UDP sender does not learn the tunnel's MTU; TCP's segment size is lowered instead).
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -30,6 +29,7 @@ pub mod guard;
 pub mod hash;
 pub mod keys;
 pub mod lane;
+pub mod life;
 pub mod local;
 pub mod maglev;
 pub mod mesh;

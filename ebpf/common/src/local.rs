@@ -27,15 +27,16 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     let Some(config) = tables.config() else { return Verdict::Pass };
     let Some(client) = client(config, &work.header) else { return Verdict::Pass };
     work.set_key(0);
+    let entry = Entry { ifindex, kind: REPLY_LOCAL, client: &client };
     match choose::known(tables, work) {
-        Known::Flow(flow, endpoint) => {
+        Known::Flow(flow, endpoint) if choose::goes_on(tables, work, flow, endpoint, &entry) => {
             return forward(work, config, endpoint, &client, (flow.source_port, flow.target_port));
         }
         Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),
-        Known::Balanced(_) | Known::New => {}
+        Known::Flow(..) | Known::Balanced(_) | Known::New => {}
     }
     let dst = &work.header.dst;
-    let is_own = *dst == places(config, &work.header).0 || tables.is_local_addr(dst);
+    let is_own = *dst == places(config, work.header.v4).0 || tables.is_local_addr(dst);
     if work.header.is_syn_ack() || !is_own {
         return Verdict::Pass;
     }
@@ -44,7 +45,6 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return Verdict::Refuse(Reason::NoEndpoint);
     };
     work.set_flow(choice.id, port.service, port.target_port);
-    let entry = Entry { ifindex, kind: REPLY_LOCAL, client: &client };
     if !choose::record(tables, work, choice.endpoint, &entry) {
         return Verdict::Drop(Reason::NoSourcePort);
     }
@@ -55,7 +55,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
 /// The client's address as tasks see it, if it can be one.
 #[inline(always)]
 fn client(config: &NodeConfig, header: &Header) -> Option<Addr> {
-    let (loopback, router) = places(config, header);
+    let (loopback, router) = places(config, header.v4);
     if header.src == loopback {
         return if router.is_any() { None } else { Some(router.copied()) };
     }
@@ -66,8 +66,8 @@ fn client(config: &NodeConfig, header: &Header) -> Option<Addr> {
 /// The loopback address of a packet's family, and the router's. Other addresses of 127.0.0.0/8 are not ours: what has
 /// them, as a resolver of the host's at 127.0.0.53, means to be asked itself.
 #[inline(always)]
-fn places<'a>(config: &'a NodeConfig, header: &Header) -> (Addr, &'a Addr) {
-    if header.v4 { (LOOPBACK4, &config.router_ip4) } else { (LOOPBACK6, &config.router_ip6) }
+fn places(config: &NodeConfig, v4: bool) -> (Addr, &Addr) {
+    if v4 { (LOOPBACK4, &config.router_ip4) } else { (LOOPBACK6, &config.router_ip6) }
 }
 
 #[inline(always)]
@@ -86,15 +86,21 @@ fn forward(
 /// Leads an answer back to a client on this node.
 #[inline(always)]
 pub(crate) fn home(work: &mut Work, config: &NodeConfig, reply: &ReplyVal) {
-    let header = &work.header;
-    let (loopback, router) = places(config, header);
+    let client = client_of(config, work.header.v4, &work.header.dst);
     let forward = &mut work.forward;
     forward.src = reply.addr.copied();
-    forward.dst = if header.dst == *router { loopback } else { header.dst.copied() };
+    forward.dst = client;
     forward.sport = reply.port;
     forward.dport = reply.client_port;
     // The loopback device's, or the kernel takes the packet for somebody else's.
     forward.src_mac = [0; 6];
     forward.dst_mac = [0; 6];
     forward.out = Out::Host(reply.ifindex);
+}
+
+/// The address that a client on this node has itself, by the one that tasks see.
+#[inline(always)]
+pub(crate) fn client_of(config: &NodeConfig, v4: bool, seen: &Addr) -> Addr {
+    let (loopback, router) = places(config, v4);
+    if *seen == *router { loopback } else { seen.copied() }
 }

@@ -26,13 +26,15 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return Verdict::Pass;
     }
     work.set_key(0);
+    let client = work.header.src.copied();
+    let entry = Entry { ifindex, kind: REPLY_RESTORE, client: &client };
     match choose::known(tables, work) {
-        Known::Flow(flow, endpoint) if choose::is_answered(tables, work, flow, endpoint, ifindex) => {
+        Known::Flow(flow, endpoint) if choose::goes_on(tables, work, flow, endpoint, &entry) => {
             return forward(work, config, endpoint, flow.source_port, flow.target_port);
         }
         Known::Balanced(flow) if config.gate != 0 => {
             narrow(work, config.ingress_vxlan);
-            return balancer::carry(work, flow.mark, config.gate);
+            return balancer::go_on(tables, work, flow, config.gate);
         }
         Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),
         Known::Flow(..) | Known::Balanced(_) | Known::New => {}
@@ -50,8 +52,6 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return Verdict::Refuse(Reason::NoEndpoint);
     };
     work.set_flow(choice.id, port.service, port.target_port);
-    let client = work.header.src.copied();
-    let entry = Entry { ifindex, kind: REPLY_RESTORE, client: &client };
     if !choose::record(tables, work, choice.endpoint, &entry) {
         return Verdict::Drop(Reason::NoSourcePort);
     }

@@ -1,6 +1,7 @@
 //! `overlay_rx`: what arrives through a tunnel.
 
 use crate::keys::{LocalKey, RouterKey, VipKey, same_mac};
+use crate::life;
 use crate::local;
 use crate::packet::{self, Ethernet, Packet, UDP};
 use crate::reason::Reason;
@@ -48,10 +49,12 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
     work.set_key(0);
     match tables.reply(&work.key) {
         Some(reply) if reply.kind == REPLY_RESTORE => {
+            life::note_answer(tables, work, reply);
             work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex));
             Verdict::Forward
         }
         Some(reply) if reply.kind == REPLY_LOCAL => {
+            life::note_answer(tables, work, reply);
             local::home(work, config, reply);
             Verdict::Forward
         }
@@ -67,6 +70,7 @@ fn from_task<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local:
     work.set_key(local.network);
     match tables.reply(&work.key) {
         Some(reply) if reply.kind == REPLY_VIP => {
+            life::note_answer(tables, work, reply);
             work.forward_restored(ethernet, reply, Out::Peer(local.veth));
             Verdict::Forward
         }
@@ -100,6 +104,10 @@ fn remember<T: Tables>(tables: &T, work: &mut Work) {
         && known.kind == REPLY_DIRECT
         && known.addr == work.header.dst
     {
+        let (now, says) = (tables.clock(), life::FLOW_OPEN);
+        if !life::is_noted(known.seen, known.state, now, says) {
+            tables.touch_reply(&work.answers, now, says);
+        }
         return;
     }
     work.reply.addr = work.header.dst;
@@ -108,5 +116,9 @@ fn remember<T: Tables>(tables: &T, work: &mut Work) {
     work.reply.ifindex = 0;
     work.reply.mac = [0; 6];
     work.reply.kind = REPLY_DIRECT;
+    work.reply.endpoint = 0;
+    work.reply.service = 0;
+    work.reply.seen = tables.clock();
+    work.reply.state = 0;
     tables.set_reply(&work.answers, &work.reply);
 }

@@ -143,6 +143,18 @@ impl Header {
         self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK
     }
 
+    /// Whether its sender sends no more.
+    #[inline(always)]
+    pub const fn is_fin(&self) -> bool {
+        self.tcp_flags & TCP_FIN != 0
+    }
+
+    /// Whether it resets its connection.
+    #[inline(always)]
+    pub const fn is_reset(&self) -> bool {
+        self.tcp_flags & TCP_RST != 0
+    }
+
     /// Whether it may be the first of its flow: of TCP only a SYN is, any datagram may be.
     #[inline(always)]
     pub const fn may_begin(&self) -> bool {

@@ -6,7 +6,8 @@
 //! [`crate::choose::record`], in the same table.
 
 use crate::choose::{PORT_TRIES, other_port};
-use crate::keys::{Mac, copied, same_mac};
+use crate::keys::{FlowKey, Mac, copied, same_mac};
+use crate::life;
 use crate::packet::Ethernet;
 use crate::tables::Tables;
 use crate::values::{ALIASED, FlowVal, REPLY_STEER, ReplyVal};
@@ -15,7 +16,23 @@ use crate::verdict::{Out, Verdict, Work};
 /// Whether answers to the packet ([`Work::answers`]) are known to go to a router, with the port the packet came from.
 #[inline(always)]
 pub(crate) fn is_known<T: Tables>(tables: &T, work: &Work, router: &Mac) -> bool {
-    tables.reply(&work.answers).is_some_and(|known| leads_to(known, router, work.header.sport))
+    let Some(known) = tables.reply(&work.answers) else { return false };
+    if !leads_to(known, router, work.header.sport) {
+        return false;
+    }
+    note(tables, work, known);
+    true
+}
+
+/// Notes a packet of a known flow. A connection that begins anew is at its beginning again.
+#[inline(always)]
+fn note<T: Tables>(tables: &T, work: &Work, known: &ReplyVal) {
+    let (now, says) = (tables.clock(), life::of_client(&work.header));
+    if work.header.is_syn() {
+        tables.touch_reply(&work.answers, now, 0);
+    } else if !life::is_noted(known.seen, known.state, now, says) {
+        tables.touch_reply(&work.answers, now, life::after(known.state, says));
+    }
 }
 
 /// Sees to it that answers to a packet, which `router` brought and whose [`Work::answers`] are set, go to that router.
@@ -27,12 +44,18 @@ pub(crate) fn is_known<T: Tables>(tables: &T, work: &Work, router: &Mac) -> bool
 pub(crate) fn lead<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Option<u16> {
     let own = work.header.sport;
     let is_free = match tables.reply(&work.answers) {
-        Some(known) if leads_to(known, router, own) => return Some(own),
-        Some(_) => false,
+        Some(known) if leads_to(known, router, own) => {
+            note(tables, work, known);
+            return Some(own);
+        }
+        // What has ended makes room for what begins.
+        Some(known) => work.header.may_begin() && life::is_over(tables, work.header.proto, known),
         None => true,
     };
     if is_free {
         set(tables, work, router);
+        work.request = FlowKey::default();
+        life::park(tables, work);
         return Some(own);
     }
     work.key = work.header.key(scope_of(router));
@@ -53,6 +76,8 @@ pub(crate) fn lead<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Opti
             let port = work.answers.dport;
             set(tables, work, router);
             record(tables, work, router, port);
+            work.request = work.key;
+            life::park(tables, work);
             return Some(port);
         }
     }
@@ -82,6 +107,11 @@ fn alias<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Option<u16> {
     work.answers.dport = port;
     if let Some(known) = tables.reply(&work.answers) {
         if leads_to(known, router, work.header.sport) {
+            note(tables, work, known);
+            let (now, says) = (tables.clock(), life::of_client(&work.header));
+            if !life::is_noted(flow.seen, flow.state, now, says) {
+                tables.touch_flow(&work.key, now, life::after(flow.state, says));
+            }
             return Some(port);
         }
         work.answers.dport = original;
@@ -99,6 +129,8 @@ fn record<T: Tables>(tables: &T, work: &mut Work, router: &Mac, port: u16) {
         target_port: work.header.dport,
         source_port: port,
         mark: 0,
+        seen: tables.clock(),
+        state: life::at_first(&work.header),
     };
     tables.set_flow(&work.key, &work.flow);
 }
@@ -116,13 +148,17 @@ fn set<T: Tables>(tables: &T, work: &mut Work, router: &Mac) {
     work.reply.ifindex = 0;
     work.reply.mac = copied(router);
     work.reply.kind = REPLY_STEER;
+    work.reply.endpoint = 0;
+    work.reply.service = 0;
+    work.reply.seen = tables.clock();
+    work.reply.state = life::at_first(&work.header);
     tables.set_reply(&work.answers, &work.reply);
 }
 
 /// Stands for a network in the keys of flows that a router brought: the low half of its address, which numbers it in the
 /// cluster. (No network has the addresses of tasks in the ingress network as virtual ones.)
 #[inline(always)]
-const fn scope_of(router: &Mac) -> u32 {
+pub(crate) const fn scope_of(router: &Mac) -> u32 {
     u32::from_be_bytes([0, router[3], router[4], router[5]])
 }
 
@@ -130,4 +166,11 @@ const fn scope_of(router: &Mac) -> u32 {
 #[inline(always)]
 const fn number(router: &Mac) -> u64 {
     u64::from_be_bytes([0, 0, router[0], router[1], router[2], router[3], router[4], router[5]])
+}
+
+/// Sets what is recorded for a flow with a translated port, from what is recorded for its answers.
+#[inline(always)]
+pub(crate) fn alias_of(work: &mut Work, reply: &ReplyVal) {
+    work.flow.endpoint = ALIASED;
+    work.flow.service = number(&reply.mac);
 }

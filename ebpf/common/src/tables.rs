@@ -3,8 +3,8 @@
 use crate::addr::Addr;
 use crate::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use crate::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, ReplyVal, ServiceVal, TaskIf,
-    VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal, ReplyVal,
+    ServiceVal, TaskIf, VipVal,
 };
 
 /// Access to the maps: the kernel's in the programs, ordinary memory in the host's tests.
@@ -53,6 +53,24 @@ pub trait Tables {
     fn set_flow(&self, key: &FlowKey, value: &FlowVal);
     /// Records what happens to answers.
     fn set_reply(&self, key: &FlowKey, value: &ReplyVal);
+    /// Sets when a flow was last used and its state. Returns whether it is there.
+    fn touch_flow(&self, key: &FlowKey, seen: u32, state: u32) -> bool;
+    /// As [`Tables::touch_flow`], of its answers.
+    fn touch_reply(&self, key: &FlowKey, seen: u32, state: u32) -> bool;
+    /// Forgets a flow.
+    fn remove_flow(&self, key: &FlowKey);
+    /// Forgets what happens to answers.
+    fn remove_reply(&self, key: &FlowKey);
+    /// The clock of [`crate::life`].
+    fn clock(&self) -> u32;
+    /// The place of `PARKED` that was filled longest ago.
+    fn next_place(&self) -> u32;
+    /// `PARKED`.
+    fn parked(&self, place: u32) -> Option<&Parked>;
+    /// Sets a place of `PARKED`.
+    fn park(&self, place: u32, request: &FlowKey, answers: &FlowKey);
+    /// `PROPOSED`.
+    fn proposal(&self, index: u32) -> Option<&Proposal>;
     /// Counts a new flow of a service.
     fn count_connection(&self, service: u64);
     /// How many flows of a service this CPU has counted.

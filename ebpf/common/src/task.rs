@@ -5,6 +5,7 @@ use crate::balancer::{self, Target};
 use crate::choose::{self, Choice, Known};
 use crate::guard::{self, Speech};
 use crate::keys::{LocalKey, Mac, VipKey, copied, same_mac};
+use crate::life;
 use crate::local;
 use crate::mesh::out;
 use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Ethernet, Packet};
@@ -129,6 +130,7 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
     work.set_key(0);
     work.key.src = ingress.copied();
     let Some(reply) = tables.reply(&work.key) else { return false };
+    life::note_answer(tables, work, reply);
     match reply.kind {
         REPLY_RESTORE => work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex)),
         REPLY_LOCAL => {
@@ -162,6 +164,7 @@ fn to_router<T: Tables>(tables: &T, task: &TaskIf, router: &Mac) -> Option<Out> 
 #[inline(always)]
 fn vip_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &mut Work) -> bool {
     let Some(reply) = tables.reply(&work.key) else { return false };
+    life::note_answer(tables, work, reply);
     match reply.kind {
         REPLY_VIP => work.forward_restored(ethernet, reply, Out::Peer(reply.ifindex)),
         REPLY_DIRECT => work.forward_restored(ethernet, reply, bridged(tables, task, ethernet.dst)),
@@ -190,9 +193,16 @@ fn bridged<T: Tables>(tables: &T, task: &TaskIf, dst: Mac) -> Out {
 #[inline(always)]
 fn to_vip<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, work: &mut Work) -> Verdict {
     match choose::known(tables, work) {
-        Known::Flow(_, endpoint) => return forward(sender.task, vip, endpoint, work),
+        Known::Flow(flow, endpoint) => {
+            if !choose::is_noted(tables, work, flow) {
+                work.flow = *flow;
+                expect_answers(sender, vip, endpoint, work);
+                choose::note(tables, work, flow);
+            }
+            return forward(sender.task, vip, endpoint, work);
+        }
         Known::Balanced(flow) if vip.balancer != 0 => {
-            return balancer::carry(work, flow.mark, vip.balancer);
+            return balancer::go_on(tables, work, flow, vip.balancer);
         }
         Known::Gone => return Verdict::Drop(Reason::NoEndpoint),
         Known::Balanced(_) | Known::New => {}
@@ -215,9 +225,16 @@ const NOBODY: Mac = [0; 6];
 
 #[inline(always)]
 fn record<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, choice: &Choice<'_>, work: &mut Work) {
-    let is_hairpin = same_mac(&choice.endpoint.mac, &sender.task.mac);
     work.set_flow(choice.id, vip.service, work.header.dport);
-    work.answers = packet::reply_key(&work.key, &work.flow, choice.endpoint.addr(work.header.v4));
+    expect_answers(sender, vip, choice.endpoint, work);
+    choose::write(tables, work);
+}
+
+/// Sets what happens to answers to a flow ([`Work::flow`]): [`Work::answers`] and [`Work::reply`].
+#[inline(always)]
+fn expect_answers(sender: &Sender<'_>, vip: &VipVal, endpoint: &EndpointVal, work: &mut Work) {
+    let is_hairpin = same_mac(&endpoint.mac, &sender.task.mac);
+    work.answers = packet::reply_key(&work.key, &work.flow, endpoint.addr(work.header.v4));
     if is_hairpin {
         work.answers.dst = work.header.dst;
     }
@@ -227,7 +244,8 @@ fn record<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, choice: &Cho
     work.reply.ifindex = sender.ifindex;
     work.reply.mac = vip.mac;
     work.reply.kind = if is_hairpin { REPLY_HAIRPIN } else { REPLY_VIP };
-    choose::write(tables, work);
+    work.reply.endpoint = work.flow.endpoint;
+    work.reply.service = work.flow.service;
 }
 
 #[inline(always)]

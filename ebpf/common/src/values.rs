@@ -1,7 +1,7 @@
 //! Map values.
 
 use crate::addr::Addr;
-use crate::keys::{Mac, layout};
+use crate::keys::{FlowKey, Mac, layout, same_mac};
 
 layout! {
     /// What the node is: the only entry of `CONFIG`.
@@ -220,7 +220,7 @@ pub const ALIASED: u64 = u64::MAX - 1;
 
 layout! {
     /// Where a flow goes: `FLOWS`.
-    FlowVal, size 24 {
+    FlowVal, size 32 {
         /// Key in `ENDPOINTS`, or [`BALANCED`] or [`ALIASED`].
         endpoint @ 0: u64,
         /// Key in `SERVICES`.
@@ -232,12 +232,28 @@ layout! {
         source_port @ 18: u16,
         /// Mark of the virtual service of a [`BALANCED`] flow, else 0.
         mark @ 20: u32,
+        /// When it was last used, on the clock of [`crate::life`]; as exact as a tick.
+        seen @ 24: u32,
+        /// What has been seen of it: bits `FLOW_*` of [`crate::life`].
+        state @ 28: u32,
+    }
+}
+
+impl FlowVal {
+    /// Whether both lead to the same place, whatever has been seen of either.
+    #[inline(always)]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.endpoint == other.endpoint
+            && self.service == other.service
+            && self.target_port == other.target_port
+            && self.source_port == other.source_port
+            && self.mark == other.mark
     }
 }
 
 layout! {
     /// What happens to an endpoint's answer: `REPLIES`.
-    ReplyVal, size 32 {
+    ReplyVal, size 56 {
         /// [`REPLY_RESTORE`], [`REPLY_LOCAL`], [`REPLY_VIP`], [`REPLY_HAIRPIN`]: the source the client expects. [`REPLY_STEER`]: where its
         /// packets go, for who looks at the table.
         addr @ 0: Addr,
@@ -251,8 +267,64 @@ layout! {
         mac @ 24: Mac,
         /// One of `REPLY_*`.
         kind @ 30: u16,
+        /// [`FlowVal::endpoint`] of the flow; 0 with [`REPLY_STEER`] and [`REPLY_DIRECT`].
+        endpoint @ 32: u64,
+        /// [`FlowVal::service`] of the flow; 0 with [`REPLY_STEER`] and [`REPLY_DIRECT`].
+        service @ 40: u64,
+        /// As [`FlowVal::seen`].
+        seen @ 48: u32,
+        /// As [`FlowVal::state`].
+        state @ 52: u32,
     }
 }
+
+impl ReplyVal {
+    /// Whether both lead to the same place, whatever has been seen of either.
+    #[inline(always)]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.kind == other.kind
+            && self.port == other.port
+            && self.client_port == other.client_port
+            && self.ifindex == other.ifindex
+            && self.endpoint == other.endpoint
+            && self.service == other.service
+            && self.addr == other.addr
+            && same_mac(&self.mac, &other.mac)
+    }
+}
+
+layout! {
+    /// A flow that may not last: `PARKED`. See [`crate::life`].
+    Parked, size 80 {
+        /// Its key in `FLOWS`; all zeroes if it has nothing there.
+        request @ 0: FlowKey,
+        /// Its key in `REPLIES`; all zeroes if it has nothing there.
+        answers @ 40: FlowKey,
+    }
+}
+
+layout! {
+    /// An entry that user space proposes to remove: `PROPOSED`. See [`crate::life`].
+    Proposal, size 56 {
+        /// Key of the entry.
+        key @ 0: FlowKey,
+        /// [`FlowVal::seen`] as it was read.
+        seen @ 40: u32,
+        /// [`FlowVal::state`] as it was read.
+        state @ 44: u32,
+        /// One of `PROPOSE_*`.
+        table @ 48: u32,
+        /// Zero.
+        pad @ 52: u32,
+    }
+}
+
+/// [`Proposal::table`]: no proposal.
+pub const PROPOSE_NOTHING: u32 = 0;
+/// [`Proposal::table`]: an entry of `FLOWS`.
+pub const PROPOSE_FLOW: u32 = 1;
+/// [`Proposal::table`]: an entry of `REPLIES`.
+pub const PROPOSE_REPLY: u32 = 2;
 
 /// The flow entered by this node: restore the published address and send it out of the uplink.
 pub const REPLY_RESTORE: u16 = 1;

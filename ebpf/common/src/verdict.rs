@@ -42,6 +42,8 @@ pub struct Work {
     pub key: FlowKey,
     /// The answers to its flow.
     pub answers: FlowKey,
+    /// The flow itself, where `key` is another: of an answer, and of what is parked.
+    pub request: FlowKey,
     /// What is recorded for the flow.
     pub flow: FlowVal,
     /// What is recorded for its answers.

@@ -5,8 +5,8 @@ use super::column::{Column, Engine, Form, Kernel};
 /// Groups that guests run in the long form only: they wait for clocks, and hang on nothing that differs between kernels.
 pub(super) const LONG_FORM_ONLY: [&str; 3] = ["barriers", "health", "liveness"];
 /// The same under emulation, where these take too long: daemons are started again and again, or much is asked that no
-/// kernel has a part in.
-pub(super) const NATIVE_ONLY: [&str; 4] = ["answers", "lane", "ports", "renewal"];
+/// kernel has a part in, or many packets are sent.
+pub(super) const NATIVE_ONLY: [&str; 5] = ["answers", "flood", "lane", "ports", "renewal"];
 pub(super) const LONG_FORM: &str = "long form";
 
 /// A row, or all rows of a group, that columns of an engine or a kernel can't have.

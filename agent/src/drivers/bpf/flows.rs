@@ -10,6 +10,12 @@ use shoal_ebpf_common::values::{FlowVal, REPLY_STEER, ReplyVal};
 use super::{BpfDriver, BpfError};
 
 impl BpfDriver {
+    /// Removes what is recorded under a key, of a flow or of its answers; the other record stays, and makes up for it with
+    /// the flow's next packet.
+    pub fn forget(&mut self, key: &FlowKey) -> Result<bool, BpfError> {
+        Ok(self.flows.remove(key)? | self.replies.remove(key)?)
+    }
+
     /// Every flow, as the client sends it.
     pub fn flows(&self) -> Result<BTreeMap<FlowKey, FlowVal>, BpfError> {
         self.flows.dump()

@@ -5,18 +5,20 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use aya::maps::{Array, MapData};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use shoal_ebpf_common::ABI_VERSION;
 use shoal_ebpf_common::reason::Program;
-use shoal_ebpf_common::values::ServiceVal;
+use shoal_ebpf_common::values::{Parked, ServiceVal};
 
+use super::pod::Plain;
 use super::slots::Slots;
 use super::table::{Table, map_error, open_map};
 use super::{BpfConfig, BpfDriver, BpfError, OBJECT, sys};
 
 /// Every map, by the name it has in the object and on bpffs.
-const MAPS: [&str; 20] = [
+const MAPS: [&str; 22] = [
     "CONFIG",
     "PORTS",
     "SERVICES",
@@ -34,6 +36,8 @@ const MAPS: [&str; 20] = [
     "BULK",
     "FLOWS",
     "REPLIES",
+    "PARKED",
+    "PROPOSED",
     "DROPS",
     "STATS",
     "CONNECTIONS",
@@ -75,6 +79,10 @@ impl Dirs {
         }
     }
 
+    pub(crate) fn collector(&self) -> PathBuf {
+        self.programs.join(COLLECTOR)
+    }
+
     pub(crate) fn program(&self, program: Program) -> PathBuf {
         self.programs.join(program.name())
     }
@@ -88,7 +96,8 @@ impl BpfDriver {
         let directory = |source| BpfError::Directory { path: config.dir.clone(), source };
         sys::ensure_bpffs(&config.dir).map_err(directory)?;
         let complete = MAPS.iter().all(|map| dirs.maps.join(map).exists())
-            && Program::ALL.iter().all(|&program| dirs.program(program).exists());
+            && Program::ALL.iter().all(|&program| dirs.program(program).exists())
+            && dirs.collector().exists();
         if !complete {
             for dir in [&dirs.maps, &dirs.programs, &dirs.links] {
                 fs::create_dir_all(dir).map_err(directory)?;
@@ -122,6 +131,7 @@ impl BpfDriver {
             peers: Table::open(maps, "PEERS")?,
             flows: Table::open(maps, "FLOWS")?,
             replies: Table::open(maps, "REPLIES")?,
+            proposed: typed(maps, "PROPOSED")?,
             config: typed(maps, "CONFIG")?,
             drops: typed(maps, "DROPS")?,
             stats: typed(maps, "STATS")?,
@@ -207,11 +217,27 @@ fn free_slots(services: &Table<u64, ServiceVal>, capacity: u32) -> Result<Slots,
     Ok(slots)
 }
 
+/// The program that removes flows, which is attached nowhere.
+pub(super) const COLLECTOR: &str = "flow_gc";
+
 fn load(config: &BpfConfig, dirs: &Dirs) -> Result<(), BpfError> {
+    // Flows that have only begun may take a quarter of the tables.
+    let cpus = aya::util::nr_cpus().map_err(|(path, source)| BpfError::Load {
+        program: None,
+        source: format!("count the CPUs: {path}: {source}").into(),
+    })?;
+    let cpus = u32::try_from(cpus).unwrap_or(1).max(1);
+    let places = match dirs.maps.join("PARKED") {
+        // It is used as it is.
+        pin if pin.exists() => typed::<Array<MapData, Plain<Parked>>>(&dirs.maps, "PARKED")?.len() / cpus,
+        _ => (config.flow_entries / 4 / cpus).max(1),
+    };
     let mut object = EbpfLoader::new()
         .default_map_pin_directory(&dirs.maps)
         .map_max_entries("FLOWS", config.flow_entries)
         .map_max_entries("REPLIES", config.flow_entries)
+        .map_max_entries("PARKED", places * cpus)
+        .override_global("PLACES", &places, true)
         .map_max_entries("SLOTS", config.slot_entries)
         .map_max_entries("ENDPOINTS", config.endpoint_entries)
         .load(OBJECT)
@@ -222,6 +248,11 @@ fn load(config: &BpfConfig, dirs: &Dirs) -> Result<(), BpfError> {
             load_program(&mut object, program.name(), &path)
                 .map_err(|source| BpfError::Load { program: Some(program.name()), source })?;
         }
+    }
+    let path = dirs.collector();
+    if !path.exists() {
+        load_program(&mut object, COLLECTOR, &path)
+            .map_err(|source| BpfError::Load { program: Some(COLLECTOR), source })?;
     }
     Ok(())
 }

@@ -3,8 +3,8 @@
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, ReplyVal, ServiceVal, TaskIf,
-    VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal, ReplyVal,
+    ServiceVal, TaskIf, VipVal,
 };
 
 /// A type every bit pattern of which is a value, without padding: it may be copied to and from the kernel.
@@ -41,9 +41,11 @@ layouts!(
     LocalKey,
     LocalVal,
     NodeConfig,
+    Parked,
     PeerVal,
     PortKey,
     PortVal,
+    Proposal,
     ReplyVal,
     RouterKey,
     ServiceVal,

@@ -160,6 +160,59 @@ pub(crate) unsafe fn array_lookup_batch<V: Layout + Default>(
     }
 }
 
+/// The monotonic clock as of the last tick, which programs read, too; nanoseconds.
+pub(crate) fn monotonic() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is live and writable. It can't fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// Entries that one call reads: more than a bucket of a table holds.
+const BATCH: usize = 4096;
+
+/// Every entry of a hash map. The kernel copies a batch of buckets at a time, which spares two calls for each entry.
+///
+/// # Safety
+///
+/// The map's keys and values must have the sizes of the types.
+pub(crate) unsafe fn lookup_batches<K: Layout, V: Layout>(map: BorrowedFd<'_>) -> io::Result<Vec<(K, V)>> {
+    let mut entries = Vec::new();
+    let (mut place, mut is_first) = (0_u64, true);
+    loop {
+        let mut keys = Vec::<K>::with_capacity(BATCH);
+        let mut values = Vec::<V>::with_capacity(BATCH);
+        let count = u32::try_from(BATCH).map_err(io::Error::other)?;
+        let place_at = (&raw mut place).expose_provenance() as u64;
+        let mut attr = Attr::new()
+            .word(0, if is_first { 0 } else { place_at })
+            .word(1, place_at)
+            .word(2, keys.as_mut_ptr().expose_provenance() as u64)
+            .word(3, values.as_mut_ptr().expose_provenance() as u64)
+            .pair(4, count, raw(map));
+        // SAFETY: the kernel writes at most `count` keys and values, for which there is room, and where it stopped.
+        let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        let is_last = match result {
+            Ok(_) => false,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => return Err(error),
+        };
+        let [a, b, c, d, ..] = attr.0[4].to_ne_bytes();
+        let found = usize::try_from(u32::from_ne_bytes([a, b, c, d])).map_err(io::Error::other)?;
+        // SAFETY: the kernel wrote so many, and says so; it can't say more than there is room for. Any bytes are a value.
+        unsafe {
+            keys.set_len(found.min(BATCH));
+            values.set_len(found.min(BATCH));
+        }
+        entries.extend(keys.into_iter().zip(values));
+        if is_last {
+            return Ok(entries);
+        }
+        is_first = false;
+    }
+}
+
 /// What a TCX link says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LinkInfo {

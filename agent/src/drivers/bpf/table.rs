@@ -120,6 +120,23 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
         Ok(entries)
     }
 
+    /// Every entry, many at a time: for tables that are large and change all the time. An entry that is written meanwhile
+    /// may be missing or come twice. `maps` is where the table is pinned.
+    pub(crate) fn scan(&self, maps: &Path) -> Result<Vec<(K, V)>, BpfError> {
+        let pin = maps.join(self.name);
+        let map = match sys::object_get(&pin) {
+            Ok(Some(map)) => map,
+            Ok(None) => {
+                let source = io::Error::from(io::ErrorKind::NotFound);
+                return Err(BpfError::Pin { path: pin, action: "open", source });
+            }
+            Err(source) => return Err(BpfError::Pin { path: pin, action: "open", source }),
+        };
+        // SAFETY: the map is the one that is open, whose sizes were compared with the types'.
+        unsafe { sys::lookup_batches(map.as_fd()) }
+            .map_err(|source| self.error("scan", MapError::IoError(source)))
+    }
+
     fn error(&self, action: &'static str, source: MapError) -> BpfError {
         map_error(self.name, action, source)
     }

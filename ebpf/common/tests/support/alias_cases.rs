@@ -6,7 +6,7 @@ use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{BalancerIf, NodeConfig, REPLY_LOCAL};
 use shoal_ebpf_common::verdict::Out;
 
-use super::packet::{ACK, Segment, TCP};
+use super::packet::{ACK, FIN, RST, SYN, Segment, TCP};
 use super::world::{
     Family, IFINDEX, LOCAL, MATRIX, OTHER_ROUTER, REMOTE_DEVICE, ROUTER, SERVICE, TASK, V4, V6, World, addr,
     dropped, forwarded, ip, key, node,
@@ -185,5 +185,23 @@ pub(crate) fn without_a_port_left_a_flow_is_dropped(w: &mut dyn World) {
         }
         let sent = Segment::new(proto, (family.client, 40_000), (family.node, 8080));
         dropped(w, MESH, &sent.bytes(), Reason::NoSourcePort);
+    }
+}
+
+pub(crate) fn a_flow_that_is_over_is_in_nobodys_way(w: &mut dyn World) {
+    node(w);
+    w.set_service(SERVICE, &[LOCAL]);
+    for family in [V4, V6] {
+        let first = by_router(&family, TCP, OTHER_ROUTER);
+        for flags in [SYN, ACK, FIN | ACK] {
+            forwarded(w, OVERLAY, &first.clone().flags(flags), Out::Peer(IFINDEX));
+        }
+        let here = Segment::new(TCP, (family.client, 40_000), (family.node, 8080));
+        assert_ne!(forwarded(w, MESH, &here, Out::Peer(IFINDEX)).sport, 40_000, "the task may still send");
+        forwarded(w, Program::TaskTx, &answer(&first).flags(FIN | ACK), Out::Device(REMOTE_DEVICE));
+        let there = Segment::new(TCP, (family.client, 40_000), (family.node2, 8080));
+        assert_eq!(forwarded(w, MESH, &there, Out::Peer(IFINDEX)).sport, 40_000);
+        forwarded(w, MESH, &there.clone().flags(RST), Out::Peer(IFINDEX));
+        assert_eq!(forwarded(w, OVERLAY, &first, Out::Peer(IFINDEX)).sport, 40_000, "and back");
     }
 }

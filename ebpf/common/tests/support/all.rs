@@ -9,6 +9,7 @@ pub(crate) mod cases;
 pub(crate) mod fuzz;
 pub(crate) mod host;
 pub(crate) mod lane_cases;
+pub(crate) mod life_cases;
 pub(crate) mod local_cases;
 pub(crate) mod memory;
 pub(crate) mod mesh_cases;

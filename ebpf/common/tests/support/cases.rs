@@ -23,7 +23,13 @@ macro_rules! every_case {
             two_other_nodes_and_this_do_not_alias, a_flow_of_this_node_and_one_of_another_do_not_alias,
             a_client_whose_own_port_was_given_away_gets_another, a_connection_whose_address_moved_is_taken_over,
             a_client_of_the_node_and_a_router_do_not_alias, a_balancers_flow_and_one_of_another_node_do_not_alias,
-            without_a_port_left_a_flow_is_dropped,
+            without_a_port_left_a_flow_is_dropped, a_flow_that_is_over_is_in_nobodys_way,
+        );
+        every_case!(@ $make, life_cases:
+            a_connection_is_followed_to_its_end, a_flow_of_another_node_is_followed_to_its_end,
+            answers_that_were_forgotten_come_back_with_the_flow,
+            a_flow_that_was_forgotten_comes_back_with_its_answers, a_flow_to_a_virtual_ip_is_made_whole,
+            flows_that_only_begin_leave_room_for_others,
         );
         every_case!(@ $make, lane_cases:
             a_tunnel_packet_is_opened_and_delivered, an_answer_in_a_tunnel_goes_to_its_client,

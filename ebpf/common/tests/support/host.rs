@@ -81,6 +81,13 @@ impl World for Host {
     fn reply(&self, key: &FlowKey) -> Option<ReplyVal> {
         self.maps.replies.get(key).copied()
     }
+    fn forget(&mut self, key: &FlowKey) {
+        self.maps.flows.remove(key);
+        self.maps.replies.remove(key);
+    }
+    fn next_tick(&mut self) {
+        self.maps.clock.set(self.maps.clock.get() + 1);
+    }
     fn drops(&self, reason: Reason) -> u64 {
         self.drops.get(&reason).copied().unwrap_or_default()
     }

@@ -1,6 +1,6 @@
 //! Packets and maps in ordinary memory, behaving as the kernel's do.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::Hash;
 
@@ -12,8 +12,8 @@ use shoal_ebpf_common::packet::Packet;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, ReplyVal, ServiceVal, TaskIf,
-    VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal, ReplyVal,
+    ServiceVal, TaskIf, VipVal,
 };
 
 /// A packet without a checksum offload (`CHECKSUM_NONE`).
@@ -56,6 +56,9 @@ impl PacketMut for Buffer {
         })
     }
 }
+
+/// Places of the ring of new flows: as many as a plane of the tests in the kernel has for each of two CPUs.
+pub(crate) const PLACES: u32 = 512;
 
 /// One map. Values that are looked up live as long as the test, as the kernel's live as long as the program.
 pub(crate) struct Map<K, V: 'static>(RefCell<HashMap<K, &'static V>>);
@@ -104,6 +107,10 @@ pub(crate) struct Memory {
     pub(crate) bulk: Map<u32, ()>,
     pub(crate) flows: Map<FlowKey, FlowVal>,
     pub(crate) replies: Map<FlowKey, ReplyVal>,
+    pub(crate) clock: Cell<u32>,
+    pub(crate) cursor: Cell<u32>,
+    pub(crate) parked: Map<u32, Parked>,
+    pub(crate) proposals: Map<u32, Proposal>,
     pub(crate) connections: RefCell<HashMap<u64, u64>>,
 }
 
@@ -183,6 +190,40 @@ impl Tables for Memory {
     }
     fn set_reply(&self, key: &FlowKey, value: &ReplyVal) {
         self.replies.set(*key, *value);
+    }
+    fn touch_flow(&self, key: &FlowKey, seen: u32, state: u32) -> bool {
+        let Some(known) = self.flows.get(key).copied() else { return false };
+        self.flows.set(*key, FlowVal { seen, state, ..known });
+        true
+    }
+    fn touch_reply(&self, key: &FlowKey, seen: u32, state: u32) -> bool {
+        let Some(known) = self.replies.get(key).copied() else { return false };
+        self.replies.set(*key, ReplyVal { seen, state, ..known });
+        true
+    }
+    fn remove_flow(&self, key: &FlowKey) {
+        self.flows.remove(key);
+    }
+    fn remove_reply(&self, key: &FlowKey) {
+        self.replies.remove(key);
+    }
+    fn clock(&self) -> u32 {
+        self.clock.get()
+    }
+    fn next_place(&self) -> u32 {
+        self.cursor.replace((self.cursor.get() + 1) % PLACES)
+    }
+    fn parked(&self, place: u32) -> Option<&Parked> {
+        if self.parked.get(&place).is_none() {
+            self.parked.set(place, Parked::default());
+        }
+        self.parked.get(&place)
+    }
+    fn park(&self, place: u32, request: &FlowKey, answers: &FlowKey) {
+        self.parked.set(place, Parked { request: *request, answers: *answers });
+    }
+    fn proposal(&self, index: u32) -> Option<&Proposal> {
+        self.proposals.get(&index)
     }
     fn connections(&self, service: u64) -> u64 {
         self.connections.borrow().get(&service).copied().unwrap_or_default()

@@ -54,6 +54,10 @@ pub(crate) trait World {
     fn set_tunnel(&mut self, vni: u32, device: u32);
     fn flow(&self, key: &FlowKey) -> Option<FlowVal>;
     fn reply(&self, key: &FlowKey) -> Option<ReplyVal>;
+    /// Removes one record of a flow, as a full table does.
+    fn forget(&mut self, key: &FlowKey);
+    /// Lets the programs' clock go on.
+    fn next_tick(&mut self);
     fn drops(&self, reason: Reason) -> u64;
     fn run(&mut self, program: Program, packet: &[u8]) -> Run;
 }

