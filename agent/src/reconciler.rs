@@ -7,6 +7,7 @@
 mod backoff;
 mod change;
 mod events;
+mod many;
 mod pass;
 mod report;
 mod spec;
@@ -97,6 +98,8 @@ pub struct Reconciler<F> {
     backoffs: Backoffs,
     /// What was wanted when the last pass ended with nothing left to do.
     settled: Option<Settled>,
+    /// Sweeps that gave way to a change since the last that did not.
+    gave_way: u32,
     /// What is programmed.
     applied: Generation,
     started: bool,
@@ -125,6 +128,7 @@ impl<F: Facility> Reconciler<F> {
             finished,
             backoffs: Backoffs::default(),
             settled: None,
+            gave_way: 0,
             applied: Generation(0),
             started: false,
         }

@@ -13,9 +13,10 @@ use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::AddressFamily;
-use shoal_agent::drivers::link::{Nl, Writes, link_message};
+use shoal_agent::drivers::link::{LinkTable, Nl, Writes, link_message};
 use shoal_agent::drivers::overlay::Overlay;
 use shoal_agent::netns::{Netlink, Netns, NetnsDir};
+use shoal_plan::object::{Fdb, Neighbor};
 use shoal_plan::{EgressFacts, Facts, IfName, Key, Object, Objects, Op, desired, plan};
 use shoal_types::assignment::{
     AssignedNetwork, AssignedTask, Assignment, ClusterView, Endpoint, Member, Object as Assigned,
@@ -23,7 +24,7 @@ use shoal_types::assignment::{
 use shoal_types::object::{Attachment, DesiredState, Slot};
 use shoal_types::spec::{DnsSpec, ProcessSpec, Resources, RestartPolicy, TaskSpec};
 use shoal_types::{
-    ClusterId, DualAddr, DualNet, EndpointId, Generation, NetworkId, NodeId, ServiceId, TaskId, Vni,
+    ClusterId, DualAddr, DualNet, EndpointId, Generation, MacAddr, NetworkId, NodeId, ServiceId, TaskId, Vni,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -251,6 +252,41 @@ async fn what_is_written_is_read_back_and_a_second_pass_writes_nothing() {
     assert!(host.converge(&wanted).await > 20);
     host.assert_is(&wanted).await;
     assert_eq!(host.converge(&wanted).await, 0);
+}
+
+#[tokio::test]
+async fn many_are_written_at_once_and_what_is_refused_is_told() {
+    let host = TestHost::new();
+    let mut wanted = wanted(0, false);
+    host.converge(&wanted).await;
+    let link = IfName::vxlan(&network(1));
+    let mac = |n: u16| MacAddr([2, 0x73, 0, 1, n.to_be_bytes()[0], n.to_be_bytes()[1]]);
+    let entries: Vec<Object> =
+        (0..1_000).map(|n| Object::Fdb(Fdb { link: link.clone(), mac: mac(n), vtep: underlay(1) })).collect();
+    let neighbors: Vec<Object> = (0..1_000)
+        .map(|n| {
+            let ip = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 1, n).into();
+            Object::Neighbor(Neighbor { link: link.clone(), ip, mac: mac(n) })
+        })
+        .collect();
+    let links = host.nl().links().await.expect("links");
+    let made = |links: &LinkTable, objects: &[Object]| {
+        let objects: Vec<&Object> = objects.iter().collect();
+        let write = || Overlay::ensure_many(links, &objects).expect("answered");
+        host.netns.run(write).expect("in the namespace")
+    };
+    assert_eq!((made(&links, &entries), made(&links, &neighbors)), (1_000, 1_000));
+    assert_eq!(made(&links, &entries), 1_000, "once more");
+    wanted.extend(entries.iter().chain(&neighbors).map(|object| (object.key(), object.clone())));
+    host.assert_is(&wanted).await;
+    // A device that is gone although its index is still known; the first are for another one.
+    let (gone, stays) = (IfName::vxlan(&network(0)), entries[..300].to_vec());
+    host.overlay.remove_link(&gone).await.expect("removed");
+    let mixed: Vec<Object> = stays
+        .into_iter()
+        .chain((0..300).map(|n| Object::Fdb(Fdb { link: gone.clone(), mac: mac(n), vtep: underlay(1) })))
+        .collect();
+    assert_eq!(made(&links, &mixed), 300);
 }
 
 #[tokio::test]

@@ -129,6 +129,8 @@ pub(crate) struct View<'a> {
     facts: &'a Facts,
     cluster: &'a ClusterView,
     networks: BTreeMap<&'a NetworkId, &'a AssignedNetwork>,
+    /// Names of their VXLAN devices.
+    vxlans: BTreeMap<&'a NetworkId, IfName>,
     ingress: Option<&'a AssignedNetwork>,
     /// Endpoints of tasks that run here and should.
     local: BTreeSet<EndpointId>,
@@ -167,6 +169,7 @@ impl<'a> View<'a> {
             facts,
             cluster,
             ingress: networks.values().find(|n| n.ingress).copied(),
+            vxlans: networks.keys().map(|id| (*id, IfName::vxlan(id))).collect(),
             networks,
             published: BTreeMap::new(),
             local,
@@ -178,6 +181,11 @@ impl<'a> View<'a> {
     /// The addresses of this node.
     fn addrs(&self) -> BTreeSet<IpAddr> {
         self.facts.uplinks.iter().flat_map(|uplink| &uplink.addrs).copied().collect()
+    }
+
+    /// The VXLAN device of a network.
+    fn vxlan(&self, network: &AssignedNetwork) -> IfName {
+        self.vxlans.get(&network.id).cloned().unwrap_or_else(|| IfName::vxlan(&network.id))
     }
 
     /// The VTEP of each member.
@@ -330,7 +338,7 @@ fn endpoint_elsewhere(
     if let Some(vtep) = vteps.get(&endpoint.node) {
         entry(view, network, endpoint.mac(), *vtep, out);
     }
-    neighbors(&IfName::vxlan(&network.id), endpoint.addr.iter(), endpoint.mac(), out);
+    neighbors(&view.vxlan(network), endpoint.addr.iter(), endpoint.mac(), out);
 }
 
 fn vip_neighbors(view: &View<'_>, service: &AssignedService, out: &mut Vec<Object>) {
@@ -343,7 +351,7 @@ fn vip_neighbors(view: &View<'_>, service: &AssignedService, out: &mut Vec<Objec
 
 /// A forwarding entry, and the same for the programs.
 fn entry(view: &View<'_>, network: &AssignedNetwork, mac: MacAddr, vtep: IpAddr, out: &mut Vec<Object>) {
-    let link = IfName::vxlan(&network.id);
+    let link = view.vxlan(network);
     if let (IpAddr::V4(source), IpAddr::V4(vtep), true) = (view.facts.data_addr, vtep, view.facts.fast_lane) {
         let (vxlan, vni, mtu) = (link.clone(), network.vni, view.overlay_mtu);
         out.push(Object::Peer(Peer { vxlan, mac, vtep, source, vni, mtu }));

@@ -74,16 +74,23 @@ impl Plan {
 pub fn plan(desired: &Objects, observed: &Objects) -> Plan {
     let owners = veth_owners(observed);
     let mut phases: BTreeMap<Phase, Vec<Op>> = BTreeMap::new();
+    let mut unwanted: Vec<&Object> = Vec::new();
+    // Both are in order, so one walk through both finds what belongs together.
+    let mut found = observed.iter().peekable();
     for (key, object) in desired {
-        let found = observed.get(key);
+        while let Some((_, other)) = found.next_if(|(other, _)| *other < key) {
+            unwanted.push(other);
+        }
+        let found = found.next_if(|(other, _)| *other == key).map(|(_, found)| found);
         if is_due(object, found) {
             let op = Op::Ensure { object: object.clone(), found: found.cloned() };
             phases.entry(op.phase()).or_default().push(op);
         }
     }
-    for (key, object) in observed.iter().rev() {
+    unwanted.extend(found.map(|(_, other)| other));
+    for object in unwanted.into_iter().rev() {
         // A kernel parameter has no owner: it stays as it is.
-        if !desired.contains_key(key) && !matches!(key, Key::Sysctl(_)) {
+        if !matches!(object, Object::Sysctl(_)) {
             let op = Op::Remove { object: object.clone(), task: owner(object, &owners) };
             phases.entry(op.phase()).or_default().push(op);
         }

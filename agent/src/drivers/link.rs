@@ -3,6 +3,7 @@
 //! A dump that the kernel marks as interrupted (NLM_F_DUMP_INTR: the table changed under it) is taken again; acting on
 //! a torn one would remove what was only missed.
 
+mod batch;
 mod request;
 mod table;
 
@@ -15,6 +16,7 @@ use shoal_plan::IfName;
 
 use crate::netns::NetnsError;
 
+pub(crate) use batch::replace_all;
 pub use request::{Nl, link_message};
 pub use table::{Link, LinkTable};
 

@@ -260,15 +260,10 @@ pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
         Object::LocalAddr(addr) => bpf.local_addrs.upsert(&(*addr).into(), &1)?,
         Object::Router(mac) => bpf.routers.upsert(&RouterKey::new(mac.0), &1)?,
         Object::Tunnel(o) => bpf.tunnels.upsert(&o.vni.get(), &index(&o.vxlan)?)?,
-        Object::Peer(o) => bpf.peers.upsert(
-            &LocalKey::new(index(&o.vxlan)?, o.mac.0),
-            &PeerVal {
-                vtep: u32::from_ne_bytes(o.vtep.octets()),
-                source: u32::from_ne_bytes(o.source.octets()),
-                vni: o.vni.get(),
-                mtu: o.mtu,
-            },
-        )?,
+        Object::Peer(o) => {
+            let (key, value) = peer_entry(o, links)?;
+            bpf.peers.upsert(&key, &value)?
+        }
         Object::TaskIf(o) => {
             let value = task_if_value(o, links)?;
             bpf.task_ifs.upsert(&index(&o.host)?, &value)?
@@ -282,40 +277,87 @@ pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
                 network: o.network.get(),
             },
         )?,
-        Object::LbEndpoint(o) => bpf.endpoints.upsert(
-            &u64::from(o.id.0),
-            &EndpointVal {
-                ip4: o.addr.v4.into(),
-                ip6: o.addr.v6.into(),
-                mac: o.mac.0,
-                flags: if o.local { ENDPOINT_LOCAL } else { 0 }
-                    | if o.draining { ENDPOINT_DRAINING } else { 0 },
-                ifindex: index(&o.link)?,
-                pad: 0,
-            },
-        )?,
+        Object::LbEndpoint(o) => {
+            let (key, value) = endpoint_entry(o, links)?;
+            bpf.endpoints.upsert(&key, &value)?
+        }
         Object::BalancerIf(o) => bpf.balancer_ifs.upsert(
             &index(&o.host)?,
             &values::BalancerIf { vxlan: index(&o.vxlan)?, steer: u32::from(o.steers) },
         )?,
         Object::LbService(o) => bpf.upsert_service(o.key.to_u64(), &spec(o))?,
         Object::Hook(link, program) => bpf.attach(index(link)?, bpf_program(*program))?,
-        Object::Vip(o) => bpf.vips.upsert(
-            &VipKey { addr: o.addr.into(), network: o.network.get() },
-            &VipVal {
-                service: o.service.to_u64(),
-                mac: o.mac.0,
-                pad: 0,
-                balancer: o.balancer.as_ref().map_or(Ok(0), index)?,
-                mark: o.mark.map_or(0, FirewallMark::get),
-            },
-        )?,
-        Object::Port(o) => bpf.ports.upsert(
-            &port_key(o.place),
-            &PortVal::balanced(o.service.to_u64(), o.target, o.mark.map_or(0, FirewallMark::get)),
-        )?,
+        Object::Vip(o) => {
+            let (key, value) = vip_entry(o, links)?;
+            bpf.vips.upsert(&key, &value)?
+        }
+        Object::Port(o) => {
+            let (key, value) = port_entry(o);
+            bpf.ports.upsert(&key, &value)?
+        }
         _ => false,
     })
+}
+
+/// Makes objects of one kind so, by few calls. Returns how many of the first of them are.
+pub(super) fn ensure_many(
+    bpf: &mut BpfDriver,
+    links: &LinkTable,
+    objects: &[&Object],
+) -> Result<usize, FacilityError> {
+    let (mut peers, mut endpoints, mut vips, mut ports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for object in objects {
+        match object {
+            Object::Peer(o) => peers.push(peer_entry(o, links)?),
+            Object::LbEndpoint(o) => endpoints.push(endpoint_entry(o, links)?),
+            Object::Vip(o) => vips.push(vip_entry(o, links)?),
+            Object::Port(o) => ports.push(port_entry(o)),
+            _ => return Ok(0),
+        }
+    }
+    bpf.peers.write_all(&peers)?;
+    bpf.endpoints.write_all(&endpoints)?;
+    bpf.vips.write_all(&vips)?;
+    bpf.ports.write_all(&ports)?;
+    Ok(objects.len())
+}
+
+fn peer_entry(o: &Peer, links: &LinkTable) -> Result<(LocalKey, PeerVal), FacilityError> {
+    let value = PeerVal {
+        vtep: u32::from_ne_bytes(o.vtep.octets()),
+        source: u32::from_ne_bytes(o.source.octets()),
+        vni: o.vni.get(),
+        mtu: o.mtu,
+    };
+    Ok((LocalKey::new(links.index(&o.vxlan)?, o.mac.0), value))
+}
+
+fn endpoint_entry(o: &LbEndpoint, links: &LinkTable) -> Result<(u64, EndpointVal), FacilityError> {
+    let value = EndpointVal {
+        ip4: o.addr.v4.into(),
+        ip6: o.addr.v6.into(),
+        mac: o.mac.0,
+        flags: if o.local { ENDPOINT_LOCAL } else { 0 } | if o.draining { ENDPOINT_DRAINING } else { 0 },
+        ifindex: links.index(&o.link)?,
+        pad: 0,
+    };
+    Ok((u64::from(o.id.0), value))
+}
+
+fn vip_entry(o: &Vip, links: &LinkTable) -> Result<(VipKey, VipVal), FacilityError> {
+    let value = VipVal {
+        service: o.service.to_u64(),
+        mac: o.mac.0,
+        pad: 0,
+        balancer: o.balancer.as_ref().map_or(Ok(0), |name| links.index(name))?,
+        mark: o.mark.map_or(0, FirewallMark::get),
+    };
+    Ok((VipKey { addr: o.addr.into(), network: o.network.get() }, value))
+}
+
+fn port_entry(o: &Port) -> (PortKey, PortVal) {
+    let mark = o.mark.map_or(0, FirewallMark::get);
+    (port_key(o.place), PortVal::balanced(o.service.to_u64(), o.target, mark))
 }
 
 fn port_key(place: PortPlace) -> PortKey {

@@ -39,6 +39,11 @@ impl Backoffs {
         self.failed.remove(key).is_some()
     }
 
+    /// Whether nothing has failed of late.
+    pub(super) fn is_empty(&self) -> bool {
+        self.failed.is_empty()
+    }
+
     /// What is wanted has changed: everything is tried anew.
     pub(super) fn clear(&mut self) {
         self.failed.clear();

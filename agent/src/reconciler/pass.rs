@@ -12,13 +12,16 @@ use shoal_types::assignment::Assignment;
 
 use super::change::Settled;
 use super::report::{Applied, chain};
-use super::{Reconciler, Wake};
+use super::{Reconciler, Wake, many};
 use crate::drivers::runtime::{ObservedTask, RuntimeState};
 use crate::facility::Facility;
 use crate::stats::Stats;
 
 /// A change that made another one necessary settles within this many rounds.
 const ROUNDS: usize = 4;
+
+/// A sweep of a large node takes seconds and gives way to the managers, but not more often than this in a row.
+const GIVES_WAY: u32 = 8;
 
 /// What came of carrying out a plan.
 #[derive(Debug, Default)]
@@ -52,7 +55,7 @@ impl Outcome {
 
 /// Which tasks can't be started, or must not lose anything yet.
 #[derive(Debug, Default)]
-struct Obstacles {
+pub(super) struct Obstacles {
     /// Something of theirs could not be made.
     unready: BTreeSet<TaskId>,
     /// Something that new flows need could not be made.
@@ -76,7 +79,11 @@ impl<F: Facility> Reconciler<F> {
             Ok(facts) => {
                 let outcome = match self.change(why, &assignment, &facts).await {
                     Some(outcome) => outcome,
-                    None => self.rounds(why, &assignment, &facts).await,
+                    None => match self.rounds(why, &assignment, &facts).await {
+                        Some(outcome) => outcome,
+                        // What the managers have to say is next; what was found so far is not worth keeping.
+                        None => return,
+                    },
                 };
                 // What fails is told apart: what was made before and is found changed is somebody else's doing.
                 let (is_settled, clean) = (outcome.deferred == 0, outcome.errors.is_empty());
@@ -108,16 +115,29 @@ impl<F: Facility> Reconciler<F> {
         self.reports.pass_done(Applied { generation: self.applied, errors, took, writes, lb });
     }
 
-    async fn rounds(&mut self, why: Wake, assignment: &Assignment, facts: &Facts) -> Outcome {
-        let Some(desired) = desired::derive(assignment, facts) else { return Outcome::default() };
+    /// Looks and changes until nothing is left to do. `None`: it gave way before it changed anything.
+    async fn rounds(&mut self, why: Wake, assignment: &Assignment, facts: &Facts) -> Option<Outcome> {
+        let Some(desired) = desired::derive(assignment, facts) else { return Some(Outcome::default()) };
         self.backoffs.retain(|key| desired.contains_key(key));
         let is_drift = matches!(why, Wake::Kernel | Wake::Sweep)
             && self.settled.as_ref().is_some_and(|settled| settled.is_current(assignment, facts));
         let mut outcome = Outcome::default();
         for round in 0..ROUNDS {
-            let observed = match self.observe(&desired, assignment, round == 0 && why != Wake::Task).await {
+            let thorough = round == 0 && why != Wake::Task;
+            let mut news = self.assignment.clone();
+            let gives_way = why == Wake::Sweep && round == 0 && self.gave_way < GIVES_WAY;
+            // Observing only reads, so it may end anywhere.
+            let observed = tokio::select! {
+                biased;
+                observed = self.observe(&desired, assignment, thorough) => observed,
+                Ok(()) = news.changed(), if gives_way => {
+                    self.gave_way += 1;
+                    return None;
+                }
+            };
+            let observed = match observed {
                 Ok(observed) => observed,
-                Err(error) => return Outcome::lost(error),
+                Err(error) => return Some(Outcome::lost(error)),
             };
             if !self.started {
                 self.started = true;
@@ -132,12 +152,13 @@ impl<F: Facility> Reconciler<F> {
                 break;
             }
             outcome = self.carry_out(&plan, &desired, is_drift && round == 0).await;
-            if outcome.done == 0 || !outcome.errors.is_empty() {
+            if outcome.done == 0 || !outcome.errors.is_empty() || many::is_final(&plan) {
                 break;
             }
         }
+        self.gave_way = 0;
         self.tasks.settle(assignment, &self.reports);
-        outcome
+        Some(outcome)
     }
 
     async fn observe(
@@ -179,9 +200,7 @@ impl<F: Facility> Reconciler<F> {
                 outcome.deferred += ops.len();
                 continue;
             }
-            for op in ops {
-                self.step(op, &owners, &mut outcome, &mut obstacles, is_drift).await;
-            }
+            self.carry_out_phase(ops, &owners, &mut outcome, &mut obstacles, is_drift).await;
             if let Err(error) = self.facility.phase_done().await {
                 outcome.errors.push(format!("after {phase:?}: {}", chain(&error)));
             }
@@ -189,7 +208,7 @@ impl<F: Facility> Reconciler<F> {
         outcome
     }
 
-    async fn step(
+    pub(super) async fn step(
         &mut self,
         op: &Op,
         owners: &BTreeMap<IfName, TaskId>,
@@ -227,15 +246,7 @@ impl<F: Facility> Reconciler<F> {
             Op::Remove { object, .. } => self.facility.remove(object).await,
         };
         match result {
-            Ok(()) => {
-                let had_failed = self.backoffs.succeeded(&key);
-                outcome.done += 1;
-                tracing::debug!(?key, "applied");
-                if is_drift && !had_failed {
-                    tracing::warn!(?key, "somebody else changed it; repaired");
-                    self.stats.drift_repaired(op.object().kind());
-                }
-            }
+            Ok(()) => self.made(op, outcome, is_drift),
             Err(error) => {
                 let text = chain(&error);
                 tracing::warn!(?key, error = text, "not applied");
@@ -243,6 +254,18 @@ impl<F: Facility> Reconciler<F> {
                 self.backoffs.failed(key, text);
                 obstacles.note(op, owners);
             }
+        }
+    }
+
+    /// An operation is done.
+    pub(super) fn made(&mut self, op: &Op, outcome: &mut Outcome, is_drift: bool) {
+        let key = op.key();
+        let had_failed = self.backoffs.succeeded(&key);
+        outcome.done += 1;
+        tracing::debug!(?key, "applied");
+        if is_drift && !had_failed {
+            tracing::warn!(?key, "somebody else changed it; repaired");
+            self.stats.drift_repaired(op.object().kind());
         }
     }
 
@@ -273,6 +296,11 @@ impl<F: Facility> Reconciler<F> {
 }
 
 impl Obstacles {
+    /// Whether everything could be made so far.
+    pub(super) fn is_none(&self) -> bool {
+        !self.broken && self.failed.is_empty()
+    }
+
     /// Whether an object leads new flows to something that could not be made.
     fn bar(&self, object: &Object) -> bool {
         matches!(object, Object::Port(_) | Object::Vip(_))

@@ -36,6 +36,8 @@ struct KernelState {
     refuse: Option<&'static str>,
     writes: usize,
     observed: usize,
+    /// Looking takes a minute.
+    slow: bool,
     removed: Vec<Key>,
 }
 
@@ -75,6 +77,9 @@ impl Facility for FakeKernel {
     }
 
     async fn observe(&mut self, _desired: &Objects, _thorough: bool) -> Result<Objects, FacilityError> {
+        if self.with(|state| state.slow) {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+        }
         Ok(self.with(|state| {
             state.observed += 1;
             state.objects.clone()

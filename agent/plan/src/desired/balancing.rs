@@ -96,17 +96,23 @@ fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) 
 }
 
 fn endpoints(view: &View<'_>, out: &mut Vec<Object>) {
-    out.extend(view.endpoints().map(|(endpoint, network, local)| lb_endpoint(endpoint, network, local)));
+    let all = view.endpoints();
+    out.extend(all.map(|(endpoint, network, local)| lb_endpoint(view, endpoint, network, local)));
 }
 
-pub(super) fn lb_endpoint(endpoint: &Endpoint, network: &AssignedNetwork, local: bool) -> Object {
+pub(super) fn lb_endpoint(
+    view: &View<'_>,
+    endpoint: &Endpoint,
+    network: &AssignedNetwork,
+    local: bool,
+) -> Object {
     Object::LbEndpoint(LbEndpoint {
         id: endpoint.id,
         addr: endpoint.addr,
         mac: endpoint.mac(),
         local,
         draining: !endpoint.serving,
-        link: if local { IfName::veth(endpoint.id) } else { IfName::vxlan(&network.id) },
+        link: if local { IfName::veth(endpoint.id) } else { view.vxlan(network) },
     })
 }
 

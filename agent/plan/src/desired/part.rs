@@ -122,7 +122,7 @@ pub fn derive_part(
         if !here {
             endpoint_elsewhere(&view, &vteps, endpoint, network, &mut objects);
         }
-        objects.push(balancing::lb_endpoint(endpoint, network, here));
+        objects.push(balancing::lb_endpoint(&view, endpoint, network, here));
     }
     let touched = part.services.iter().filter_map(|id| assignment.service(id));
     let members = |id: &ServiceId| {

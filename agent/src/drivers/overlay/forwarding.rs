@@ -13,7 +13,7 @@ use shoal_plan::object::{Fdb, Neighbor, Object};
 use shoal_types::MacAddr;
 
 use super::Overlay;
-use crate::drivers::link::{Link, LinkError, LinkTable, Nl};
+use crate::drivers::link::{Link, LinkError, LinkTable, Nl, replace_all};
 
 /// The forwarding entries and neighbors of our VXLAN devices.
 pub(super) async fn observe(
@@ -106,6 +106,21 @@ fn fdb_message(index: u32, mac: MacAddr, vtep: Option<IpAddr>) -> NeighbourMessa
 }
 
 impl Overlay {
+    /// Makes forwarding entries or neighbors in the namespace of the calling thread, or makes them so. Returns how many
+    /// of the first of them are made.
+    pub fn ensure_many(links: &LinkTable, objects: &[&Object]) -> Result<usize, LinkError> {
+        let message = |object: &&Object| {
+            Some(RouteNetlinkMessage::NewNeighbour(match object {
+                Object::Fdb(o) => fdb_message(links.index(&o.link).ok()?, o.mac, Some(o.vtep)),
+                Object::Neighbor(o) => neighbor_message(links.index(&o.link).ok()?, o.ip, Some(o.mac)),
+                _ => return None,
+            }))
+        };
+        let messages: Vec<_> = objects.iter().map_while(message).collect();
+        replace_all(messages)
+            .map_err(|source| LinkError::Refused { action: "add forwarding entries".to_owned(), source })
+    }
+
     /// Makes a forwarding entry, or makes it so.
     pub async fn ensure_fdb(&self, links: &LinkTable, fdb: &Fdb) -> Result<(), LinkError> {
         let index = links.index(&fdb.link)?;

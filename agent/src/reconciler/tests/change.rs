@@ -107,3 +107,28 @@ async fn a_change_that_fails_is_not_programmed_and_tried_again_over_everything()
     assert!(world.stats.drift().is_empty(), "nobody else did it");
     world.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_gives_way_to_changes_but_not_for_ever() {
+    let mut world = World::start();
+    world.tell(&[11]);
+    world.applied().await;
+    world.kernel.with(|state| state.slow = true);
+    let looked = world.kernel.with(|state| state.observed);
+    for round in 0..8 {
+        // A sweep has been under way for a second: it comes 20 times as long after the last one as that took.
+        tokio::time::sleep(Duration::from_secs(if round == 0 { 6 } else { 21 })).await;
+        let begin = Instant::now();
+        let told = world.tell(if round % 2 == 0 { &[11, 13] } else { &[11] });
+        world.applied().await;
+        assert!(begin.elapsed() < Duration::from_secs(1), "round {round}: {:?}", begin.elapsed());
+        assert!(world.holds(&told).await);
+    }
+    assert_eq!(world.kernel.with(|state| state.observed), looked, "none came to an end");
+    tokio::time::sleep(Duration::from_secs(21)).await;
+    let told = world.tell(&[15]);
+    world.applied().await;
+    assert!(world.kernel.with(|state| state.observed) > looked, "this one did");
+    assert!(world.holds(&told).await);
+    world.stop().await;
+}

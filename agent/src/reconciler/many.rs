@@ -1,0 +1,73 @@
+//! Operations of a phase: runs of the kinds of which there may be tens of thousands are carried out at once.
+
+use std::collections::BTreeMap;
+
+use shoal_plan::{IfName, Object, Op, Plan};
+use shoal_types::TaskId;
+
+use super::Reconciler;
+use super::pass::{Obstacles, Outcome};
+use crate::facility::Facility;
+
+/// Fewer are as quick one by one, and tell better what is wrong.
+const MANY: usize = 16;
+
+/// Whether an object is one of a kind that is made by the thousand, and that nothing else is made over.
+fn is_leaf(object: &Object) -> bool {
+    matches!(
+        object,
+        Object::Fdb(_)
+            | Object::Neighbor(_)
+            | Object::Peer(_)
+            | Object::LbEndpoint(_)
+            | Object::LbService(_)
+            | Object::Port(_)
+            | Object::Vip(_)
+    )
+}
+
+/// Whether carrying out a plan can make nothing else necessary.
+pub(super) fn is_final(plan: &Plan) -> bool {
+    plan.ops().all(|op| is_leaf(op.object()))
+}
+
+/// How many operations from the first on make objects of its kind.
+fn run(ops: &[Op]) -> usize {
+    let kind = |op: &Op| match op {
+        Op::Ensure { object, .. } if is_leaf(object) => Some(object.kind()),
+        _ => None,
+    };
+    let Some(first) = ops.first().and_then(kind) else { return 1 };
+    ops.iter().take_while(|op| kind(op) == Some(first)).count()
+}
+
+impl<F: Facility> Reconciler<F> {
+    /// Carries out the operations of a phase, in order.
+    pub(super) async fn carry_out_phase(
+        &mut self,
+        mut ops: &[Op],
+        owners: &BTreeMap<IfName, TaskId>,
+        outcome: &mut Outcome,
+        obstacles: &mut Obstacles,
+        is_drift: bool,
+    ) {
+        while !ops.is_empty() {
+            let (alike, others) = ops.split_at(run(ops));
+            let is_quick = alike.len() >= MANY && obstacles.is_none() && self.backoffs.is_empty();
+            let made = if is_quick {
+                let objects: Vec<&Object> = alike.iter().map(Op::object).collect();
+                self.facility.ensure_many(&objects).await.min(alike.len())
+            } else {
+                0
+            };
+            let (done, left) = alike.split_at(made);
+            for op in done {
+                self.made(op, outcome, is_drift);
+            }
+            for op in left {
+                self.step(op, owners, outcome, obstacles, is_drift).await;
+            }
+            ops = others;
+        }
+    }
+}
