@@ -12,6 +12,7 @@ mod path;
 mod programs;
 mod report;
 mod rolling;
+mod scale;
 mod stage;
 mod swarm;
 
@@ -60,6 +61,8 @@ enum Name {
     Ipvs,
     /// Replacing ten tasks again and again under load, which must not notice; `--rounds` are the updates
     Rolling,
+    /// How fast nodes are programmed, with few services and with many; `--rounds` are the tasks that are killed
+    Scale,
 }
 
 impl Name {
@@ -69,6 +72,7 @@ impl Name {
             Self::Cost => "cost",
             Self::Ipvs => "ipvs",
             Self::Rolling => "rolling",
+            Self::Scale => "scale",
         }
     }
 }
@@ -91,6 +95,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             (None, Name::Cost) => cost::run(),
             (None, Name::Ipvs) => ipvs::run(),
             (None, Name::Rolling) => rolling::run(args),
+            (None, Name::Scale) => scale::run(args),
         };
         let outcome = outcome.with_context(|| format!("bench {}", name.name()))?;
         documents.push(outcome.document);

@@ -16,9 +16,10 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
         // The agent embeds the object.
         build_ebpf::run(&build_ebpf::Args::default())?;
         let packages = ["--package", "shoal-agent", "--package", "shoal-control", "--package", "shoal-cli"];
-        let load =
-            ["--package", "shoal-netns", "--bins", "--example", "ipvs_scale", "--example", "program_cost"];
-        cargo(&[&["build", "--quiet", "--release"][..], &packages, &load].concat())?;
+        let load = ["--package", "shoal-netns", "--bins"];
+        let examples = ["ipvs_scale", "program_cost", "scale", "endpoint_watch"];
+        let examples: Vec<_> = examples.iter().flat_map(|name| ["--example", name]).collect();
+        cargo(&[&["build", "--quiet", "--release"][..], &packages, &load, &examples].concat())?;
     }
     Ok(target_dir()?.join("release"))
 }
