@@ -117,6 +117,8 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
             mtu: None,
             lb_engine: shoal_types::LbEngine::Auto,
             fast_lane: false,
+            connect_hooks: Some(false),
+            group: None,
             writes: Writes::default(),
         });
         take_down(facility, config).await?;

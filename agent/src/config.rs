@@ -61,6 +61,8 @@ pub struct Config {
     pub fast_lane: Option<bool>,
     /// Flows that the tables of the data plane have room for.
     pub flow_entries: u32,
+    /// Whether connections of tasks to virtual IPs are led to endpoints when they are made; `None`: where the kernel can.
+    pub connect_hooks: Option<bool>,
     /// How long certificates live in a swarm that is made here.
     pub cert_lifetime: Duration,
     /// As a manager: silence after which a node is out of the load balancers.
@@ -98,13 +100,9 @@ impl Config {
                 _ => Some(mtu(settings)?),
             },
             lb_engine: parse(settings, "network.lb_engine", "use auto (as the swarm is set), ipvs or ebpf")?,
-            fast_lane: match text("network.fast_lane").as_str() {
-                "auto" => None,
-                "on" => Some(true),
-                "off" => Some(false),
-                _ => return Err(settings.refuse("network.fast_lane", "use auto, on or off")),
-            },
+            fast_lane: switch(settings, "network.fast_lane")?,
             flow_entries: flow_entries(settings)?,
+            connect_hooks: switch(settings, "network.connect_hooks")?,
             cert_lifetime: cert_lifetime(settings)?,
             suspect_after: silence(settings, "agent.suspect_after", Duration::from_secs(1))?,
             down_after: down_after(settings)?,
@@ -146,6 +144,16 @@ impl Config {
 
 fn parse<T: std::str::FromStr>(settings: &Settings, key: &str, help: &str) -> Result<T, ConfigError> {
     settings.get(key).text.parse().map_err(|_| settings.refuse(key, help))
+}
+
+/// `None` is `auto`.
+fn switch(settings: &Settings, key: &str) -> Result<Option<bool>, ConfigError> {
+    match settings.get(key).text.as_str() {
+        "auto" => Ok(None),
+        "on" => Ok(Some(true)),
+        "off" => Ok(Some(false)),
+        _ => Err(settings.refuse(key, "use auto, on or off")),
+    }
 }
 
 fn mtu(settings: &Settings) -> Result<u32, ConfigError> {

@@ -1,6 +1,7 @@
 //! All that the reconciler changes on a node, tasks aside, behind one narrow trait: observe, ensure, remove.
 
 mod balancers;
+mod clients;
 mod engine;
 mod former;
 mod mesh;
@@ -9,7 +10,7 @@ mod reserved;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -29,6 +30,7 @@ use crate::drivers::overlay::Overlay;
 use crate::facts::{self, EgressBook, EgressBookError};
 
 use balancers::Balancers;
+use clients::Clients;
 use engine::EngineChoice;
 use names::ZoneCache;
 
@@ -106,6 +108,11 @@ pub trait Facility: Send + 'static {
     /// What each program did with how many packets: program, event, packets.
     fn packets(&self) -> Vec<(&'static str, &'static str, u64)>;
 
+    /// Connections that were led to an endpoint when they were made, by family; `None` while none are led.
+    fn connects(&self) -> Option<BTreeMap<&'static str, u64>> {
+        None
+    }
+
     /// What balances, as of the last facts.
     fn lb(&self) -> LbInUse;
 }
@@ -117,6 +124,7 @@ pub struct HostFacility {
     bpf: BpfDriver,
     dns: DnsDriver,
     balancers: Balancers,
+    clients: Clients,
     engine: EngineChoice,
     /// Whether the kernel takes the nftables table, once it was asked.
     takes_table: Option<bool>,
@@ -147,6 +155,10 @@ pub struct Parts {
     pub lb_engine: LbEngine,
     /// Whether the programs may open and make tunnel packets themselves.
     pub fast_lane: bool,
+    /// Whether connections of tasks to virtual IPs are to be led to endpoints; `None`: where the kernel can.
+    pub connect_hooks: Option<bool>,
+    /// Directory of the control group of the node's tasks in the unified hierarchy, if there is one.
+    pub group: Option<PathBuf>,
     /// Egress places.
     pub book: EgressBook,
     /// Published ports among the reserved ones.
@@ -171,6 +183,8 @@ impl HostFacility {
             dns,
             lb_engine,
             fast_lane,
+            connect_hooks,
+            group,
             book,
             reserved,
             former,
@@ -178,12 +192,14 @@ impl HostFacility {
             mtu,
             writes,
         } = parts;
+        let clients = Clients::new(connect_hooks, group, &bpf);
         Self {
             overlay,
             egress,
             bpf,
             dns,
             balancers: Balancers::new(writes.clone()),
+            clients,
             engine: EngineChoice::new(lb_engine),
             takes_table: None,
             fast_lane,
@@ -267,6 +283,7 @@ impl Facility for HostFacility {
             engine: self.choose_engine(assignment)?,
             firewall: self.has_firewall().await,
             fast_lane: self.fast_lane,
+            connect_hooks: self.clients.enabled(),
         })
     }
 
@@ -280,6 +297,7 @@ impl Facility for HostFacility {
         more.push(self.observe_reserved(desired)?);
         more.extend(self.firewall.clone().map(Object::Firewall));
         mesh::observe(&self.bpf, &self.links, desired, &mut more)?;
+        self.clients.observe(&self.overlay, &mut self.bpf, &self.writes, &mut more)?;
         let serving = self.dns.observe();
         self.resolvers.retain(|task, _| serving.contains(task.as_str()));
         more.extend(self.resolvers.values().cloned().map(Object::from));
@@ -335,6 +353,15 @@ impl Facility for HostFacility {
             Object::Virtual(service) => self.balancers.ensure(&self.overlay, service)?,
             Object::Resolver(resolver) => self.ensure_resolver(resolver).await?,
             Object::Task(_) => {}
+            Object::Client(_) | Object::Connecting(_) => {
+                let wrote = match object {
+                    Object::Client(client) => self.clients.ensure(&self.overlay, &mut self.bpf, client)?,
+                    _ => self.clients.attach(&self.bpf)?,
+                };
+                if wrote {
+                    self.writes.count();
+                }
+            }
             mesh => {
                 for name in mesh::links_of(mesh) {
                     self.link_index(name).await?;
@@ -382,6 +409,16 @@ impl Facility for HostFacility {
             Object::Resolver(resolver) => {
                 self.dns.remove(resolver.task.as_str()).await;
                 self.resolvers.remove(&resolver.task);
+            }
+            Object::Client(client) => {
+                if self.clients.remove(&self.overlay, &mut self.bpf, client)? {
+                    self.writes.count();
+                }
+            }
+            Object::Connecting(_) => {
+                if self.bpf.leave_connections()? {
+                    self.writes.count();
+                }
             }
             mesh => {
                 if mesh::remove(&mut self.bpf, &self.links, mesh)? {
@@ -443,6 +480,17 @@ impl Facility for HostFacility {
                 Vec::new()
             }
         }
+    }
+
+    fn connects(&self) -> Option<BTreeMap<&'static str, u64>> {
+        if !self.clients.enabled() {
+            return None;
+        }
+        let unread = |error: BpfError| {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(error, "the counters of connections can't be read");
+        };
+        Some(self.bpf.connects().map_err(unread).unwrap_or_default())
     }
 
     fn drops(&self) -> BTreeMap<&'static str, u64> {

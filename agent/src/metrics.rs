@@ -144,6 +144,7 @@ impl Exporter {
                 "shoal_program_packets_total{{program=\"{program}\",event=\"{event}\"}} {packets}"
             ));
         }
+        out.connects(stats);
         out.0.push_str(&stats.dns.text());
         out.head("shoal_agent_program_seconds", "gauge", "Time of the last pass");
         let seconds = Duration::from_micros(Stats::get(&stats.last_pass_us)).as_secs_f64();
@@ -182,6 +183,27 @@ impl Text {
 
     fn series(&mut self, name: &str, label: &str, value: &str, number: u64) {
         self.raw(&format!("{name}{{{label}=\"{value}\"}} {number}"));
+    }
+
+    fn connects(&mut self, stats: &Stats) {
+        let connects = stats.connects();
+        self.one(
+            "shoal_connect_hooks",
+            "gauge",
+            "Whether connections of tasks to virtual IPs are led to endpoints when they are made (else packet by packet)",
+            u64::from(connects.is_some()),
+        );
+        self.head(
+            "shoal_connect_translations_total",
+            "counter",
+            "Connections of tasks to virtual IPs that were led to an endpoint when they were made",
+        );
+        for family in ["ipv4", "ipv6"] {
+            let number = connects.as_ref().and_then(|connects| connects.get(family)).copied().unwrap_or(0);
+            self.raw(&format!(
+                "shoal_connect_translations_total{{family=\"{family}\",proto=\"tcp\"}} {number}"
+            ));
+        }
     }
 
     fn health_checks(&mut self, stats: &Stats) {

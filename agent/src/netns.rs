@@ -113,6 +113,13 @@ impl Netns {
             .map_err(|errno| NetnsError::io("examine", &self.path, errno))
     }
 
+    /// The namespace's cookie (`SO_NETNS_COOKIE`): unlike the inode number, no other namespace ever has it. Blocks for
+    /// a moment.
+    pub fn cookie(&self) -> Result<u64, NetnsError> {
+        self.run(sys::netns_cookie)?
+            .map_err(|error| NetnsError::io("ask for the cookie of", &self.path, error))
+    }
+
     /// Runs a closure on a thread of its own inside the namespace and returns what it returns.
     ///
     /// Blocks the caller for the length of the closure, which must only make sockets and plain system calls.

@@ -38,6 +38,7 @@ pub struct Stats {
     drift: Mutex<BTreeMap<&'static str, u64>>,
     drops: Mutex<BTreeMap<&'static str, u64>>,
     packets: Mutex<Vec<(&'static str, &'static str, u64)>>,
+    connects: Mutex<Option<BTreeMap<&'static str, u64>>>,
     warnings: Mutex<Vec<String>>,
     lb: Mutex<LbInUse>,
 }
@@ -81,6 +82,16 @@ impl Stats {
     /// Takes over what the programs counted.
     pub fn set_packets(&self, packets: Vec<(&'static str, &'static str, u64)>) {
         *self.packets.lock().unwrap_or_else(PoisonError::into_inner) = packets;
+    }
+
+    /// Connections that were led to an endpoint when they were made, by family; `None` while none are led.
+    pub fn connects(&self) -> Option<BTreeMap<&'static str, u64>> {
+        self.connects.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over how many connections were led.
+    pub fn set_connects(&self, connects: Option<BTreeMap<&'static str, u64>>) {
+        *self.connects.lock().unwrap_or_else(PoisonError::into_inner) = connects;
     }
 
     /// What is not as it should be now.

@@ -234,6 +234,7 @@ fn wanted(own: u8, tasks: bool) -> Objects {
         engine: shoal_plan::Engine::Ebpf,
         firewall: true,
         fast_lane: true,
+        connect_hooks: true,
     };
     let mut all = desired::derive(&assignment, &facts).expect("says who the node is");
     all.retain(|key, _| {

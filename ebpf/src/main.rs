@@ -4,6 +4,7 @@
 #![no_main]
 
 mod helpers;
+mod hooks;
 mod maps;
 mod skb;
 

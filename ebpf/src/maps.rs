@@ -5,14 +5,14 @@ use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coars
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::lane::BULK_SLOTS;
 use shoal_ebpf_common::life::{PROPOSALS, TICK_SHIFT};
 use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal, ReplyVal, ServiceVal, TaskIf,
-    VipVal,
+    BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerName, PeerVal, PortVal,
+    Proposal, ReplyVal, ServiceVal, TaskIf, VipVal,
 };
 use shoal_ebpf_common::verdict::Work;
 
@@ -41,6 +41,14 @@ static LOCAL_ADDRS: HashMap<Addr, u32> = HashMap::pinned(4_096, SPARSE);
 static TASK_IFS: HashMap<u32, TaskIf> = HashMap::pinned(16_384, SPARSE);
 #[map]
 static VIPS: HashMap<VipKey, VipVal> = HashMap::pinned(65_536, SPARSE);
+#[map]
+static CLIENTS: HashMap<ClientKey, ClientVal> = HashMap::pinned(16_384, SPARSE);
+/// A socket whose entry had to make room for others shows the endpoint's address, which it is connected to.
+#[map]
+static PEER_NAMES: LruHashMap<u64, PeerName> = LruHashMap::pinned(1 << 16, 0);
+/// Connections that were led to an endpoint: IPv4, IPv6.
+#[map]
+static CONNECTS: PerCpuArray<u64> = PerCpuArray::pinned(2, 0);
 #[map]
 static BALANCER_IFS: HashMap<u32, BalancerIf> = HashMap::pinned(16_384, SPARSE);
 #[map]
@@ -161,6 +169,11 @@ impl Tables for Kernel {
     #[inline(always)]
     fn vip(&self, key: &VipKey) -> Option<&VipVal> {
         lookup!(VIPS, key)
+    }
+
+    #[inline(always)]
+    fn client(&self, key: &ClientKey) -> Option<&ClientVal> {
+        lookup!(CLIENTS, key)
     }
 
     #[inline(always)]
@@ -311,6 +324,29 @@ impl Tables for Kernel {
 pub fn count(program: Program, event: Event) {
     if let Some(count) = STATS.get_ptr_mut(stat_index(program, event)) {
         // SAFETY: as above.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Remembers what a socket is connected to in place of what it asked for. Returns whether it could.
+#[inline(always)]
+pub fn set_peer_name(socket: u64, name: &PeerName) -> bool {
+    PEER_NAMES.insert(&socket, name, 0).is_ok()
+}
+
+/// What a socket is connected to in place of what it asked for.
+#[inline(always)]
+pub fn peer_name(socket: u64) -> Option<&'static PeerName> {
+    // SAFETY: as in the lookups above; one socket's entry is written by whoever connects it.
+    unsafe { PEER_NAMES.get(&socket) }
+}
+
+/// Counts a connection that was led to an endpoint.
+#[inline(always)]
+pub fn count_connect(v4: bool) {
+    if let Some(count) = CONNECTS.get_ptr_mut(u32::from(!v4)) {
+        // SAFETY: the pointer is to this CPU's value. The program may be interrupted by another in between, which
+        // costs at worst a count.
         unsafe { *count += 1 };
     }
 }

@@ -96,6 +96,7 @@ pub fn references(object: &Object) -> Vec<Key> {
         Object::Tunnel(o) => vec![Key::Vxlan(o.vxlan.clone())],
         Object::Peer(o) => vec![Key::Vxlan(o.vxlan.clone())],
         Object::TaskIf(o) => vec![Key::Leg(o.host.clone())],
+        Object::Client(o) => vec![Key::Sandbox(o.task.clone())],
         Object::Local(o) => vec![Key::Vxlan(o.vxlan.clone()), Key::Leg(o.veth.clone())],
         Object::LbEndpoint(o) => vec![link_key(o.local, &o.link)],
         Object::LbService(o) => o.members.iter().map(|id| Key::LbEndpoint(*id)).collect(),

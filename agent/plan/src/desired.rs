@@ -58,6 +58,8 @@ pub struct Facts {
     pub firewall: bool,
     /// Whether the programs may open and make tunnel packets themselves.
     pub fast_lane: bool,
+    /// Whether connections of tasks to virtual IPs are led to endpoints when they are made.
+    pub connect_hooks: bool,
 }
 
 /// What balances on a node.

@@ -15,7 +15,7 @@ use shoal_types::{DualAddr, EndpointId, MacAddr, PortPlace, Protocol, TaskId, Vn
 
 use crate::name::{IfName, Mark};
 
-pub use attached::{IngressPlace, LegRole, Local, TaskIf};
+pub use attached::{Client, IngressPlace, LegRole, Local, TaskIf};
 pub use balancer::{
     Balancer, BalancerIf, BalancerLeg, FirewallMark, Gate, IngressBalancer, Place, Virtual,
     VirtualDestination, VirtualForward, VirtualScheduler,
@@ -69,6 +69,10 @@ pub enum Key {
     LbService(ServiceKey),
     /// A balancer's leg as the programs know it, by its host side.
     BalancerIf(IfName),
+    /// A task in one of its networks, as the programs know it by its namespace; which, counted from 0.
+    Client(TaskId, u32),
+    /// The programs at the control group of the node's tasks.
+    Connecting,
     /// A virtual service of a balancer.
     Virtual(Place, FirewallMark),
     /// A program on a link.
@@ -126,6 +130,10 @@ pub enum Object {
     LbService(LbService),
     /// See [`Key::BalancerIf`].
     BalancerIf(BalancerIf),
+    /// See [`Key::Client`].
+    Client(Client),
+    /// See [`Key::Connecting`]: whether all are in place.
+    Connecting(bool),
     /// See [`Key::Virtual`].
     Virtual(Box<Virtual>),
     /// See [`Key::Hook`].
@@ -178,6 +186,8 @@ impl Object {
             Self::LbEndpoint(o) => Key::LbEndpoint(o.id),
             Self::LbService(o) => Key::LbService(o.key),
             Self::BalancerIf(o) => Key::BalancerIf(o.host.clone()),
+            Self::Client(o) => Key::Client(o.task.clone(), o.place),
+            Self::Connecting(_) => Key::Connecting,
             Self::Virtual(o) => Key::Virtual(o.place.clone(), o.mark),
             Self::Hook(link, program) => Key::Hook(link.clone(), *program),
             Self::Vip(o) => Key::Vip(o.network, o.addr),
@@ -210,6 +220,8 @@ impl Object {
             Self::LbEndpoint(_) => "endpoint",
             Self::LbService(_) => "service",
             Self::BalancerIf(_) => "balancer_if",
+            Self::Client(_) => "client",
+            Self::Connecting(_) => "connecting",
             Self::Virtual(_) => "virtual_service",
             Self::Hook(..) => "hook",
             Self::Vip(_) => "vip",

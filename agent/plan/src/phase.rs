@@ -58,6 +58,8 @@ impl Phase {
             | Key::LbEndpoint(_)
             | Key::LbService(_)
             | Key::BalancerIf(_)
+            | Key::Client(..)
+            | Key::Connecting
             | Key::Virtual(..)
             | Key::Hook(..) => Self::AddBalancing,
             Key::Vip(..) | Key::Port(..) | Key::Resolver(_) => Self::Publish,
@@ -79,6 +81,8 @@ impl Phase {
             | Key::LbEndpoint(_)
             | Key::LbService(_)
             | Key::BalancerIf(_)
+            | Key::Client(..)
+            | Key::Connecting
             | Key::Virtual(..)
             | Key::Hook(..) => Self::RemoveBalancing,
             Key::Task(_) => Self::StopTasks,

@@ -1,3 +1,4 @@
+mod connect;
 mod lane;
 mod names;
 mod part;
@@ -233,6 +234,7 @@ fn facts(assignment: &Assignment) -> Facts {
         engine: Engine::Ebpf,
         firewall: true,
         fast_lane: true,
+        connect_hooks: true,
     }
 }
 

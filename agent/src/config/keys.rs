@@ -72,6 +72,13 @@ pub const KEYS: &[KeyInfo] = &[
         "flows the node remembers; counts when the tables are made, as after a reboot or 'shoald cleanup'",
     ),
     key(
+        "network.connect_hooks",
+        "SHOAL_NETWORK_CONNECT_HOOKS",
+        "auto",
+        "whether a task's TCP connection to a virtual IP is led to an endpoint once, when it is made: auto and on (where \
+         kernel and control groups allow), or off (each packet is translated)",
+    ),
+    key(
         "dns.search",
         "SHOAL_DNS_SEARCH",
         "true",

@@ -84,6 +84,7 @@ fn a_wrong_value_says_where_it_came_from() {
         ("[network]\nlb_engine = \"IPVS\"\n", "network.lb_engine"),
         ("[network]\nfast_lane = \"yes\"\n", "network.fast_lane"),
         ("[network]\nflow_entries = 4095\n", "network.flow_entries"),
+        ("[network]\nconnect_hooks = \"yes\"\n", "network.connect_hooks"),
         ("[node]\nname = \"Not A Label\"\n", "node.name"),
         ("[observe]\nlog_format = \"xml\"\n", "observe.log_format"),
         ("[agent]\nsuspect_after = \"900ms\"\n", "agent.suspect_after"),

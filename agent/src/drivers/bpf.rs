@@ -4,11 +4,12 @@
 //! [`BpfDriver::attached`]), decides, and calls `upsert`/`remove`/`attach`/`detach`, which write only differences
 //! and say whether they wrote. Everything stays in the kernel when the driver is dropped.
 //!
-//! Layout of the directory, for ABI 2:
+//! Layout of the directory, for ABI 3:
 //!
 //! ```text
 //! <dir>/gen-2/maps/<MAP>                  maps, by name
 //! <dir>/gen-2/progs-<hash>/<program>      programs; <hash> is of the embedded object
+//! <dir>/gen-2/groups/<program>            links to the control group of the node's tasks
 //! <dir>/gen-2/links/<program>@<ifindex>   TCX links (or, on clsact, the attached program as a mark)
 //! ```
 //!
@@ -16,6 +17,7 @@
 
 mod attach;
 mod collect;
+mod connect;
 mod counters;
 mod flows;
 mod load;
@@ -32,14 +34,15 @@ use std::path::PathBuf;
 use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use aya::programs::{ProgramError, SchedClassifier};
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, Proposal, ReplyVal, ServiceVal,
-    TaskIf, VipVal,
+    BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, Proposal, ReplyVal,
+    ServiceVal, TaskIf, VipVal,
 };
 
 pub use attach::Attachment;
 pub use collect::{Collected, clock};
+pub use connect::Connecting;
 pub use load::Opened;
 pub use pod::Layout;
 pub use services::ServiceSpec;
@@ -128,6 +131,17 @@ pub enum BpfError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A program could not be attached to a control group.
+    #[error("attach {program} to control group {group}")]
+    Group {
+        /// The program.
+        program: &'static str,
+        /// The group's directory.
+        group: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The slots array has no room for a service's table.
     #[error("no room for a table of {wanted} slots; raise slot_entries and recreate the maps")]
     SlotsFull {
@@ -146,7 +160,9 @@ impl BpfError {
     /// Whether the same call may succeed later without anything else being changed.
     pub fn is_retryable(&self) -> bool {
         let errno = match self {
-            Self::Directory { source, .. } | Self::Pin { source, .. } => source.raw_os_error(),
+            Self::Directory { source, .. } | Self::Pin { source, .. } | Self::Group { source, .. } => {
+                source.raw_os_error()
+            }
             Self::Map { source, .. } => match source.as_ref() {
                 MapError::SyscallError(error) => error.io_error.raw_os_error(),
                 _ => None,
@@ -180,6 +196,8 @@ pub struct BpfDriver {
     pub task_ifs: Table<u32, TaskIf>,
     /// Virtual IPs.
     pub vips: Table<VipKey, VipVal>,
+    /// The networks of this node's tasks, by the cookies of their namespaces.
+    pub clients: Table<ClientKey, ClientVal>,
     /// Legs of balancers into their networks, by the host side's interface index.
     pub balancer_ifs: Table<u32, BalancerIf>,
     /// Networks whose tunnel packets the programs open: VXLAN device by VNI.
@@ -199,6 +217,7 @@ pub struct BpfDriver {
     pub(crate) config: Array<MapData, Plain<NodeConfig>>,
     pub(crate) drops: PerCpuArray<MapData, u64>,
     pub(crate) stats: PerCpuArray<MapData, u64>,
+    pub(crate) connects: PerCpuArray<MapData, u64>,
     pub(crate) connections: PerCpuHashMap<MapData, u64, u64>,
     pub(crate) dirs: load::Dirs,
 }

@@ -44,7 +44,7 @@ pub(super) fn links_of(object: &Object) -> Vec<&IfName> {
     }
 }
 
-fn dual(v4: Addr, v6: Addr) -> DualAddr {
+pub(super) fn dual(v4: Addr, v6: Addr) -> DualAddr {
     let v6 = std::net::Ipv6Addr::from(v6.octets());
     DualAddr { v4: v4.v4_octets().into(), v6 }
 }

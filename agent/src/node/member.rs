@@ -21,6 +21,7 @@ use crate::drivers::link::Nl;
 use crate::drivers::overlay::Overlay;
 use crate::drivers::runtime::Runtime;
 use crate::drivers::runtime::process::ProcessRuntime;
+use crate::drivers::runtime::process::unified_group;
 use crate::durable;
 use crate::facility::{FormerValues, HostFacility, Parts, ReservedPorts};
 use crate::facts::EgressBook;
@@ -79,6 +80,8 @@ pub(super) fn facility(
         mtu: config.mtu,
         lb_engine: config.lb_engine,
         fast_lane,
+        connect_hooks: config.connect_hooks,
+        group: unified_group(&config.cgroup)?,
         writes: stats.writes.clone(),
     }))
 }

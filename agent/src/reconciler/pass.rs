@@ -110,6 +110,7 @@ impl<F: Facility> Reconciler<F> {
         self.stats.set_warnings(errors.clone());
         self.stats.set_drops(self.facility.drops());
         self.stats.set_packets(self.facility.packets());
+        self.stats.set_connects(self.facility.connects());
         let lb = self.facility.lb();
         self.stats.set_lb(lb);
         self.reports.pass_done(Applied { generation: self.applied, errors, took, writes, lb });

@@ -73,6 +73,7 @@ impl Facility for FakeKernel {
             engine: shoal_plan::Engine::Ebpf,
             firewall: true,
             fast_lane: true,
+            connect_hooks: true,
         })
     }
 

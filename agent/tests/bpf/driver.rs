@@ -3,7 +3,9 @@
 use std::ffi::CString;
 use std::process::Command;
 
-use shoal_agent::drivers::bpf::{self, Attachment, BpfDriver, Collected, Opened, Program, ServiceSpec};
+use shoal_agent::drivers::bpf::{
+    self, Attachment, BpfDriver, Collected, Connecting, Opened, Program, ServiceSpec,
+};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
 use shoal_ebpf_common::maglev::{self, Member, Policy};
@@ -378,4 +380,36 @@ fn connections_through_a_tunnel_keep_within_its_mtu() {
             }
         }
     });
+}
+
+/// A control group of its own, where the unified hierarchy is mounted.
+fn own_group() -> std::path::PathBuf {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("list mounts");
+    let mut points = mounts.lines().filter(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    let point = points.next().and_then(|line| line.split(' ').nth(1)).expect("a unified hierarchy");
+    std::path::Path::new(point).join(format!("shoal-bpf-test-{}", std::process::id()))
+}
+
+#[test]
+fn programs_at_a_control_group_are_adopted_and_put_right() {
+    let mut plane = Plane::new();
+    let group = own_group();
+    assert!(plane.driver().can_lead_connections(), "the kernel takes the programs");
+    assert_eq!(plane.driver().connecting(&group).expect("look"), Connecting::Off);
+    assert!(plane.driver().lead_connections(&group).expect("attach"));
+    assert!(!plane.driver().lead_connections(&group).expect("attach again"), "nothing to write");
+    assert_eq!(plane.reopen(), Opened::Adopted);
+    assert_eq!(plane.driver().connecting(&group).expect("look"), Connecting::Whole);
+
+    std::fs::remove_dir(&group).expect("remove the group");
+    assert_eq!(plane.driver().connecting(&group).expect("look"), Connecting::Partly);
+    std::fs::create_dir(&group).expect("make it again");
+    assert_eq!(plane.driver().connecting(&group).expect("look"), Connecting::Partly);
+    assert!(plane.driver().lead_connections(&group).expect("attach"));
+    assert_eq!(plane.driver().connecting(&group).expect("look"), Connecting::Whole);
+
+    assert!(plane.driver().leave_connections().expect("detach"));
+    assert!(!plane.driver().leave_connections().expect("detach again"), "nothing to write");
+    assert_eq!(plane.driver().connecting(&group).expect("look"), Connecting::Off);
+    std::fs::remove_dir(&group).expect("remove the group");
 }

@@ -47,6 +47,12 @@ impl Addr {
         Self { words: [self.words[0], self.words[1], self.words[2], self.words[3]] }
     }
 
+    /// An address from its four words, each in network order in memory.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self { words }
+    }
+
     /// The four words, each in network order in memory.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {

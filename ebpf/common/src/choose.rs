@@ -76,18 +76,42 @@ pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &M
     {
         return Some(Choice { id: flow.endpoint, endpoint });
     }
+    // A connection that is under way elsewhere has no turn: nothing tells whose it was.
+    let begins = work.header.proto != TCP || work.header.is_syn();
+    by_table(tables, service, &work.key, &Asked { v4, begins }, avoid)
+}
+
+/// What is asked of a service's table.
+#[derive(Clone, Copy)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub struct Asked {
+    /// Whether the endpoint must have an IPv4 address, or else an IPv6 one.
+    pub v4: bool,
+    /// Whether the flow begins now.
+    pub begins: bool,
+}
+
+/// Chooses an endpoint by the service's table. `avoid` is the address of a task that is the client itself.
+#[inline(always)]
+pub fn by_table<'a, T: Tables>(
+    tables: &'a T,
+    service: u64,
+    key: &FlowKey,
+    asked: &Asked,
+    avoid: &Mac,
+) -> Option<Choice<'a>> {
     let table = tables.service(service)?;
     let (base, len) = (table.base, table.len);
     if len == 0 {
         return None;
     }
-    let first = first_slot(tables, service, table, work);
+    let first = first_slot(tables, service, table, key, asked.begins);
     for probe in 0..PROBES {
         let slot = first + probe;
         let slot = if slot >= len { slot - len } else { slot };
         if let Some(id) = tables.slot(base + slot)
             && let Some(endpoint) = tables.endpoint(id)
-            && is_usable(endpoint, v4, avoid)
+            && is_usable(endpoint, asked.v4, avoid)
         {
             return Some(Choice { id, endpoint });
         }
@@ -97,11 +121,10 @@ pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &M
 
 /// Where the search begins, by the service's policy.
 #[inline(always)]
-fn first_slot<T: Tables>(tables: &T, service: u64, table: &ServiceVal, work: &Work) -> u32 {
-    let (key, seed) = (&work.key, table.seed);
+fn first_slot<T: Tables>(tables: &T, service: u64, table: &ServiceVal, key: &FlowKey, begins: bool) -> u32 {
+    let seed = table.seed;
     let hash = match table.policy {
-        // A connection that is under way elsewhere has no turn: nothing tells whose it was.
-        POLICY_TURN if work.header.proto != TCP || work.header.is_syn() => {
+        POLICY_TURN if begins => {
             // Its low half is as good as all of it, and divided by one instruction.
             return (tables.connections(service) & 0xffff_ffff) as u32 % table.len.max(1);
         }

@@ -130,6 +130,26 @@ impl RouterKey {
 }
 
 layout! {
+    /// One of the networks of a task, by its namespace: `CLIENTS`.
+    ClientKey, size 16 {
+        /// Cookie of the task's network namespace (`SO_NETNS_COOKIE`).
+        netns @ 0: u64,
+        /// Which of the task's networks, counted from 0 without gaps.
+        place @ 8: u32,
+        /// Zero.
+        pad @ 12: u32,
+    }
+}
+
+impl ClientKey {
+    /// The key of a place.
+    #[inline(always)]
+    pub const fn new(netns: u64, place: u32) -> Self {
+        Self { netns, place, pad: 0 }
+    }
+}
+
+layout! {
     /// A virtual IP within a network: `VIPS`.
     VipKey, size 20 {
         /// The virtual IP.

@@ -24,6 +24,7 @@ extern crate alloc;
 pub mod addr;
 pub mod balancer;
 pub mod choose;
+pub mod connect;
 pub mod csum;
 pub mod guard;
 pub mod hash;

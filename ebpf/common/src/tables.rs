@@ -1,10 +1,10 @@
 //! The maps, as the decisions see them.
 
 use crate::addr::Addr;
-use crate::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use crate::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use crate::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal, ReplyVal,
-    ServiceVal, TaskIf, VipVal,
+    BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal,
+    ReplyVal, ServiceVal, TaskIf, VipVal,
 };
 
 /// Access to the maps: the kernel's in the programs, ordinary memory in the host's tests.
@@ -35,6 +35,8 @@ pub trait Tables {
     fn task_if(&self, ifindex: u32) -> Option<&TaskIf>;
     /// `VIPS`.
     fn vip(&self, key: &VipKey) -> Option<&VipVal>;
+    /// `CLIENTS`.
+    fn client(&self, key: &ClientKey) -> Option<&ClientVal>;
     /// `BALANCER_IFS`.
     fn balancer_if(&self, ifindex: u32) -> Option<&BalancerIf>;
     /// `TUNNELS`: the VXLAN device of a VNI.

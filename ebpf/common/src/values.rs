@@ -119,6 +119,32 @@ impl EndpointVal {
 }
 
 layout! {
+    /// A task of this node in one of its networks: `CLIENTS`.
+    ClientVal, size 44 {
+        /// The task's IPv4 address in that network, or [`Addr::ANY`].
+        ip4 @ 0: Addr,
+        /// The task's IPv6 address in that network, or [`Addr::ANY`].
+        ip6 @ 16: Addr,
+        /// Address of the task's interface.
+        mac @ 32: Mac,
+        /// Zero.
+        pad @ 38: u16,
+        /// VNI of the network.
+        network @ 40: u32,
+    }
+}
+
+layout! {
+    /// What a socket was connected to in place of a virtual IP: `PEER_NAMES`, by the socket's cookie.
+    PeerName, size 32 {
+        /// The virtual IP that was asked for.
+        vip @ 0: Addr,
+        /// The endpoint's address.
+        endpoint @ 16: Addr,
+    }
+}
+
+layout! {
     /// How a frame gets to a task or router elsewhere: `PEERS`, as in the forwarding table of the VXLAN device.
     PeerVal, size 16 {
         /// Address of its node's end of the tunnel, network order.

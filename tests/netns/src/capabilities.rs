@@ -15,6 +15,8 @@ pub fn wanted_engine() -> Option<String> {
 pub enum Need {
     /// A run by engine ipvs: what is told of that engine alone needs telling once.
     IpvsEngine,
+    /// A run by engine ebpf: with the other a virtual service chooses, and there is nothing to lead connections by.
+    EbpfEngine,
     /// A kernel that takes nftables of the family `inet`: tasks' way out of the overlay.
     Nftables,
 }
@@ -24,6 +26,7 @@ impl Need {
     pub fn lacking(self) -> Option<&'static str> {
         match self {
             Self::IpvsEngine if wanted_engine().as_deref() != Some("ipvs") => Some("about engine ipvs"),
+            Self::EbpfEngine if wanted_engine().as_deref() == Some("ipvs") => Some("about engine ebpf"),
             Self::Nftables if !has_nftables() => Some("the kernel has no nftables"),
             _ => None,
         }

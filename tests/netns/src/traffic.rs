@@ -1,6 +1,6 @@
 //! Traffic as clients see it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Output;
 
@@ -26,6 +26,8 @@ pub struct Answers {
     pub hosts: BTreeMap<String, usize>,
     /// Client addresses the servers saw.
     pub peers: Vec<IpAddr>,
+    /// What the kernel told the client it was connected to.
+    pub connected: BTreeSet<SocketAddr>,
     /// Answers whose server also saw the client's own port.
     pub port_kept: usize,
 }
@@ -52,13 +54,12 @@ pub fn ask(
     udp: bool,
     count: usize,
 ) -> anyhow::Result<Answers> {
-    let run = host.run(&programs.load).args([
-        "ask",
-        "--target",
-        &target.to_string(),
-        "--count",
-        &count.to_string(),
-    ]);
+    ask_by(host.run(&programs.load), target, udp, count)
+}
+
+/// As [`ask`], by `shoal-load` as it is started by `run`.
+pub fn ask_by(run: Run, target: SocketAddr, udp: bool, count: usize) -> anyhow::Result<Answers> {
+    let run = run.args(["ask", "--target", &target.to_string(), "--count", &count.to_string()]);
     let output = run.args(udp.then_some("--udp")).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let error = String::from_utf8_lossy(&output.stderr);

@@ -6,7 +6,7 @@ use super::column::{Column, Engine, Form, Kernel};
 pub(super) const LONG_FORM_ONLY: [&str; 3] = ["barriers", "health", "liveness"];
 /// The same under emulation, where these take too long: daemons are started again and again, or much is asked that no
 /// kernel has a part in, or many packets are sent.
-pub(super) const NATIVE_ONLY: [&str; 5] = ["answers", "flood", "lane", "ports", "renewal"];
+pub(super) const NATIVE_ONLY: [&str; 6] = ["answers", "connect", "flood", "lane", "ports", "renewal"];
 pub(super) const LONG_FORM: &str = "long form";
 
 /// A row, or all rows of a group, that columns of an engine or a kernel can't have.
@@ -21,11 +21,12 @@ const fn without_nftables(rows: &'static str) -> Hole {
     Hole { kernel: Some(Kernel::Uml), engine: None, rows, reason: "the kernel has no nftables" }
 }
 
-const HOLES: [Hole; 5] = [
+const HOLES: [Hole; 6] = [
     without_nftables("liveness::a_suspect_node_is_out_of_the_mesh_and_comes_back_with_its_tasks"),
     without_nftables("liveness::a_node_that_is_cut_off_for_longer_is_replaced"),
     without_nftables("liveness::a_third_of_packets_lost_is_no_death"),
     without_nftables("mesh::no_conntrack_and_no_rule_on_the_path"),
+    Hole { kernel: None, engine: Some(Engine::Ipvs), rows: "connect::", reason: "about engine ebpf" },
     Hole { kernel: None, engine: Some(Engine::Ebpf), rows: "engines::", reason: "about engine ipvs" },
 ];
 

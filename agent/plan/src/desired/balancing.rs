@@ -11,14 +11,20 @@ use super::sandbox::egress_place;
 use super::{Engine, View, running_tasks};
 use crate::name::IfName;
 use crate::object::{
-    IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program, ServiceKey,
-    TaskIf, Tunnel, Vip,
+    Client, IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program,
+    ServiceKey, TaskIf, Tunnel, Vip,
 };
 
 pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
     node(view, out);
     for task in running_tasks(view.assignment) {
         task_interfaces(view, task, out);
+        if view.facts.connect_hooks {
+            clients(view, task, out);
+        }
+    }
+    if view.facts.connect_hooks {
+        out.push(Object::Connecting(true));
     }
     endpoints(view, out);
     services(view, out);
@@ -93,6 +99,17 @@ fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) 
         }));
         out.push(Object::Hook(host, Program::TaskTx));
     }
+}
+
+/// A task's networks that have virtual IPs. (In the ingress network only nodes are clients.)
+fn clients(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
+    let places = task.attachments.iter().filter_map(|at| {
+        let network = view.network(&at.network).filter(|network| !network.ingress)?;
+        Some((at, network.vni))
+    });
+    out.extend((0..).zip(places).map(|(place, (at, network))| {
+        Object::Client(Client { task: task.id.clone(), place, addr: at.addr, mac: at.mac(), network })
+    }));
 }
 
 fn endpoints(view: &View<'_>, out: &mut Vec<Object>) {

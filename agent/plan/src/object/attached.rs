@@ -1,6 +1,6 @@
 //! A task's interfaces, as the programs know them.
 
-use shoal_types::{DualAddr, MacAddr, Vni};
+use shoal_types::{DualAddr, MacAddr, TaskId, Vni};
 
 use crate::name::IfName;
 
@@ -43,6 +43,21 @@ pub enum LegRole {
     Ingress,
     /// To the egress bridge.
     Egress,
+}
+
+/// A task in one of its networks: what connections of its sockets are decided by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    /// The task.
+    pub task: TaskId,
+    /// Which of its networks, counted from 0 without gaps.
+    pub place: u32,
+    /// Its addresses in that network.
+    pub addr: DualAddr,
+    /// Its MAC in that network.
+    pub mac: MacAddr,
+    /// VXLAN id of the network.
+    pub network: Vni,
 }
 
 /// A local task as seen from a VXLAN device.

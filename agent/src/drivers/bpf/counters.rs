@@ -47,7 +47,7 @@ impl BpfDriver {
     }
 }
 
-fn sum(map: &PerCpuArray<MapData, u64>, name: &'static str, index: u32) -> Result<u64, BpfError> {
+pub(super) fn sum(map: &PerCpuArray<MapData, u64>, name: &'static str, index: u32) -> Result<u64, BpfError> {
     let counts = map.get(&index, 0).map_err(|source| map_error(name, "read", source))?;
     Ok(counts.iter().sum())
 }

@@ -15,10 +15,10 @@ use shoal_ebpf_common::values::{Parked, ServiceVal};
 use super::pod::Plain;
 use super::slots::Slots;
 use super::table::{Table, map_error, open_map};
-use super::{BpfConfig, BpfDriver, BpfError, OBJECT, sys};
+use super::{BpfConfig, BpfDriver, BpfError, OBJECT, connect, sys};
 
 /// Every map, by the name it has in the object and on bpffs.
-const MAPS: [&str; 22] = [
+const MAPS: [&str; 25] = [
     "CONFIG",
     "PORTS",
     "SERVICES",
@@ -30,6 +30,9 @@ const MAPS: [&str; 22] = [
     "LOCAL_ADDRS",
     "TASK_IFS",
     "VIPS",
+    "CLIENTS",
+    "PEER_NAMES",
+    "CONNECTS",
     "BALANCER_IFS",
     "TUNNELS",
     "PEERS",
@@ -63,6 +66,7 @@ pub(crate) struct Dirs {
     pub(crate) maps: PathBuf,
     pub(crate) programs: PathBuf,
     pub(crate) links: PathBuf,
+    pub(crate) groups: PathBuf,
 }
 
 impl Dirs {
@@ -75,6 +79,7 @@ impl Dirs {
             maps: generation.join("maps"),
             programs: generation.join(format!("progs-{:016x}", hasher.finish())),
             links: generation.join("links"),
+            groups: generation.join("groups"),
             generation,
         }
     }
@@ -126,6 +131,7 @@ impl BpfDriver {
             local_addrs: Table::open(maps, "LOCAL_ADDRS")?,
             task_ifs: Table::open(maps, "TASK_IFS")?,
             vips: Table::open(maps, "VIPS")?,
+            clients: Table::open(maps, "CLIENTS")?,
             balancer_ifs: Table::open(maps, "BALANCER_IFS")?,
             tunnels: Table::open(maps, "TUNNELS")?,
             peers: Table::open(maps, "PEERS")?,
@@ -135,6 +141,7 @@ impl BpfDriver {
             config: typed(maps, "CONFIG")?,
             drops: typed(maps, "DROPS")?,
             stats: typed(maps, "STATS")?,
+            connects: typed(maps, "CONNECTS")?,
             connections: typed(maps, "CONNECTIONS")?,
             services,
             slots,
@@ -253,6 +260,13 @@ fn load(config: &BpfConfig, dirs: &Dirs) -> Result<(), BpfError> {
     if !path.exists() {
         load_program(&mut object, COLLECTOR, &path)
             .map_err(|source| BpfError::Load { program: Some(COLLECTOR), source })?;
+    }
+    if let Err(error) = connect::load(&mut object, dirs) {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(
+            error,
+            "no programs at control groups: packets to virtual IPs are translated one by one"
+        );
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! The map keys and values of `shoal-ebpf-common` as aya wants them.
 
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal, ReplyVal,
-    ServiceVal, TaskIf, VipVal,
+    BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal,
+    ReplyVal, ServiceVal, TaskIf, VipVal,
 };
 
 /// A type every bit pattern of which is a value, without padding: it may be copied to and from the kernel.
@@ -35,6 +35,8 @@ macro_rules! layouts {
 layouts!(
     Addr,
     BalancerIf,
+    ClientKey,
+    ClientVal,
     EndpointVal,
     FlowKey,
     FlowVal,

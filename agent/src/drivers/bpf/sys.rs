@@ -98,6 +98,36 @@ pub(crate) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<Ow
     owned(fd)
 }
 
+/// Attaches a program to a control group, beside those that are there. `kind` is one of `BPF_CGROUP_*`.
+pub(crate) fn cgroup_attach(
+    program: BorrowedFd<'_>,
+    group: BorrowedFd<'_>,
+    kind: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = Attr::new().pair(0, raw(program), raw(group)).pair(1, kind, 0);
+    // SAFETY: the attribute holds no addresses.
+    let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?;
+    owned(fd)
+}
+
+/// What a link to a control group says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GroupLink {
+    /// The attached program's id.
+    pub(crate) program: u32,
+    /// The group's id, the inode number of its directory; 0 once it is gone.
+    pub(crate) group: u64,
+}
+
+/// Reads what a link to a control group is attached to.
+pub(crate) fn group_link(link: BorrowedFd<'_>) -> io::Result<GroupLink> {
+    // struct bpf_link_info: type, id, prog_id, (padding), then the union with cgroup_id first for control groups.
+    let words = object_info(link)?;
+    let (a, b) = (words[4].to_ne_bytes(), words[5].to_ne_bytes());
+    let group = u64::from_ne_bytes([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]);
+    Ok(GroupLink { program: words[2], group })
+}
+
 /// Replaces the program of a link atomically.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = Attr::new().pair(0, raw(link), raw(program));

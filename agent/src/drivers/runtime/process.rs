@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-pub use cgroup::CgroupError;
+pub use cgroup::{CgroupError, unified_group};
 pub use driver::ProcessRuntime;
 
 pub(in crate::drivers::runtime) use capability::capability;

@@ -6,14 +6,14 @@ use std::hash::Hash;
 
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::csum;
-use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::packet::Packet;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal, ReplyVal,
-    ServiceVal, TaskIf, VipVal,
+    BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal,
+    ReplyVal, ServiceVal, TaskIf, VipVal,
 };
 
 /// A packet without a checksum offload (`CHECKSUM_NONE`).
@@ -101,6 +101,7 @@ pub(crate) struct Memory {
     pub(crate) local_addrs: Map<Addr, u32>,
     pub(crate) task_ifs: Map<u32, TaskIf>,
     pub(crate) vips: Map<VipKey, VipVal>,
+    pub(crate) clients: Map<ClientKey, ClientVal>,
     pub(crate) balancer_ifs: Map<u32, BalancerIf>,
     pub(crate) tunnels: Map<u32, u32>,
     pub(crate) peers: Map<LocalKey, PeerVal>,
@@ -160,6 +161,9 @@ impl Tables for Memory {
     }
     fn task_if(&self, ifindex: u32) -> Option<&TaskIf> {
         self.task_ifs.get(&ifindex)
+    }
+    fn client(&self, key: &ClientKey) -> Option<&ClientVal> {
+        self.clients.get(key)
     }
     fn vip(&self, key: &VipKey) -> Option<&VipVal> {
         self.vips.get(key)

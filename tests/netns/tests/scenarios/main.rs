@@ -7,6 +7,7 @@
 
 mod admission;
 mod barriers;
+mod connect;
 mod engines;
 mod faults;
 mod flood;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     run(&[
         Group { name: "members", start: members::start, scenarios: members::SCENARIOS },
         Group { name: "mesh", start: harness::formed, scenarios: mesh::SCENARIOS },
+        Group { name: "connect", start: harness::formed, scenarios: connect::SCENARIOS },
         Group { name: "lane", start: harness::formed, scenarios: lane::SCENARIOS },
         Group { name: "ports", start: harness::formed, scenarios: ports::SCENARIOS },
         Group { name: "flows", start: harness::formed, scenarios: flows::SCENARIOS },

@@ -45,6 +45,11 @@ impl CgroupError {
     }
 }
 
+/// The directory of a node's control group in the unified hierarchy, if that is mounted.
+pub fn unified_group(name: &str) -> Result<Option<PathBuf>, CgroupError> {
+    Ok(Cgroups::detect(name)?.unified.map(|(path, _)| path))
+}
+
 /// The hierarchies of this host and where in them a node's groups are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cgroups {

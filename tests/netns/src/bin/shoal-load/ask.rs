@@ -19,18 +19,20 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<bool> {
 
     let mut hosts: BTreeMap<String, usize> = BTreeMap::new();
     let mut peers: BTreeSet<String> = BTreeSet::new();
+    let mut connected: BTreeSet<String> = BTreeSet::new();
     let mut failed = 0;
     let mut port_kept = 0;
     let mut errors: Vec<String> = Vec::new();
     for _ in 0..count {
         let answer = if udp { ask_udp(target, timeout) } else { ask_tcp(target, timeout) };
-        match answer.map(|(line, port)| (Answer::parse(&line), port)) {
-            Ok((Some(answer), port)) => {
+        match answer.map(|(line, port, to)| (Answer::parse(&line), port, to)) {
+            Ok((Some(answer), port, to)) => {
+                connected.insert(to.to_string());
                 *hosts.entry(answer.host).or_default() += 1;
                 port_kept += usize::from(answer.peer.port() == port);
                 peers.insert(answer.peer.ip().to_string());
             }
-            Ok((None, _)) => {
+            Ok((None, ..)) => {
                 failed += 1;
                 errors.push("the answer is no whoami line".into());
             }
@@ -44,7 +46,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<bool> {
     errors.truncate(5);
     let report = json!({
         "mode": "ask", "udp": udp, "ok": count - failed, "failed": failed, "errors": errors,
-        "hosts": hosts, "peers": peers, "port_kept": port_kept,
+        "hosts": hosts, "peers": peers, "connected": connected, "port_kept": port_kept,
     });
     println!("{report}");
     Ok(failed == 0)
@@ -63,22 +65,24 @@ impl Answer {
     }
 }
 
-/// The answer, and the port it was asked from.
-fn ask_tcp(target: SocketAddr, timeout: Duration) -> std::io::Result<(String, u16)> {
+/// The answer, the port it was asked from, and whom the kernel says the socket is connected to.
+type Told = (String, u16, SocketAddr);
+
+fn ask_tcp(target: SocketAddr, timeout: Duration) -> std::io::Result<Told> {
     let mut stream = TcpStream::connect_timeout(&target, timeout)?;
     stream.set_read_timeout(Some(timeout))?;
-    let port = stream.local_addr()?.port();
+    let (port, to) = (stream.local_addr()?.port(), stream.peer_addr()?);
     stream.write_all(b"\n")?;
     let mut line = String::new();
     stream.read_to_string(&mut line)?;
-    Ok((line, port))
+    Ok((line, port, to))
 }
 
-fn ask_udp(target: SocketAddr, timeout: Duration) -> std::io::Result<(String, u16)> {
+fn ask_udp(target: SocketAddr, timeout: Duration) -> std::io::Result<Told> {
     let socket = udp_to(target, timeout)?;
-    let port = socket.local_addr()?.port();
+    let (port, to) = (socket.local_addr()?.port(), socket.peer_addr()?);
     socket.send(b"?")?;
     let mut buffer = [0; 1024];
     let length = socket.recv(&mut buffer)?;
-    Ok((String::from_utf8_lossy(&buffer[..length]).into_owned(), port))
+    Ok((String::from_utf8_lossy(&buffer[..length]).into_owned(), port, to))
 }
