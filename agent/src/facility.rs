@@ -354,11 +354,7 @@ impl Facility for HostFacility {
             Object::Resolver(resolver) => self.ensure_resolver(resolver).await?,
             Object::Task(_) => {}
             Object::Client(_) | Object::Connecting(_) => {
-                let wrote = match object {
-                    Object::Client(client) => self.clients.ensure(&self.overlay, &mut self.bpf, client)?,
-                    _ => self.clients.attach(&self.bpf)?,
-                };
-                if wrote {
+                if self.clients.ensure(&self.overlay, &mut self.bpf, object)? {
                     self.writes.count();
                 }
             }
@@ -410,13 +406,8 @@ impl Facility for HostFacility {
                 self.dns.remove(resolver.task.as_str()).await;
                 self.resolvers.remove(&resolver.task);
             }
-            Object::Client(client) => {
-                if self.clients.remove(&self.overlay, &mut self.bpf, client)? {
-                    self.writes.count();
-                }
-            }
-            Object::Connecting(_) => {
-                if self.bpf.leave_connections()? {
+            Object::Client(_) | Object::Connecting(_) => {
+                if self.clients.remove(&self.overlay, &mut self.bpf, object)? {
                     self.writes.count();
                 }
             }

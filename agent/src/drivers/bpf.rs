@@ -4,13 +4,13 @@
 //! [`BpfDriver::attached`]), decides, and calls `upsert`/`remove`/`attach`/`detach`, which write only differences
 //! and say whether they wrote. Everything stays in the kernel when the driver is dropped.
 //!
-//! Layout of the directory, for ABI 3:
+//! Layout of the directory, for ABI 4:
 //!
 //! ```text
-//! <dir>/gen-2/maps/<MAP>                  maps, by name
-//! <dir>/gen-2/progs-<hash>/<program>      programs; <hash> is of the embedded object
-//! <dir>/gen-2/groups/<program>            links to the control group of the node's tasks
-//! <dir>/gen-2/links/<program>@<ifindex>   TCX links (or, on clsact, the attached program as a mark)
+//! <dir>/gen-4/maps/<MAP>                  maps, by name
+//! <dir>/gen-4/progs-<hash>/<program>      programs; <hash> is of the embedded object
+//! <dir>/gen-4/groups/<program>            links to the control group of the node's tasks
+//! <dir>/gen-4/links/<program>@<ifindex>   TCX links (or, on clsact, the attached program as a mark)
 //! ```
 //!
 //! Interface indices and names are those of the calling thread's network namespace.

@@ -8,7 +8,7 @@ use shoal_ebpf_common::values::ClientVal;
 use shoal_plan::object::{Client, Object};
 use shoal_types::{MacAddr, TaskId, Vni};
 
-use crate::drivers::bpf::{BpfDriver, BpfError, Connecting};
+use crate::drivers::bpf::{BpfDriver, Connecting};
 use crate::drivers::link::{LinkError, Writes};
 use crate::drivers::overlay::Overlay;
 use crate::netns::NetnsError;
@@ -116,43 +116,47 @@ impl Clients {
         }
     }
 
-    /// Makes a task known. Returns whether it wrote.
+    /// Makes a task known, or puts the programs in place. Returns whether it wrote.
     pub(super) fn ensure(
         &mut self,
         overlay: &Overlay,
         bpf: &mut BpfDriver,
-        client: &Client,
+        object: &Object,
     ) -> Result<bool, FacilityError> {
-        let cookie = self.cookie(overlay, &client.task).map_err(LinkError::from)?;
-        let value = ClientVal {
-            ip4: client.addr.v4.into(),
-            ip6: client.addr.v6.into(),
-            mac: client.mac.0,
-            pad: 0,
-            network: client.network.get(),
-        };
-        Ok(bpf.clients.upsert(&ClientKey::new(cookie, client.place), &value)?)
+        match (object, &self.group) {
+            (Object::Client(client), _) => {
+                let cookie = self.cookie(overlay, &client.task).map_err(LinkError::from)?;
+                let value = ClientVal {
+                    ip4: client.addr.v4.into(),
+                    ip6: client.addr.v6.into(),
+                    mac: client.mac.0,
+                    pad: 0,
+                    network: client.network.get(),
+                };
+                Ok(bpf.clients.upsert(&ClientKey::new(cookie, client.place), &value)?)
+            }
+            (Object::Connecting(_), Some(group)) => Ok(bpf.lead_connections(group)?),
+            _ => Ok(false),
+        }
     }
 
-    /// Forgets a task. Returns whether it wrote. (With its namespace gone, the next look clears it away.)
+    /// Forgets a task, or takes the programs away. Returns whether it wrote. (Of a task whose namespace is gone, the
+    /// next look clears away what is left.)
     pub(super) fn remove(
         &mut self,
         overlay: &Overlay,
         bpf: &mut BpfDriver,
-        client: &Client,
+        object: &Object,
     ) -> Result<bool, FacilityError> {
+        let client = match object {
+            Object::Client(client) => client,
+            Object::Connecting(_) => return Ok(bpf.leave_connections()?),
+            _ => return Ok(false),
+        };
         match self.cookie(overlay, &client.task) {
             Ok(cookie) => Ok(bpf.clients.remove(&ClientKey::new(cookie, client.place))?),
             Err(NetnsError::NotFound(_) | NetnsError::NotANamespace(_)) => Ok(false),
             Err(error) => Err(LinkError::from(error).into()),
-        }
-    }
-
-    /// Puts the programs in place. Returns whether it wrote.
-    pub(super) fn attach(&self, bpf: &BpfDriver) -> Result<bool, BpfError> {
-        match &self.group {
-            Some(group) if self.enabled => bpf.lead_connections(group),
-            _ => Ok(false),
         }
     }
 }
