@@ -210,6 +210,9 @@ impl Agent {
             mtu: None,
             lb_engine: LbEngine::Ebpf,
             fast_lane,
+            // No task runs here.
+            connect_hooks: Some(false),
+            group: None,
             writes: stats.writes.clone(),
         });
         let ledger = Ledger::open(&scratch.join("assignment"))?;

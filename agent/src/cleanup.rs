@@ -121,7 +121,7 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
             group: None,
             writes: Writes::default(),
         });
-        take_down(facility, config).await?;
+        Box::pin(take_down(facility, config)).await?;
     }
     connection.close().await;
     for name in ["pki", "agent", "control", "tasks"] {

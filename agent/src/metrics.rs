@@ -110,12 +110,8 @@ impl Exporter {
             info.adopted_objects,
         );
         out.one("shoal_agent_connected", "gauge", "Whether there is a session", u64::from(info.connected));
-        out.one(
-            "shoal_agent_warnings",
-            "gauge",
-            "Objects that are not as wanted",
-            count(info.warnings.len()),
-        );
+        let warnings = count(info.warnings.len());
+        out.one("shoal_agent_warnings", "gauge", "Objects that are not as wanted", warnings);
         out.head("shoal_agent_tasks", "gauge", "Tasks by state");
         out.series("shoal_agent_tasks", "state", "running", info.tasks_running.into());
         out.head(
@@ -140,9 +136,8 @@ impl Exporter {
             "Packets by program and what became of them: received is the sum of the others",
         );
         for (program, event, packets) in stats.packets() {
-            out.raw(&format!(
-                "shoal_program_packets_total{{program=\"{program}\",event=\"{event}\"}} {packets}"
-            ));
+            let labels = format!("program=\"{program}\",event=\"{event}\"");
+            out.raw(&format!("shoal_program_packets_total{{{labels}}} {packets}"));
         }
         out.connects(stats);
         out.0.push_str(&stats.dns.text());

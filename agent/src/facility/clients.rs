@@ -68,18 +68,17 @@ impl Clients {
         let tasks = self.tasks(overlay)?;
         for (key, value) in known {
             let network = Vni::new(value.network);
-            match (tasks.get(&key.netns), network) {
-                (Some(task), Some(network)) => found.push(Object::Client(Client {
+            if let (Some(task), Some(network)) = (tasks.get(&key.netns), network) {
+                found.push(Object::Client(Client {
                     task: task.clone(),
                     place: key.place,
                     addr: dual(value.ip4, value.ip6),
                     mac: MacAddr(value.mac),
                     network,
-                })),
-                _ => {
-                    bpf.clients.remove(&key)?;
-                    writes.count();
-                }
+                }));
+            } else {
+                bpf.clients.remove(&key)?;
+                writes.count();
             }
         }
         Ok(())

@@ -74,7 +74,7 @@ impl Node {
         let tasks = cleanup::remove_tasks(&self.runtime, GRACE).await;
         tell(progress, "taking the data path away", false).await;
         let taken = match facility {
-            Some(facility) => cleanup::take_down(facility, &self.config).await,
+            Some(facility) => Box::pin(cleanup::take_down(facility, &self.config)).await,
             None => Err(anyhow::anyhow!("the reconciler panicked; run 'shoald cleanup'")),
         };
         netlink.close().await;
