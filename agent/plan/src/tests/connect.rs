@@ -24,7 +24,7 @@ fn objects(change: impl FnOnce(&mut Facts)) -> Objects {
 
 fn clients(objects: &Objects) -> Vec<&Client> {
     let client = |object| match object {
-        &Object::Client(ref client) => Some(client),
+        Object::Client(client) => Some(client),
         _ => None,
     };
     objects.values().filter_map(client).collect()
