@@ -23,11 +23,11 @@ fn objects(change: impl FnOnce(&mut Facts)) -> Objects {
 }
 
 fn clients(objects: &Objects) -> Vec<&Client> {
-    let client = |object| match object {
+    let clients = objects.values().filter_map(|object| match object {
         Object::Client(client) => Some(client),
         _ => None,
-    };
-    objects.values().filter_map(client).collect()
+    });
+    clients.collect()
 }
 
 #[test]
