@@ -37,6 +37,16 @@ impl NodeService for Service {
         work.await.map_err(|_| Status::internal("shoald failed; see its log"))?.map(Response::new)
     }
 
+    async fn diagnose(
+        &self,
+        request: Request<pb::DiagnoseRequest>,
+    ) -> Result<Response<pb::Diagnosis>, Status> {
+        // On a task of its own: what it tries on the host is taken back, whoever waits for the answer.
+        let node = Arc::clone(&self.0);
+        let work = tokio::spawn(async move { node.diagnose(request.into_inner()).await });
+        work.await.map_err(|_| Status::internal("shoald failed; see its log"))?.map(Response::new)
+    }
+
     type LeaveStream = ReceiverStream<Result<pb::LeaveProgress, Status>>;
 
     async fn leave(&self, request: Request<pb::LeaveRequest>) -> Result<Response<Self::LeaveStream>, Status> {

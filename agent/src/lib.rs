@@ -4,6 +4,7 @@ pub mod api;
 pub mod cleanup;
 pub mod config;
 pub mod dial;
+pub mod doctor;
 pub mod drivers;
 pub mod durable;
 pub mod facility;

@@ -1,6 +1,7 @@
 //! The node: in no swarm, or a member with everything that runs for it.
 
 mod address;
+mod diagnose;
 mod form;
 mod leave;
 mod member;

@@ -81,6 +81,12 @@ pub(crate) enum Command {
     Service(ServiceCommand),
     /// The state of the swarm at a glance
     Status,
+    /// Check this host and node, in a swarm or not; exit code 9 if a check fails
+    Doctor {
+        /// A manager that must be reachable from here, as 10.0.3.11; repeatable
+        #[arg(long = "peer", value_name = "ADDR[:PORT]", value_parser = parse::peer)]
+        peers: Vec<std::net::SocketAddr>,
+    },
     /// Explain an error code, as in E0214
     Explain {
         /// The code

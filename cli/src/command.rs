@@ -2,6 +2,7 @@
 
 mod change;
 mod cluster;
+mod doctor;
 mod logs;
 mod network;
 mod node;
@@ -29,6 +30,7 @@ pub(crate) async fn run(ctx: &Ctx, command: Command) -> Result<(), Failure> {
         Command::Network(command) => network::run(ctx, command).await,
         Command::Service(command) => service::run(ctx, command).await,
         Command::Status => status::status(ctx).await,
+        Command::Doctor { peers } => doctor::doctor(ctx, peers).await,
         Command::Version => status::version(ctx).await,
         Command::Explain { code } => match explain::find(&code)? {
             code if ctx.out.json => ctx.out.document("ErrorCode", &[explain::item(code)]),

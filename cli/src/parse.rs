@@ -223,6 +223,12 @@ pub(crate) fn health_target(text: &str) -> Result<String, String> {
     text.parse::<HealthTarget>().map(|target| target.to_string())
 }
 
+/// Address of a manager, with its port unless it is the usual one.
+pub(crate) fn peer(text: &str) -> Result<std::net::SocketAddr, String> {
+    let parsed = text.parse().or_else(|_| text.parse().map(|ip| std::net::SocketAddr::new(ip, 7377)));
+    parsed.map_err(|_| format!("'{text}' is not an address; write it as 10.0.3.11 or 10.0.3.11:7377"))
+}
+
 /// `key=value` of `--filter`.
 pub(crate) fn filter(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

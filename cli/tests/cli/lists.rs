@@ -204,3 +204,29 @@ async fn status_and_version() {
     assert_eq!(alone.code, Some(0));
     assert!(alone.stderr.contains("does not answer at /nonexistent/api.sock"));
 }
+
+#[tokio::test]
+async fn doctor_fails_by_its_exit_code() {
+    let fake = Fake::start();
+    let check = |name: &str, verdict: pb::Verdict, fix: &str| pb::Check {
+        name: name.into(),
+        verdict: verdict.into(),
+        evidence: "seen".into(),
+        fix: fix.into(),
+    };
+    fake.world().checks =
+        vec![check("kernel", pb::Verdict::Ok, ""), check("disk", pb::Verdict::Warn, "make room")];
+    let well = fake.run("doctor --peer 10.0.3.11").await;
+    assert_eq!(well.code, Some(0), "{well:?}");
+    assert_eq!(
+        well.stdout,
+        "ok    kernel        seen\nwarn  disk          seen\n      help: make room\n\
+         ok    managers      10.0.3.11:7377 answers\n2 ok, 1 warned of, 0 failed\n"
+    );
+    fake.world().checks.push(check("mtu", pb::Verdict::Fail, "raise it"));
+    let ill = fake.run("-q doctor").await;
+    assert_eq!((ill.code, ill.stdout.lines().count()), (Some(9), 4), "{ill:?}");
+    let json = fake.run("doctor --json").await;
+    assert_eq!(json.code, Some(9));
+    assert!(json.stdout.contains("\"verdict\":\"fail\"") || json.stdout.contains("\"verdict\": \"fail\""));
+}

@@ -6,7 +6,8 @@ use super::column::{Column, Engine, Form, Kernel};
 pub(super) const LONG_FORM_ONLY: [&str; 3] = ["barriers", "health", "liveness"];
 /// The same under emulation, where these take too long: daemons are started again and again, or much is asked that no
 /// kernel has a part in, or many packets are sent.
-pub(super) const NATIVE_ONLY: [&str; 6] = ["answers", "connect", "flood", "lane", "ports", "renewal"];
+pub(super) const NATIVE_ONLY: [&str; 7] =
+    ["answers", "connect", "doctor", "flood", "lane", "ports", "renewal"];
 pub(super) const LONG_FORM: &str = "long form";
 
 /// A row, or all rows of a group, that columns of an engine or a kernel can't have.

@@ -49,6 +49,22 @@ impl Node for FakeNode {
         Ok(Response::new(world.local.clone()))
     }
 
+    async fn diagnose(
+        &self,
+        request: Request<pb::DiagnoseRequest>,
+    ) -> Result<Response<pb::Diagnosis>, Status> {
+        let mut world = self.0.lock().unwrap();
+        world.check("diagnose")?;
+        let mut checks = world.checks.clone();
+        checks.extend(request.into_inner().peers.into_iter().map(|peer| pb::Check {
+            name: "managers".into(),
+            verdict: pb::Verdict::Ok.into(),
+            evidence: format!("{peer} answers"),
+            fix: String::new(),
+        }));
+        Ok(Response::new(pb::Diagnosis { checks }))
+    }
+
     type LeaveStream = Pin<Box<dyn Stream<Item = Result<pb::LeaveProgress, Status>> + Send>>;
 
     async fn leave(&self, request: Request<pb::LeaveRequest>) -> Result<Response<Self::LeaveStream>, Status> {

@@ -20,6 +20,8 @@ pub(crate) struct World {
     pub(crate) tasks: Vec<pb::TaskInfo>,
     pub(crate) tokens: Vec<pb::TokenInfo>,
     pub(crate) logs: Vec<pb::LogEntry>,
+    /// What the node finds when it looks at itself.
+    pub(crate) checks: Vec<pb::Check>,
     /// Calls that are refused, with what, in order; the call works again when its list is empty.
     pub(crate) refuse: BTreeMap<&'static str, VecDeque<tonic::Status>>,
     /// Scripts of watches in order; a watch without a script tells the present and ends.

@@ -8,6 +8,7 @@
 mod admission;
 mod barriers;
 mod connect;
+mod doctor;
 mod engines;
 mod faults;
 mod flood;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Group { name: "answers", start: harness::formed, scenarios: names::ANSWERS },
         Group { name: "refusals", start: harness::formed, scenarios: refusals::SCENARIOS },
         Group { name: "admission", start: harness::formed, scenarios: admission::SCENARIOS },
+        Group { name: "doctor", start: harness::formed, scenarios: doctor::SCENARIOS },
         Group { name: "faults", start: harness::formed, scenarios: faults::SCENARIOS },
         Group { name: "barriers", start: barriers::start, scenarios: barriers::SCENARIOS },
         Group { name: "health", start: barriers::start, scenarios: health::SCENARIOS },

@@ -6,6 +6,7 @@ use shoal_netns::{Node, Programs, Swarm, wait_for};
 use crate::harness::{PATIENCE, Scenario, scenario};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario("a_host_is_checked_before_it_joins", checked),
     scenario("tokens_that_are_wrong_or_foreign_are_refused", wrong_tokens),
     scenario("an_expired_token_is_refused", expired),
     scenario("a_used_up_token_is_refused", used_up),
@@ -29,6 +30,16 @@ fn refused(swarm: &Swarm, node: &Node, token: &str, words: &[&str]) -> anyhow::R
     ensure!(members == now, "{members} members became {now}");
     let listed = node.shoal_output(&["node", "ls"])?;
     ensure!(!listed.status.success(), "{} believes it is a member", node.name());
+    Ok(())
+}
+
+fn checked(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let node = &swarm.nodes[1];
+    let manager = swarm.manager().place.v4.to_string();
+    let failed = crate::doctor::failed(node, &["--peer", &manager])?;
+    ensure!(failed.is_empty(), "{failed:?}");
+    let text = node.shoal(&["doctor"])?;
+    ensure!(text.contains("this host can join") && text.contains("nothing of a former membership"), "{text}");
     Ok(())
 }
 

@@ -1,0 +1,83 @@
+//! `shoal doctor` on this node.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use shoal_api::pb;
+use shoal_api::status::ApiError;
+use shoal_types::ErrorCode;
+use tonic::Status;
+
+use super::address::CONTROL_PORT;
+use super::{Node, preflight};
+use crate::cleanup;
+use crate::doctor::{self, look};
+
+impl Node {
+    /// Looks at the host, and at the membership if there is one.
+    pub async fn diagnose(&self, request: pb::DiagnoseRequest) -> Result<pb::Diagnosis, Status> {
+        let mut managers = request.peers.iter().map(|text| peer(text)).collect::<Result<BTreeSet<_>, _>>()?;
+        let config = Arc::clone(&self.config);
+        let mut checks = tokio::task::spawn_blocking(move || look::host(&config))
+            .await
+            .map_err(|_| Status::internal("shoald failed; see its log"))?;
+        // Whoever joins or leaves has it: what is tried below must not meet that.
+        match self.member.try_lock() {
+            Err(_) => checks.push(doctor::warn(
+                "membership",
+                "the node is joining or leaving, or taking up its membership",
+                "look again when that is done",
+            )),
+            Ok(member) if member.is_none() => checks.extend(self.without_membership().await),
+            Ok(_) => checks.extend(self.with_membership().await),
+        }
+        if let Some(record) = &*self.record.load() {
+            managers.extend(&record.managers);
+        }
+        checks.extend(look::managers(managers.into_iter().collect()).await);
+        Ok(pb::Diagnosis { checks })
+    }
+
+    async fn without_membership(&self) -> Vec<pb::Check> {
+        let leftovers = match cleanup::leftovers(&self.config).await {
+            Ok(found) => {
+                let own = [self.config.api_socket().display().to_string()];
+                let found: Vec<String> = found.into_iter().filter(|object| !own.contains(object)).collect();
+                doctor::leftovers(&found)
+            }
+            Err(error) => doctor::unseen("leftovers", &error),
+        };
+        // After it, as this makes pins, which it takes away again.
+        let able = match preflight(&self.config).await {
+            Ok(()) => {
+                doctor::ok("data-plane", "VXLAN, nftables and the programs work: this host can join a swarm")
+            }
+            Err(error) => doctor::fail("data-plane", error.message, error.help),
+        };
+        let mut checks = vec![leftovers, able];
+        checks.extend(look::overlay(None).await);
+        checks
+    }
+
+    async fn with_membership(&self) -> Vec<pb::Check> {
+        let info = self.info();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let mut checks = doctor::membership(&info);
+        checks.push(doctor::certificate(info.cert_expires_at_ms, u64::try_from(now).unwrap_or(u64::MAX)));
+        checks.push(look::sysctls());
+        let data_addr = self.record.load().as_ref().map(|record| record.data_addr);
+        checks.extend(look::overlay(data_addr).await);
+        checks
+    }
+}
+
+fn peer(text: &str) -> Result<SocketAddr, Status> {
+    let parsed = text.parse().or_else(|_| text.parse().map(|ip| SocketAddr::new(ip, CONTROL_PORT)));
+    parsed.map_err(|_| {
+        ApiError::new(ErrorCode::InvalidField, format!("peers: '{text}' is no address"))
+            .with_help("give it as ADDRESS or ADDRESS:PORT, as 10.0.3.11:7377")
+            .into()
+    })
+}
