@@ -44,6 +44,11 @@ const SWEEP_SHARE: u32 = 20;
 /// Events of the kernel come in bursts: they are waited out for so long.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// What changes again and again is looked at with pauses of so many times what a look takes,
+const KERNEL_SHARE: u32 = 4;
+/// yet none longer than this, so that what is lost is back within a second.
+const KERNEL_PAUSE: Duration = Duration::from_millis(500);
+
 /// Why a pass is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
@@ -51,7 +56,7 @@ pub enum Wake {
     Start,
     /// The managers sent something new.
     Assignment,
-    /// A link or an address changed.
+    /// A link or an address changed, or something on a link of ours was lost.
     Kernel,
     /// A task ended, or an operation on one is done.
     Task,
@@ -147,6 +152,7 @@ impl<F: Facility> Reconciler<F> {
         let _ends = AbortOnDropHandle::new(tokio::spawn(ends));
         let closing = self.closing.clone();
         let mut wake = Some(Wake::Start);
+        let mut quiet = Instant::now();
         loop {
             if let Some(why) = wake {
                 // What the managers changed does not wait for a look at everything.
@@ -155,6 +161,9 @@ impl<F: Facility> Reconciler<F> {
                 }
                 let begin = Instant::now();
                 self.pass(why).await;
+                if why == Wake::Kernel {
+                    quiet = Instant::now() + KERNEL_PAUSE.min(begin.elapsed() * KERNEL_SHARE);
+                }
                 if why == Wake::Sweep {
                     sweep.reset_after(SWEEP.max(begin.elapsed() * SWEEP_SHARE));
                 }
@@ -178,7 +187,7 @@ impl<F: Facility> Reconciler<F> {
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => Some(Wake::Task),
                     Err(broadcast::error::RecvError::Closed) => None,
                 },
-                () = self.events.next() => {
+                () = self.events.next(quiet) => {
                     tokio::time::sleep(SETTLE).await;
                     self.events.drain();
                     Some(Wake::Kernel)

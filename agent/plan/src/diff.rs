@@ -72,7 +72,9 @@ impl Plan {
 ///
 /// `observed` must hold only what the node owns: whatever is in it and not desired is removed.
 pub fn plan(desired: &Objects, observed: &Objects) -> Plan {
-    let owners = veth_owners(observed);
+    let mut owners = veth_owners(observed);
+    // What hangs on a leg that stays and is not wanted is nobody's: left over from a device that is gone.
+    owners.retain(|host, _| !desired.contains_key(&Key::Leg(host.clone())));
     let mut phases: BTreeMap<Phase, Vec<Op>> = BTreeMap::new();
     let mut unwanted: Vec<&Object> = Vec::new();
     // Both are in order, so one walk through both finds what belongs together.

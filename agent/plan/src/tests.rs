@@ -22,7 +22,7 @@ use shoal_types::{
 
 use crate::check::check;
 use crate::desired::derive;
-use crate::object::{FirewallMark, Goal, Place, Port, ServiceKey, Task};
+use crate::object::{FirewallMark, Goal, Local, Place, Port, ServiceKey, Task};
 use crate::{EgressFacts, Engine, Facts, IfName, Key, Object, Objects, Op, Phase, Plan, Uplink, plan};
 
 /// The node's address.
@@ -499,6 +499,20 @@ fn a_stopped_task_loses_its_network_after_its_program() {
     let sandbox = position(&|op| matches!(op, Op::Remove { object: Object::Sandbox(_), .. }));
     let table = position(&|op| matches!(op.object(), Object::LbService(_)));
     assert!(table < stop && stop < leg && leg < sandbox);
+}
+
+#[test]
+fn what_is_left_of_a_device_that_is_gone_waits_for_no_task() {
+    let wanted = desired(&one(DesiredState::Running));
+    let mut observed = wanted.clone();
+    let local = wanted.values().find_map(|object| match object {
+        Object::Local(local) => Some(local.clone()),
+        _ => None,
+    });
+    let stale = Object::from(Local { vxlan: IfName::new("#5"), ..*local.expect("the task's") });
+    observed.insert(stale.key(), stale.clone());
+    let plan = plan(&wanted, &observed);
+    assert_eq!(plan.ops().collect::<Vec<_>>(), [&Op::Remove { object: stale, task: None }]);
 }
 
 #[test]

@@ -150,6 +150,8 @@ impl<F: Facility> Reconciler<F> {
             let plan = plan(&desired, &observed);
             self.verify(&desired, &observed, &plan);
             if plan.is_empty() {
+                // What was put off was done with the rest.
+                outcome.deferred = 0;
                 break;
             }
             outcome = self.carry_out(&plan, &desired, is_drift && round == 0).await;
@@ -265,8 +267,9 @@ impl<F: Facility> Reconciler<F> {
         outcome.done += 1;
         tracing::debug!(?key, "applied");
         if is_drift && !had_failed {
-            tracing::warn!(?key, "somebody else changed it; repaired");
-            self.stats.drift_repaired(op.object().kind());
+            let (object, found) = (op.object().kind(), found_as(op));
+            tracing::warn!(object, ?key, found, "somebody else changed it; repaired");
+            self.stats.drift_repaired(object);
         }
     }
 
@@ -326,6 +329,15 @@ impl Obstacles {
             _ => None,
         };
         self.unready.extend(task.cloned());
+    }
+}
+
+/// How what was repaired was found.
+const fn found_as(op: &Op) -> &'static str {
+    match op {
+        Op::Ensure { found: None, .. } => "missing",
+        Op::Ensure { found: Some(_), .. } => "changed",
+        Op::Remove { .. } => "not wanted",
     }
 }
 

@@ -6,8 +6,8 @@ use super::column::{Column, Engine, Form, Kernel};
 pub(super) const LONG_FORM_ONLY: [&str; 3] = ["barriers", "health", "liveness"];
 /// The same under emulation, where these take too long: daemons are started again and again, or much is asked that no
 /// kernel has a part in, or many packets are sent.
-pub(super) const NATIVE_ONLY: [&str; 7] =
-    ["answers", "connect", "doctor", "flood", "lane", "ports", "renewal"];
+pub(super) const NATIVE_ONLY: [&str; 8] =
+    ["answers", "connect", "doctor", "flood", "lane", "ports", "renewal", "repair"];
 pub(super) const LONG_FORM: &str = "long form";
 
 /// A row, or all rows of a group, that columns of an engine or a kernel can't have.
@@ -27,7 +27,7 @@ const HOLES: [Hole; 6] = [
     without_nftables("liveness::a_node_that_is_cut_off_for_longer_is_replaced"),
     without_nftables("liveness::a_third_of_packets_lost_is_no_death"),
     without_nftables("mesh::no_conntrack_and_no_rule_on_the_path"),
-    Hole { kernel: None, engine: Some(Engine::Ipvs), rows: "connect::", reason: "about engine ebpf" },
+    without_nftables("repair::a_table_comes_back_under_streams"),
     Hole { kernel: None, engine: Some(Engine::Ebpf), rows: "engines::", reason: "about engine ipvs" },
 ];
 

@@ -25,6 +25,7 @@ mod outside;
 mod ports;
 mod refusals;
 mod renewal;
+mod repair;
 mod rotation;
 mod sameport;
 mod upstream;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Group { name: "health", start: barriers::start, scenarios: health::SCENARIOS },
         Group { name: "liveness", start: liveness::start, scenarios: liveness::SCENARIOS },
         Group { name: "engines", start: engines::start, scenarios: engines::SCENARIOS },
+        Group { name: "repair", start: harness::formed, scenarios: repair::SCENARIOS },
         Group { name: "renewal", start: renewal::start, scenarios: renewal::SCENARIOS },
     ])
 }
