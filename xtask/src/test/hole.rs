@@ -6,8 +6,8 @@ use super::column::{Column, Engine, Form, Kernel};
 pub(super) const LONG_FORM_ONLY: [&str; 3] = ["barriers", "health", "liveness"];
 /// The same under emulation, where these take too long: daemons are started again and again, or much is asked that no
 /// kernel has a part in, or many packets are sent.
-pub(super) const NATIVE_ONLY: [&str; 8] =
-    ["answers", "connect", "doctor", "flood", "lane", "ports", "renewal", "repair"];
+pub(super) const NATIVE_ONLY: [&str; 9] =
+    ["answers", "connect", "doctor", "flood", "lane", "ports", "refusals", "renewal", "repair"];
 pub(super) const LONG_FORM: &str = "long form";
 
 /// A row, or all rows of a group, that columns of an engine or a kernel can't have.
