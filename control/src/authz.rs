@@ -100,6 +100,7 @@ pub const RULES: &[(&str, Rule)] = &[
     ("/shoal.v1.Control/WatchService", Rule::Manager),
     ("/shoal.v1.Dispatcher/Leave", Rule::Node),
     ("/shoal.v1.Dispatcher/Session", Rule::Node),
+    ("/shoal.v1.Node/Diagnose", Rule::Nobody),
     ("/shoal.v1.Node/Info", Rule::Nobody),
     ("/shoal.v1.Node/Init", Rule::Nobody),
     ("/shoal.v1.Node/Join", Rule::Nobody),
