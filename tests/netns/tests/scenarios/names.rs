@@ -13,14 +13,14 @@ use crate::{outside, rotation};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("the_name_is_the_vip_and_the_vip_answers", vip),
-    scenario("tasks_and_addresses_have_names", task_names),
-    scenario("tasks_of_global_services_have_names_too", global),
     scenario("networks_don_t_know_each_other_s_names", isolation),
     scenario("other_names_are_forwarded_from_the_host", outside::forwarding),
 ];
 
 /// What is only about what a resolver answers, whatever the kernel.
 pub(crate) const ANSWERS: &[Scenario] = &[
+    scenario("tasks_and_addresses_have_names", task_names),
+    scenario("tasks_of_global_services_have_names_too", global),
     scenario("aliases_are_names_in_one_network", aliases),
     scenario("services_are_located_with_their_ports", located),
     scenario("a_rotated_name_is_its_tasks_and_ports_are_published_all_the_same", rotation::tasks),
