@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
-use shoal_netns::{Swarm, Traffic, wait_for};
+use shoal_netns::{Programs, Swarm, Traffic, slowness, wait_for};
 
 use crate::harness::{
     PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, answered_by, ask_node, ensure_same,
-    host_names, running, scenario, web,
+    formed, formed_with, host_names, running, scenario, web,
 };
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -15,6 +15,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("killing_every_daemon_breaks_no_connection", kill_all),
     scenario("a_dead_node_s_tasks_are_replaced_elsewhere", dead_node),
 ];
+
+/// A swarm of three. Where everything takes longer, so does the start of a daemon: its manager has more patience there, or
+/// it would take nodes out of the mesh and write to the others' kernels.
+pub(crate) fn start(programs: &Programs) -> anyhow::Result<Swarm> {
+    match slowness() {
+        1 => formed(programs),
+        _ => formed_with(programs, "[agent]\nsuspect_after = \"10s\"\ndown_after = \"20s\"\n", 3),
+    }
+}
 
 const WRITES: &str = "shoal_agent_kernel_writes_total";
 

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Group { name: "refusals", start: harness::formed, scenarios: refusals::SCENARIOS },
         Group { name: "admission", start: harness::formed, scenarios: admission::SCENARIOS },
         Group { name: "doctor", start: harness::formed, scenarios: doctor::SCENARIOS },
-        Group { name: "faults", start: harness::formed, scenarios: faults::SCENARIOS },
+        Group { name: "faults", start: faults::start, scenarios: faults::SCENARIOS },
         Group { name: "barriers", start: barriers::start, scenarios: barriers::SCENARIOS },
         Group { name: "health", start: barriers::start, scenarios: health::SCENARIOS },
         Group { name: "liveness", start: liveness::start, scenarios: liveness::SCENARIOS },
