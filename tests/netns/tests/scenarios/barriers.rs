@@ -6,8 +6,8 @@ use anyhow::{Context, ensure};
 use shoal_netns::{Programs, Swarm, Task, wait_for};
 
 use crate::harness::{
-    PATIENCE, PUBLISHED_ECHO, Scenario, answered_by, create_web, ensure_same, formed_with, host_names,
-    running, scenario,
+    LISTENS, PATIENCE, PUBLISHED_ECHO, Scenario, answered_by, create_web, ensure_same, formed_with,
+    host_names, running, scenario,
 };
 use crate::load::{Load, bystander};
 
@@ -28,7 +28,7 @@ pub(crate) fn start(programs: &Programs) -> anyhow::Result<Swarm> {
 
 /// `web` with so many replicas, load on it from everywhere, and streams to a service beside it.
 fn loaded(swarm: &Swarm, replicas: u32) -> anyhow::Result<Load> {
-    create_web(swarm, replicas, &DRAIN)?;
+    create_web(swarm, replicas, &[&DRAIN[..], &LISTENS].concat())?;
     running(swarm, "web", replicas)?;
     let (others, port) = bystander(swarm, &["--mode", "global"])?;
     Load::published(swarm, &swarm.nodes)?.and_by_vip(swarm, &others)?.and_streams(swarm, &swarm.nodes, port)
@@ -96,7 +96,7 @@ fn drains(swarm: &Swarm) -> anyhow::Result<()> {
 }
 
 fn node_removal(swarm: &mut Swarm) -> anyhow::Result<()> {
-    create_web(swarm, 4, &DRAIN)?;
+    create_web(swarm, 4, &[&DRAIN[..], &LISTENS].concat())?;
     running(swarm, "web", 4)?;
     let (others, port) = bystander(swarm, &["--replicas", "2", "--constraint", "node.hostname!=n3"])?;
     let (rest, last) = swarm.nodes.split_at(2);

@@ -7,8 +7,8 @@ use anyhow::ensure;
 use shoal_netns::{Swarm, Traffic, kill_hard};
 
 use crate::harness::{
-    ECHO, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, ensure_same, host_names, running,
-    scenario, web,
+    ECHO, LISTENS, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, create_web, ensure_same,
+    host_names, running, scenario, web,
 };
 use crate::sameport;
 
@@ -44,7 +44,9 @@ fn finish(traffic: Vec<Traffic>) -> anyhow::Result<()> {
 
 fn scaling(swarm: &mut Swarm) -> anyhow::Result<()> {
     let unrelated = other(swarm)?;
-    web(swarm, 2)?;
+    // Without a check a task may get connections before it listens.
+    create_web(swarm, 2, &LISTENS)?;
+    running(swarm, "web", 2)?;
     // Growing takes nothing away, so streams to the service itself must live through it.
     let echo = SocketAddr::new(swarm.nodes[0].place.v4.into(), PUBLISHED_ECHO);
     let own = Traffic::streams(&swarm.client, &swarm.programs, echo, 8)?;

@@ -372,6 +372,9 @@ pub(crate) fn web(swarm: &Swarm, replicas: u32) -> anyhow::Result<Vec<Task>> {
     running(swarm, "web", replicas)
 }
 
+/// Flags by which a task counts when it takes connections.
+pub(crate) const LISTENS: [&str; 4] = ["--health-tcp", "7001", "--health-interval", "500ms"];
+
 /// Makes that service, with further flags.
 pub(crate) fn create_web(swarm: &Swarm, replicas: u32, further: &[&str]) -> anyhow::Result<()> {
     let ports = [
