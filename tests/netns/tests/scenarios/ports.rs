@@ -8,8 +8,8 @@ use serde_json::Value;
 use shoal_netns::{Swarm, Traffic, wait_for, wanted_engine};
 
 use crate::harness::{
-    CONN, ECHO, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, WHOAMI, ask_node,
-    create, ensure_same, host_names, running, scenario,
+    CONN, ECHO, LISTENS, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, WHOAMI,
+    ask_node, create, ensure_same, host_names, running, scenario,
 };
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -167,7 +167,7 @@ fn host_mode(swarm: &mut Swarm) -> anyhow::Result<()> {
 fn start_first(swarm: &mut Swarm) -> anyhow::Result<()> {
     let port = format!("published={PUBLISHED_CONN},target={CONN},mode=host");
     let flags = ["--mode", "global", "--update-order", "start-first", "-p", &port];
-    create(swarm, "web", "front", &flags)?;
+    create(swarm, "web", "front", &[&flags[..], &LISTENS].concat())?;
     running(swarm, "web", 3)?;
     let mut traffic = Vec::new();
     for node in &swarm.nodes {
