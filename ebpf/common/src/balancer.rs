@@ -68,17 +68,7 @@ pub fn to_client<P: Packet, T: Tables>(packet: &P, tables: &T, work: &mut Work) 
 pub(crate) fn hand_over<T: Tables>(tables: &T, work: &mut Work, target: Target) -> Verdict {
     work.set_flow(BALANCED, target.service, 0);
     work.flow.mark = target.mark;
-    let (now, state) = (tables.clock(), life::at_first(&work.header));
-    work.flow.seen = now;
-    work.flow.state = state;
-    let is_known = match tables.flow(&work.key) {
-        Some(known) => known.is_same(&work.flow),
-        None => false,
-    };
-    if is_known {
-        tables.touch_flow(&work.key, now, state);
-    } else {
-        tables.set_flow(&work.key, &work.flow);
+    if choose::set_flow(tables, work) {
         work.request = work.key;
         work.answers = FlowKey::default();
         life::park(tables, work);

@@ -252,11 +252,23 @@ fn answer(work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) {
 /// and ports.
 #[inline(always)]
 pub fn write<T: Tables>(tables: &T, work: &mut Work) {
+    let is_new = set_flow(tables, work);
+    work.reply.seen = work.flow.seen;
+    work.reply.state = work.flow.state;
+    if set_reply(tables, work) || is_new {
+        work.request = work.key;
+        life::park(tables, work);
+    }
+    tables.count_connection(work.flow.service);
+}
+
+/// Sets where a flow goes ([`Work::flow`]) with its first packet, in place if it is known but for what has been seen.
+/// Returns whether it was not.
+#[inline(always)]
+pub(crate) fn set_flow<T: Tables>(tables: &T, work: &mut Work) -> bool {
     let (now, state) = (tables.clock(), life::at_first(&work.header));
     work.flow.seen = now;
     work.flow.state = state;
-    work.reply.seen = now;
-    work.reply.state = state;
     let is_known = match tables.flow(&work.key) {
         Some(known) => known.is_same(&work.flow),
         None => false,
@@ -266,11 +278,7 @@ pub fn write<T: Tables>(tables: &T, work: &mut Work) {
     } else {
         tables.set_flow(&work.key, &work.flow);
     }
-    if set_reply(tables, work) || !is_known {
-        work.request = work.key;
-        life::park(tables, work);
-    }
-    tables.count_connection(work.flow.service);
+    !is_known
 }
 
 /// Whether answers recorded already are those of another flow than the packet's ([`Work::reply`]).
