@@ -150,8 +150,6 @@ impl<F: Facility> Reconciler<F> {
             let plan = plan(&desired, &observed);
             self.verify(&desired, &observed, &plan);
             if plan.is_empty() {
-                // What was put off was done with the rest.
-                outcome.deferred = 0;
                 break;
             }
             outcome = self.carry_out(&plan, &desired, is_drift && round == 0).await;

@@ -53,6 +53,20 @@ fn handed_over(w: &mut dyn World, program: Program, segment: &Segment, ifindex: 
     assert!(run.mark.is_none_or(|found| found == mark), "marked {:?}", run.mark);
 }
 
+pub(crate) fn flows_of_a_balancer_that_only_begin_leave_room_for_others(w: &mut dyn World) {
+    balanced(w);
+    let sent = |port| Segment::new(TCP, (V4.client, port), (V4.node, 8080));
+    let flow = |port| key(TCP, 0, (V4.client, port), (V4.node, 8080));
+    handed_over(w, Program::MeshIngress, &sent(50_000), GATE, MARK);
+    handed_over(w, Program::MeshIngress, &sent(50_000).flags(ACK), GATE, MARK);
+    for port in 1..=6000 {
+        handed_over(w, Program::MeshIngress, &sent(port), GATE, MARK);
+    }
+    assert!(w.flow(&flow(6000)).is_some(), "what came last is there");
+    assert_eq!(w.flow(&flow(1)), None, "what came first made room");
+    assert!(w.flow(&flow(50_000)).is_some(), "what is open stays");
+}
+
 pub(crate) fn published_port_goes_through_the_gate(w: &mut dyn World) {
     balanced(w);
     for (family, proto) in MATRIX {

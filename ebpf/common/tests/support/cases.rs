@@ -49,7 +49,8 @@ macro_rules! every_case {
             answer_between_tasks_of_one_node_is_restored, the_virtual_ip_answers_for_its_ethernet_address,
         );
         every_case!(@ $make, balancer_cases:
-            published_port_goes_through_the_gate, a_flow_stays_with_the_engine_it_began_on,
+            published_port_goes_through_the_gate, flows_of_a_balancer_that_only_begin_leave_room_for_others,
+            a_flow_stays_with_the_engine_it_began_on,
             without_a_gate_the_table_chooses, answers_of_no_table_are_the_balancers,
             a_balancer_reaches_tasks_here_and_elsewhere, a_balancer_that_forwards_unchanged_steers_nothing,
             only_what_was_translated_leaves_by_the_gate, virtual_ip_goes_to_the_networks_balancer,

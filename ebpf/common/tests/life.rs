@@ -1,0 +1,69 @@
+//! What goes of flows, and what stays because it was used.
+
+#[path = "support/all.rs"]
+mod support;
+
+use shoal_ebpf_common::keys::FlowKey;
+use shoal_ebpf_common::life::{
+    self, FLOW_CLIENT_FIN, FLOW_OPEN, FLOW_RESET, FLOW_SERVER_FIN, TICK_SHIFT, is_expired,
+};
+use shoal_ebpf_common::reason::Program;
+use shoal_ebpf_common::values::{PROPOSE_FLOW, PROPOSE_REPLY, Proposal};
+
+use support::host::Host;
+use support::packet::{ACK, Segment, TCP, UDP};
+use support::world::{LOCAL, SERVICE, V4, World, key, node};
+
+/// The first tick at which so many seconds are over.
+fn ticks(seconds: u64) -> u32 {
+    u32::try_from((seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT)).unwrap()
+}
+
+#[test]
+fn a_flow_has_the_time_that_its_state_gives_it() {
+    const ENDED: u32 = FLOW_OPEN | FLOW_CLIENT_FIN | FLOW_SERVER_FIN;
+    for (proto, state, seconds) in [
+        (TCP, 0, 60),
+        (UDP, 0, 60),
+        (UDP, FLOW_OPEN, 180),
+        (TCP, FLOW_OPEN, 432_000),
+        (TCP, FLOW_OPEN | FLOW_CLIENT_FIN, 432_000),
+        (TCP, ENDED, 60),
+        (TCP, FLOW_OPEN | FLOW_RESET, 60),
+    ] {
+        let over = ticks(seconds);
+        assert!(!is_expired(proto, state, over - 1), "{proto} {state} before {seconds} s");
+        assert!(is_expired(proto, state, over), "{proto} {state} after {seconds} s");
+    }
+}
+
+#[test]
+fn what_was_used_since_it_was_proposed_stays() {
+    let mut host = Host::default();
+    node(&mut host);
+    host.set_service(SERVICE, &[LOCAL]);
+    let sent = |port| Segment::new(TCP, (V4.client, port), (V4.node, 8080));
+    let flow = |port| key(TCP, 0, (V4.client, port), (V4.node, 8080));
+    let answers = |port| key(TCP, 0, (V4.task, 80), (V4.client, port));
+    for port in [1, 2] {
+        host.run(Program::MeshIngress, &sent(port).bytes());
+    }
+    let propose = |host: &Host, index, key: FlowKey, table| {
+        let record = if table == PROPOSE_FLOW {
+            host.flow(&key).map(|flow| (flow.seen, flow.state))
+        } else {
+            host.reply(&key).map(|reply| (reply.seen, reply.state))
+        };
+        let (seen, state) = record.expect("recorded");
+        host.maps.proposals.set(index, Proposal { key, seen, state, table, pad: 0 });
+    };
+    for (index, port) in [(0, 1), (2, 2)] {
+        propose(&host, index, flow(port), PROPOSE_FLOW);
+        propose(&host, index + 1, answers(port), PROPOSE_REPLY);
+    }
+    // The second goes on before the collector runs.
+    host.run(Program::MeshIngress, &sent(2).flags(ACK).bytes());
+    assert_eq!(life::collect(&host.maps), 2);
+    assert_eq!((host.flow(&flow(1)), host.reply(&answers(1))), (None, None));
+    assert!(host.flow(&flow(2)).is_some() && host.reply(&answers(2)).is_some());
+}
