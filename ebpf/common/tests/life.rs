@@ -16,7 +16,7 @@ use support::world::{LOCAL, SERVICE, V4, World, key, node};
 
 /// The first tick at which so many seconds are over.
 fn ticks(seconds: u64) -> u32 {
-    u32::try_from((seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT)).unwrap()
+    u32::try_from((seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT)).expect("ticks of a test fit")
 }
 
 #[test]
