@@ -15,7 +15,9 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::build_ebpf;
-use crate::tools::{FIXTURE, SCENARIOS, cargo, cargo_command, ensure_tools, target_dir};
+use crate::tools::{
+    FIXTURE, SCENARIOS, cargo, cargo_command, cargo_command_when_idle, ensure_tools, target_dir,
+};
 use column::{Column, Form};
 use guests::GuestPrograms;
 use matrix::{Cell, Filled, Matrix};
@@ -110,34 +112,55 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         // All at once: packages built in one go share every dependency.
         None => (Tier::value_variants().to_vec(), vec!["--workspace"]),
     };
-    let programs =
-        if selection.is_empty() { Vec::new() } else { build_tests(&["test", "--no-run"], &selection)? };
+    let programs = if selection.is_empty() {
+        Vec::new()
+    } else {
+        build_tests(cargo_command()?, &["test", "--no-run"], &selection)?
+    };
+    run_tiers(args, &tiers, &programs)?.report()
+}
+
+#[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
+fn run_tiers(args: &Args, tiers: &[Tier], programs: &[TestProgram]) -> anyhow::Result<Counts> {
     let mut counts = Counts::default();
     let mut host = None;
-    for tier in tiers {
-        match tier {
-            Tier::Netns => build_programs()?,
-            Tier::Vm => {
-                counts.run_guests(args, host.take())?;
-                continue;
+    std::thread::scope(|scope| {
+        let mut for_guests = None;
+        for &tier in tiers {
+            match tier {
+                Tier::Netns => {
+                    build_programs()?;
+                    // Scenarios wait more than they work.
+                    let is_next = tiers.contains(&Tier::Vm);
+                    for_guests =
+                        is_next.then(|| scope.spawn(|| build_for_guests(cargo_command_when_idle()?)));
+                }
+                Tier::Vm => {
+                    println!("\n==== vm: building for guests");
+                    let built = match for_guests.take() {
+                        Some(thread) => thread.join().map_err(|_| anyhow::anyhow!("the build panicked"))?,
+                        None => build_for_guests(cargo_command()?),
+                    };
+                    counts.run_guests(args, &built?, host.take())?;
+                    continue;
+                }
+                _ => {}
             }
-            _ => {}
-        }
-        for program in programs.iter().filter(|program| Tier::of(program) == tier) {
-            let filled = counts.run(tier, program, args.filter.as_deref())?;
-            if tier == Tier::Netns {
-                host = Some(filled);
+            for program in programs.iter().filter(|program| Tier::of(program) == tier) {
+                let filled = counts.run(tier, program, args.filter.as_deref())?;
+                if tier == Tier::Netns {
+                    host = Some(filled);
+                }
             }
         }
-    }
-    counts.report()
+        Ok(counts)
+    })
 }
 
 /// Runs cargo, which builds test programs without running them; which.
-fn build_tests(task: &[&str], selection: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
-    let mut command = cargo_command()?;
-    command.args(task).args(["--message-format", "json-render-diagnostics"]).args(selection);
-    let mut child = command.stdout(Stdio::piped()).spawn().context("can't run cargo")?;
+fn build_tests(mut cargo: Command, task: &[&str], selection: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
+    cargo.args(task).args(["--message-format", "json-render-diagnostics"]).args(selection);
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("can't run cargo")?;
     let stdout = child.stdout.take().context("cargo's stdout")?;
     let mut programs = Vec::new();
     for line in BufReader::new(stdout).lines() {
@@ -149,10 +172,10 @@ fn build_tests(task: &[&str], selection: &[&str]) -> anyhow::Result<Vec<TestProg
 
 /// Builds what guests run, by the profile that is meant for them. All in one go: programs and tests share dependencies
 /// only then.
-fn build_for_guests() -> anyhow::Result<GuestPrograms> {
+fn build_for_guests(cargo: Command) -> anyhow::Result<GuestPrograms> {
     let selection = packages(&["shoal-agent", "shoal-control", "shoal-cli", "shoal-netns"]);
     let what = ["--profile", "guest", "--bins", "--test", "scenarios", "--test", "bpf", "--test", "ipvs"];
-    let programs = build_tests(&["build"], &[&what[..], &selection].concat())?;
+    let programs = build_tests(cargo, &["build"], &[&what[..], &selection].concat())?;
     let find = |target: &str| {
         let found = programs.iter().find(|program| program.target == target);
         found.map(|program| program.executable.clone()).with_context(|| format!("no test program {target}"))
@@ -225,14 +248,16 @@ impl Counts {
 
     /// The vm tier. A host's column that the netns tier filled is counted already.
     #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
-    fn run_guests(&mut self, args: &Args, host: Option<Filled>) -> anyhow::Result<()> {
-        println!("\n==== vm: building for guests");
-        let programs = build_for_guests()?;
+    fn run_guests(
+        &mut self,
+        args: &Args,
+        programs: &GuestPrograms,
+        host: Option<Filled>,
+    ) -> anyhow::Result<()> {
         let form = if args.long { Form::Long } else { Form::Default };
         let target = target_dir()?;
         let counted = host.as_ref().map(|host| host.column);
-        let tier =
-            guests::Tier { programs: &programs, form, filter: args.filter.as_deref(), target: &target };
+        let tier = guests::Tier { programs, form, filter: args.filter.as_deref(), target: &target };
         let matrix = tier.run(host)?;
         println!("\n{}\n{}", matrix.markdown(), matrix.summary());
         self.add_matrix(&matrix, counted);

@@ -85,7 +85,8 @@ impl Column {
             Form::Default => &[Kernel::Qemu6_12, Kernel::Uml],
             Form::Long => &[Kernel::Qemu6_12, Kernel::Qemu6_1, Kernel::Uml],
         };
-        let engines = [Engine::Ebpf, Engine::Ipvs];
+        // Engine ipvs has a group more.
+        let engines = [Engine::Ipvs, Engine::Ebpf];
         kernels.iter().flat_map(|&kernel| engines.map(|engine| Self { kernel, engine })).collect()
     }
 
