@@ -15,6 +15,7 @@ mod rolling;
 mod scale;
 mod stage;
 mod swarm;
+mod vip;
 
 use std::path::PathBuf;
 
@@ -55,6 +56,8 @@ pub(crate) struct Args {
 enum Name {
     /// A published port: client, node A, task on node B (and on node A)
     Mesh,
+    /// A service asked by its virtual IP, beside its endpoint asked by its own address
+    Vip,
     /// A packet in the programs, with few services and with many
     Cost,
     /// The speed at which the IPVS driver programs the kernel
@@ -69,6 +72,7 @@ impl Name {
     fn name(self) -> &'static str {
         match self {
             Self::Mesh => "mesh",
+            Self::Vip => "vip",
             Self::Cost => "cost",
             Self::Ipvs => "ipvs",
             Self::Rolling => "rolling",
@@ -92,6 +96,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let outcome = match (args.vm, name) {
             (Some(kind), _) => guest::run(args, kind, name),
             (None, Name::Mesh) => mesh::run(args),
+            (None, Name::Vip) => vip::run(args),
             (None, Name::Cost) => cost::run(),
             (None, Name::Ipvs) => ipvs::run(),
             (None, Name::Rolling) => rolling::run(args),

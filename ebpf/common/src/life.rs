@@ -152,6 +152,14 @@ pub(crate) fn note_answer<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyV
     tables.set_flow(&work.request, &work.flow);
 }
 
+/// Removes both records of a flow, found by those of its answers ([`Work::key`]).
+#[inline(always)]
+pub(crate) fn forget<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyVal) {
+    request_of(tables, work, reply);
+    tables.remove_flow(&work.request);
+    tables.remove_reply(&work.key);
+}
+
 /// Finds the key of the flow that an answer ([`Work::key`]) is for: [`Work::request`].
 #[inline(always)]
 fn request_of<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyVal) {

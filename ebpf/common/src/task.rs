@@ -105,7 +105,25 @@ fn ip<P: Packet, T: Tables>(
     }
     match vip(tables, task, work.header.dst) {
         Some(vip) => to_vip(tables, sender, vip, work),
+        None if work.header.is_syn() => to_task(tables, task, work),
         None => Verdict::Pass,
+    }
+}
+
+/// A connection to a task's own address begins. One from the same port through the virtual IP of that task's service has
+/// the same answers: what is left of one that is over must not change them, and one that goes on keeps its port.
+#[inline(always)]
+fn to_task<T: Tables>(tables: &T, task: &TaskIf, work: &mut Work) -> Verdict {
+    work.key = work.header.reverse_key(task.network);
+    match tables.reply(&work.key) {
+        Some(known) if known.kind == REPLY_VIP => {
+            if tables.endpoint(known.endpoint).is_some() && !life::is_over(tables, work.header.proto, known) {
+                return Verdict::Drop(Reason::NoSourcePort);
+            }
+            life::forget(tables, work, known);
+            Verdict::Pass
+        }
+        _ => Verdict::Pass,
     }
 }
 

@@ -36,6 +36,12 @@ impl Run {
         Self::new(words.next().unwrap_or_default()).args(words)
     }
 
+    /// A program in a control group.
+    pub fn in_group(group: &Path, program: impl AsRef<OsStr>) -> Self {
+        let script = format!("echo 0 > {}/cgroup.procs && exec \"$0\" \"$@\"", group.display());
+        Self::new("sh").args(["-c", &script]).args([program])
+    }
+
     /// Adds arguments.
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         for arg in args {

@@ -72,10 +72,28 @@ impl Task {
         Ok(Path::new("/proc").join(self.process()?.to_string()).join("ns/net"))
     }
 
+    /// Its control group, in the unified hierarchy as this process sees it.
+    pub fn control_group(&self) -> anyhow::Result<PathBuf> {
+        let text = std::fs::read_to_string(format!("/proc/{}/cgroup", self.process()?))?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/")).context("no unified group")?;
+        Ok(unified()?.join(path))
+    }
+
     /// A program inside its network namespace (and none of its others).
     pub fn run_line(&self, line: &str) -> anyhow::Result<Run> {
         Ok(Run::line(line).netns(self.netns()?))
     }
+}
+
+/// The mount point of the unified hierarchy of control groups.
+fn unified() -> anyhow::Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let mut points = mounts.lines().map(|line| line.split(' ').skip(1));
+    let point = points.find_map(|mut fields| {
+        let point = fields.next()?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(point))
+    });
+    point.context("no unified hierarchy is mounted")
 }
 
 /// Parses items of one kind.

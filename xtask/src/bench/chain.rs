@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use shoal_netns::{Host, Process, wait_for};
 
-use super::path::Case;
+use super::path::{Case, Client};
 
 /// The ports of one set of servers.
 #[derive(Clone, Copy)]
@@ -190,7 +190,7 @@ impl Chain {
 
 /// Waits until all servers behind an address answer the client, and the one meant is among them.
 pub(crate) fn wait_until_served(
-    client: &Host,
+    client: &Client<'_>,
     address: &str,
     ports: Ports,
     mark: &str,

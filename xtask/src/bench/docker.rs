@@ -17,7 +17,7 @@ use shoal_netns::{Host, Process, Run};
 
 use super::chain::{A_BACK, A_FRONT, B_BACK, Hosts, Ports, TASK_PORTS, server_arguments};
 use super::measure::Loader;
-use super::path::{Case, Kept, Open};
+use super::path::{Case, Client, Kept, Open};
 
 /// The task on B is published by the servers' own ports, that on A by these.
 const LOCAL_PORTS: Ports = Ports { whoami: 7200, conn: 7201, echo: 7202, iperf: 5401 };
@@ -107,7 +107,13 @@ impl Docker {
         };
         let (server, _) = side.servers.as_ref().context("no servers were started")?;
         let mark = format!(" pid={} ", server.pid());
-        Ok(Open { client: &self.client, address: A_FRONT, ports, mark, _kept: Kept::Nothing })
+        Ok(Open {
+            client: Client::Host(&self.client),
+            address: A_FRONT.to_owned(),
+            ports,
+            mark,
+            _kept: Kept::Nothing,
+        })
     }
 }
 

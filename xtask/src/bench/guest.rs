@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 
 use super::path::Path;
+use super::report::Column;
 use super::{Args, Name, Outcome, programs};
 use crate::tools::{BENCH, FIXTURE, ensure_tools, target_dir};
 use crate::vm::{self, Kind};

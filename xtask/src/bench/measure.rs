@@ -124,12 +124,11 @@ fn say(line: &str) {
 
 fn throughput(load: &Loader, path: &Open<'_>, streams: u32, secs: f64) -> anyhow::Result<f64> {
     // iperf3 takes whole seconds.
-    let line =
-        format!("iperf3 -c {} -p {} -P {streams} -t {} -J", path.address, path.ports.iperf, secs.ceil());
+    let arguments = format!("-c {} -p {} -P {streams} -t {} -J", path.address, path.ports.iperf, secs.ceil());
     // The server takes one client at a time and needs a moment between two.
     wait_for("iperf3 to measure", PATIENCE, || {
-        let output =
-            path.client.run_line(&line).cpu(load.cpu).output().map_err(|error| format!("{error:#}"))?;
+        let run = path.client.run("iperf3").args(arguments.split(' ')).cpu(load.cpu);
+        let output = run.output().map_err(|error| format!("{error:#}"))?;
         let text = String::from_utf8_lossy(&output.stdout);
         let report: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
         let received = &report["end"]["sum_received"]["bits_per_second"];

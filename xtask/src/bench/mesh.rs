@@ -5,7 +5,7 @@ use shoal_netns::{Programs, Residue, prefix, sweep_stale};
 
 use super::measure::{Loader, measure};
 use super::path::{Case, Path};
-use super::report::{Conditions, Figures};
+use super::report::{Column, Conditions, Figures, Missing};
 use super::stage::{NotRun, Stage};
 use super::{Args, Outcome, kernel_release, programs};
 use crate::tools::{BENCH, FIXTURE, ensure_tools};
@@ -36,8 +36,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     Residue::ensure_none_since(&before, &prefix())?;
     let conditions =
         Conditions { kernel: kernel_release()?, guest: programs::guest(), pinned: !args.free, rounds };
-    print!("{}", figures.report(&conditions, &not_run));
-    Ok(Outcome { document: figures.document(conditions, &not_run)?, failure: failure(&not_run) })
+    let missing: Vec<_> =
+        not_run.iter().map(|not| Missing { path: not.path.name(), reason: not.reason.clone() }).collect();
+    print!("{}", figures.report(&conditions, &missing));
+    Ok(Outcome { document: figures.document(conditions, &missing)?, failure: failure(&not_run) })
 }
 
 /// Each path once in each round.
@@ -48,8 +50,8 @@ fn measure_rounds(
     load: &Loader,
     rounds: u32,
     secs: f64,
-) -> anyhow::Result<Figures> {
-    let mut figures = Figures::default();
+) -> anyhow::Result<Figures<Path>> {
+    let mut figures = Figures::new();
     for round in 1..=rounds {
         for case in Case::ALL {
             for &path in paths {
@@ -72,12 +74,12 @@ fn failure(not_run: &[NotRun]) -> Option<String> {
 
 /// Turns the scheduler's automatic groups off until it is dropped. A task of shoal has a session of its own and would
 /// be scheduled as a group, the servers of the other paths would not; here each shall be a process like any other.
-struct NoAutogroups(Option<String>);
+pub(super) struct NoAutogroups(Option<String>);
 
 const AUTOGROUPS: &str = "/proc/sys/kernel/sched_autogroup_enabled";
 
 impl NoAutogroups {
-    fn begin() -> anyhow::Result<Self> {
+    pub(super) fn begin() -> anyhow::Result<Self> {
         // A kernel without them needs nothing.
         let Ok(before) = std::fs::read_to_string(AUTOGROUPS) else { return Ok(Self(None)) };
         std::fs::write(AUTOGROUPS, "0")?;
@@ -95,6 +97,6 @@ impl Drop for NoAutogroups {
 }
 
 /// The last CPU: the first one has the machine's interrupts.
-fn last_cpu() -> anyhow::Result<usize> {
+pub(super) fn last_cpu() -> anyhow::Result<usize> {
     Ok(std::thread::available_parallelism()?.get() - 1)
 }

@@ -8,12 +8,14 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use shoal_netns::{Host, Node, Place, Programs, Task, enter, prefix, wait_for};
 
-use super::chain::{A_BACK, A_FRONT, B_BACK, Hosts, Ports, TASK_PORTS, server_arguments};
+use super::chain::{A_BACK, A_FRONT, B_BACK, Hosts, Ports, TASK_PORTS, server_arguments, wait_until_served};
 use super::measure::Loader;
-use super::path::{Case, Kept, Open};
+use super::path::{Case, Client, Kept, Open, Target};
 
 /// The task on B is published by the servers' own ports, that on A by these.
 const LOCAL_PORTS: Ports = Ports { whoami: 7200, conn: 7201, echo: 7202, iperf: 5401 };
+/// The network of all tasks.
+const NETWORK: &str = "bench";
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What balances published ports.
@@ -82,7 +84,7 @@ impl Nodes {
         let token =
             printed.split_whitespace().find(|word| word.starts_with("SHOAL-1-")).context("no token")?;
         this.b.shoal(&["swarm", "join", "--token", token, "--advertise-addr", B_BACK, A_BACK])?;
-        this.a.shoal(&["network", "create", "bench"])?;
+        this.a.shoal(&["network", "create", NETWORK])?;
         this.serve(load, "remote", "b", TASK_PORTS)?;
         this.serve(load, "local", "a", LOCAL_PORTS)?;
         for node in [&this.a, &this.b] {
@@ -126,7 +128,7 @@ impl Nodes {
         let program = load.program.display();
         let script = format!("{pin}iperf3 -s -p {} >&2 & exec {pin}{program} {servers}", TASK_PORTS.iperf);
         let constraint = format!("node.hostname=={node}");
-        let mut arguments = vec!["service", "create", "--name", name, "--network", "bench"];
+        let mut arguments = vec!["service", "create", "--name", name, "--network", NETWORK];
         arguments.extend(["--constraint", &constraint, "--drain", "0s", "--stop-grace-period", "1s"]);
         let ports: Vec<_> = published
             .all()
@@ -158,7 +160,42 @@ impl Nodes {
             Case::Local => LOCAL_PORTS,
         };
         let mark = format!(" host={}-1 ", case.name());
-        Open { client: &self.client, address: A_FRONT, ports, mark, _kept: Kept::Nothing }
+        Open {
+            client: Client::Host(&self.client),
+            address: A_FRONT.to_owned(),
+            ports,
+            mark,
+            _kept: Kept::Nothing,
+        }
+    }
+
+    /// A task on A that asks.
+    pub(crate) fn serve_client(&self, load: &Loader) -> anyhow::Result<()> {
+        let program = load.program.display().to_string();
+        let place = ["--constraint", "node.hostname==a", "--stop-grace-period", "1s"];
+        let create = ["service", "create", "--name", "client", "--network", NETWORK];
+        let serve = ["--", &program, "serve", "--health", "7003"];
+        self.a.shoal(&[&create[..], &place, &serve].concat())?;
+        self.running("client").map(drop)
+    }
+
+    /// From inside the client's task.
+    pub(crate) fn open_inside(&self, case: Case, target: Target) -> anyhow::Result<Open<'_>> {
+        let (client, service) = (self.running("client")?, case.name());
+        let endpoint = self.running(service)?;
+        let address = match target {
+            Target::Endpoint => endpoint.attachment(NETWORK)?.v4,
+            Target::Vip => self.a.vip(service, NETWORK)?.v4,
+        };
+        let open = Open {
+            client: Client::Task { netns: client.netns()?, group: client.control_group()? },
+            address: address.to_string(),
+            ports: TASK_PORTS,
+            mark: format!(" host={service}-1 "),
+            _kept: Kept::Nothing,
+        };
+        wait_until_served(&open.client, &open.address, open.ports, &open.mark)?;
+        Ok(open)
     }
 
     /// Leaves the swarm on both nodes.

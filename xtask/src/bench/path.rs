@@ -1,12 +1,15 @@
 //! The paths a connection can take from the client to the task.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use shoal_netns::{Host, Process};
+use shoal_netns::{Host, Process, Run, enter};
 
 use super::chain::{A_FRONT, Chain, HOST_PORTS, Ports, TASK_PORTS, wait_until_served};
+use super::report::Column;
 use super::stage::Stage;
 
 /// Where the task is, seen from the node the client talks to.
@@ -25,6 +28,15 @@ impl Case {
             Self::Local => "local",
         }
     }
+}
+
+/// By which address a task asks a service.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Target {
+    /// That of its endpoint
+    Endpoint,
+    /// Its own, the virtual IP
+    Vip,
 }
 
 /// One way to serve a port.
@@ -48,8 +60,14 @@ pub(crate) enum Path {
     Haproxy,
 }
 
-impl Path {
-    pub(crate) fn name(self) -> &'static str {
+impl Column for Path {
+    const BENCH: &str = "mesh";
+    /// The overlay without a load balancer: what is left to win or lose.
+    const REFERENCE: Self = Self::Routed;
+    /// What shoal is there instead of.
+    const REPLACED: Option<Self> = Some(Self::Docker);
+
+    fn name(self) -> &'static str {
         match self {
             Self::Bare => "bare",
             Self::Routed => "routed",
@@ -61,7 +79,9 @@ impl Path {
             Self::Haproxy => "haproxy",
         }
     }
+}
 
+impl Path {
     /// Sets the path up. It is gone when the handle is dropped, so that no path pays for another.
     pub(crate) fn open(self, stage: &Stage, case: Case) -> anyhow::Result<Open<'_>> {
         let chain = &stage.chain;
@@ -70,9 +90,9 @@ impl Path {
             Case::Local => &chain.local,
         };
         let bare = self == Self::Bare;
-        let kernel = |address, kept| Open {
-            client: &chain.client,
-            address,
+        let kernel = |address: &str, kept| Open {
+            client: Client::Host(&chain.client),
+            address: address.to_owned(),
             ports: if bare { HOST_PORTS } else { TASK_PORTS },
             mark: chain.server_mark(case, bare),
             _kept: kept,
@@ -87,17 +107,47 @@ impl Path {
             Self::Docker => stage.docker.as_ref().context("no nodes of Docker's kind")?.open(case)?,
             Self::Swarm => stage.swarm.as_ref().context("no swarm of Docker's")?.open(case),
         };
-        wait_until_served(open.client, open.address, open.ports, &open.mark)
+        wait_until_served(&open.client, &open.address, open.ports, &open.mark)
             .with_context(|| format!("path {}", self.name()))?;
         Ok(open)
     }
 }
 
+/// Where the load runs.
+pub(crate) enum Client<'a> {
+    Host(&'a Host),
+    /// As a program of a task: in its network namespace and its control group.
+    Task {
+        netns: PathBuf,
+        group: PathBuf,
+    },
+}
+
+impl Client<'_> {
+    pub(crate) fn run(&self, program: impl AsRef<OsStr>) -> Run {
+        match self {
+            Self::Host(host) => host.run(program),
+            Self::Task { netns, group } => Run::in_group(group, program).netns(netns),
+        }
+    }
+
+    /// Does something in its network namespace.
+    pub(crate) fn enter<T: Send>(
+        &self,
+        work: impl FnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        match self {
+            Self::Host(host) => host.enter(work),
+            Self::Task { netns, .. } => enter(netns, work),
+        }
+    }
+}
+
 /// A path that is set up.
 pub(crate) struct Open<'a> {
-    pub(crate) client: &'a Host,
+    pub(crate) client: Client<'a>,
     /// Where the client finds the servers.
-    pub(crate) address: &'a str,
+    pub(crate) address: String,
     pub(crate) ports: Ports,
     /// By which the server meant is known.
     pub(crate) mark: String,

@@ -7,19 +7,24 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::measure::Metric;
-use super::path::{Case, Path};
-use super::stage::NotRun;
+use super::path::Case;
 
-/// The overlay without a load balancer: what is left to win or lose.
-const REFERENCE: Path = Path::Routed;
-/// What shoal is there instead of.
-const REPLACED: Path = Path::Docker;
+/// What is compared; a column of the tables.
+pub(crate) trait Column: Copy + Ord {
+    /// The bench's name in the JSON.
+    const BENCH: &str;
+    /// What the others are set against.
+    const REFERENCE: Self;
+    /// One more that they are set against, in rows of its own.
+    const REPLACED: Option<Self>;
 
-type Key = (Case, Metric, Path);
+    fn name(self) -> &'static str;
+}
+
+type Key<P> = (Case, Metric, P);
 
 /// Every value measured.
-#[derive(Default)]
-pub(crate) struct Figures(BTreeMap<Key, Vec<f64>>);
+pub(crate) struct Figures<P>(BTreeMap<Key<P>, Vec<f64>>);
 
 /// Under which the figures were made.
 #[derive(Serialize)]
@@ -51,24 +56,29 @@ struct Row {
     max: f64,
 }
 
-#[derive(Serialize)]
-struct Missing {
-    path: &'static str,
-    reason: String,
+/// A column without figures.
+#[derive(Clone, Serialize)]
+pub(crate) struct Missing {
+    pub(crate) path: &'static str,
+    pub(crate) reason: String,
 }
 
-impl Figures {
-    pub(crate) fn add(&mut self, case: Case, path: Path, metric: Metric, value: f64) {
+impl<P: Column> Figures<P> {
+    pub(crate) fn new() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    pub(crate) fn add(&mut self, case: Case, path: P, metric: Metric, value: f64) {
         self.0.entry((case, metric, path)).or_default().push(value);
     }
 
-    fn median(&self, key: Key) -> Option<f64> {
+    fn median(&self, key: Key<P>) -> Option<f64> {
         Some(median(self.0.get(&key)?))
     }
 
     /// Everything, for programs.
-    pub(crate) fn document(&self, conditions: Conditions, not_run: &[NotRun]) -> anyhow::Result<Value> {
-        let row = |(&(case, metric, path), values): (&Key, &Vec<f64>)| Row {
+    pub(crate) fn document(&self, conditions: Conditions, not_run: &[Missing]) -> anyhow::Result<Value> {
+        let row = |(&(case, metric, path), values): (&Key<P>, &Vec<f64>)| Row {
             case: case.name(),
             path: path.name(),
             metric: metric.name(),
@@ -76,24 +86,24 @@ impl Figures {
             min: round(values.iter().copied().fold(f64::INFINITY, f64::min)),
             max: round(values.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
         };
-        let missing = |not: &NotRun| Missing { path: not.path.name(), reason: not.reason.clone() };
-        let (results, not_run) = (self.0.iter().map(row).collect(), not_run.iter().map(missing).collect());
-        Ok(serde_json::to_value(Document { bench: "mesh", conditions, results, not_run })?)
+        let (results, not_run) = (self.0.iter().map(row).collect(), not_run.to_vec());
+        Ok(serde_json::to_value(Document { bench: P::BENCH, conditions, results, not_run })?)
     }
 
     /// The tables with what has to be known to read them, for people.
-    pub(crate) fn report(&self, conditions: &Conditions, not_run: &[NotRun]) -> String {
+    pub(crate) fn report(&self, conditions: &Conditions, not_run: &[Missing]) -> String {
         let Conditions { kernel, guest, pinned, rounds } = conditions;
         let machine = guest.as_ref().map_or_else(String::new, |guest| format!(" ({guest})"));
         let place = if *pinned { "the whole path pinned to one CPU" } else { "free-running" };
         let mut text = format!(
-            "mesh on {kernel}{machine}: {place}, medians of {rounds} rounds; in brackets the ratio to {}\n\n{}",
-            REFERENCE.name(),
+            "{} on {kernel}{machine}: {place}, medians of {rounds} rounds; in brackets the ratio to {}\n\n{}",
+            P::BENCH,
+            P::REFERENCE.name(),
             self.tables()
         );
-        for NotRun { path, reason, .. } in not_run {
+        for Missing { path, reason } in not_run {
             // Writing to a string can't fail.
-            let _ok = writeln!(text, "not run: {}: {reason}", path.name());
+            let _ok = writeln!(text, "not run: {path}: {reason}");
         }
         text
     }
@@ -111,15 +121,15 @@ impl Figures {
             let rule = "---:|".repeat(paths.len());
             let _ok = writeln!(text, "| task {} | {} |\n|---|{rule}", case.name(), heads.join(" | "));
             for metric in Metric::ALL {
-                let mut row = |title: &str, cell: &dyn Fn(Path) -> String| {
+                let mut row = |title: &str, cell: &dyn Fn(P) -> String| {
                     let cells: Vec<_> = paths.iter().map(|&path| cell(path)).collect();
                     let _ok = writeln!(text, "| {title} | {} |", cells.join(" | "));
                 };
                 row(metric.title(), &|path| self.cell((case, metric, path)));
-                if paths.contains(&REPLACED) {
-                    let title = format!("… ratio to {}", REPLACED.name());
+                if let Some(replaced) = P::REPLACED.filter(|replaced| paths.contains(replaced)) {
+                    let title = format!("… ratio to {}", replaced.name());
                     row(&title, &|path| {
-                        self.ratio((case, metric, path), REPLACED)
+                        self.ratio((case, metric, path), replaced)
                             .map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
                     });
                 }
@@ -130,24 +140,24 @@ impl Figures {
     }
 
     /// The paths with figures, in the order of their columns.
-    fn paths(&self, case: Case) -> Vec<Path> {
+    fn paths(&self, case: Case) -> Vec<P> {
         let measured: BTreeSet<_> = self.0.keys().filter(|key| key.0 == case).map(|key| key.2).collect();
         measured.into_iter().collect()
     }
 
-    fn cell(&self, key: Key) -> String {
+    fn cell(&self, key: Key<P>) -> String {
         let Some(value) = self.median(key) else { return "-".into() };
         // A small number needs a digit more: the emulated half gigabit.
         let digits = key.1.digits();
         let digits = if digits > 0 && value < 1.0 { digits + 1 } else { digits };
         let text = thousands(&format!("{value:.digits$}"));
-        match self.ratio(key, REFERENCE) {
-            Some(ratio) if key.2 != REFERENCE => format!("{text} ({ratio:.2})"),
+        match self.ratio(key, P::REFERENCE) {
+            Some(ratio) if key.2 != P::REFERENCE => format!("{text} ({ratio:.2})"),
             _ => text,
         }
     }
 
-    fn ratio(&self, (case, metric, path): Key, base: Path) -> Option<f64> {
+    fn ratio(&self, (case, metric, path): Key<P>, base: P) -> Option<f64> {
         Some(self.median((case, metric, path))? / self.median((case, metric, base))?)
     }
 }
@@ -184,6 +194,7 @@ fn thousands(number: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::path::Path;
 
     #[test]
     fn median_of_odd_and_even_counts() {
@@ -204,11 +215,11 @@ mod tests {
 
     #[test]
     fn json_has_the_agreed_shape() {
-        let mut figures = Figures::default();
+        let mut figures = Figures::new();
         for value in [1.0, 3.0, 2.0] {
             figures.add(Case::Remote, Path::Routed, Metric::Conn8Rate, value);
         }
-        let not_run = [NotRun { path: Path::Ipvs, reason: "why".into(), is_expected: true }];
+        let not_run = [Missing { path: "ipvs", reason: "why".into() }];
         let row = serde_json::json!({
             "case": "remote", "path": "routed", "metric": "conn8_rate", "median": 2.0, "min": 1.0, "max": 3.0
         });
@@ -223,11 +234,11 @@ mod tests {
 
     #[test]
     fn both_ratios_are_shown_and_what_was_not_run_is_named() {
-        let mut figures = Figures::default();
+        let mut figures = Figures::new();
         for (path, value) in [(Path::Docker, 10.0), (Path::Routed, 20.0), (Path::Ebpf, 22.0)] {
             figures.add(Case::Remote, path, Metric::Tcp1Gbps, value);
         }
-        let not_run = [NotRun { path: Path::Nft, reason: "why".into(), is_expected: true }];
+        let not_run = [Missing { path: "nft", reason: "why".into() }];
         let text = figures.report(&conditions(), &not_run);
         assert!(text.contains("| task remote | routed | ebpf | docker |\n"), "{text}");
         assert!(text.contains("| TCP 1 stream, Gbit/s | 20.0 | 22.0 (1.10) | 10.0 (0.50) |\n"), "{text}");

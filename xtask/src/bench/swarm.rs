@@ -11,7 +11,7 @@ use shoal_netns::{Host, Process, Run, wait_for};
 
 use super::chain::{A_BACK, A_FRONT, B_BACK, Hosts, Ports, TASK_PORTS, server_arguments};
 use super::measure::Loader;
-use super::path::{Case, Kept, Open};
+use super::path::{Case, Client, Kept, Open};
 use crate::vm;
 
 /// The task on B is published by the servers' own ports, that on A by these.
@@ -107,7 +107,13 @@ impl Swarm {
             Case::Local => LOCAL_PORTS,
         };
         let mark = format!(" host={}-1 ", case.name());
-        Open { client: &self.client, address: A_FRONT, ports, mark, _kept: Kept::Nothing }
+        Open {
+            client: Client::Host(&self.client),
+            address: A_FRONT.to_owned(),
+            ports,
+            mark,
+            _kept: Kept::Nothing,
+        }
     }
 
     /// Leaves the swarm on both nodes.

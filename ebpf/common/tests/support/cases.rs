@@ -46,6 +46,7 @@ macro_rules! every_case {
             a_task_without_an_entry_sends_nothing, arp_speaks_for_the_task_only,
             neighbor_discovery_speaks_for_the_task_only, virtual_ip_leads_to_a_remote_task,
             virtual_ip_prefers_another_task, a_task_may_be_its_own_server, virtual_ip_without_endpoint_drops,
+            connections_to_an_endpoint_and_through_its_virtual_ip_do_not_mix,
             answer_between_tasks_of_one_node_is_restored, the_virtual_ip_answers_for_its_ethernet_address,
         );
         every_case!(@ $make, balancer_cases:

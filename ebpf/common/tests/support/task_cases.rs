@@ -5,7 +5,7 @@ use shoal_ebpf_common::keys::Mac;
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::verdict::Out;
 
-use super::packet::{self, ACK, Segment, TCP, UDP, arp, icmpv6, neighbor};
+use super::packet::{self, ACK, FIN, SYN, Segment, TCP, UDP, arp, icmpv6, neighbor};
 use super::world::{
     Action, IFINDEX, LOCAL, MATRIX, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, SERVICE, TASK, V4, V6,
     VIP, World, dropped, egress_leg, forwarded, ingress_leg, ip, node, passed,
@@ -187,6 +187,38 @@ pub(crate) fn virtual_ip_without_endpoint_drops(w: &mut dyn World) {
     for (family, proto) in MATRIX {
         let request = Segment::new(proto, (family.task, 40_000), (family.vip, 80)).macs(TASK, VIP);
         dropped(w, TASK_TX, &request.bytes(), Reason::NoEndpoint);
+    }
+}
+
+pub(crate) fn connections_to_an_endpoint_and_through_its_virtual_ip_do_not_mix(w: &mut dyn World) {
+    const OVERLAY: Program = Program::OverlayRx;
+    node(w);
+    w.set_service(SERVICE, &[REMOTE]);
+    for family in [V4, V6] {
+        let through = Segment::new(TCP, (family.task, 40_000), (family.vip, 80)).macs(TASK, VIP);
+        let direct = Segment::new(TCP, (family.task, 40_000), (family.other, 80)).macs(TASK, OTHER_TASK);
+        let answer = Segment::new(TCP, (family.other, 80), (family.task, 40_000)).macs(OTHER_TASK, TASK);
+        let go_on = |w: &mut dyn World, flags: u8| {
+            forwarded(w, TASK_TX, &through.clone().flags(flags), Out::Device(REMOTE_DEVICE));
+            let got = forwarded(w, OVERLAY, &answer.clone().flags(flags), Out::Peer(IFINDEX));
+            assert_eq!(got.src, ip(family.vip));
+        };
+        go_on(w, SYN);
+        go_on(w, ACK);
+        // One that goes on keeps its port.
+        dropped(w, TASK_TX, &direct.bytes(), Reason::NoSourcePort);
+        go_on(w, FIN | ACK);
+        // One that has ended leaves it.
+        passed(w, TASK_TX, &direct.bytes());
+        passed(w, OVERLAY, &answer.clone().flags(SYN | ACK).bytes());
+        passed(w, TASK_TX, &direct.clone().flags(ACK).bytes());
+        // And so does one whose endpoint is gone.
+        go_on(w, SYN);
+        go_on(w, ACK);
+        w.remove_endpoint(REMOTE);
+        passed(w, TASK_TX, &direct.bytes());
+        passed(w, OVERLAY, &answer.clone().flags(SYN | ACK).bytes());
+        w.set_endpoint(REMOTE, super::world::remote_endpoint());
     }
 }
 

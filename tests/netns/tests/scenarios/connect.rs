@@ -28,34 +28,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
 /// Connections of one question; a virtual IP that is translated takes several packets for each.
 const COUNT: usize = 40;
 
-/// The mount point of the unified hierarchy of control groups.
-fn unified() -> anyhow::Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    let mut points = mounts.lines().map(|line| line.split(' ').skip(1));
-    let point = points.find_map(|mut fields| {
-        let point = fields.next()?;
-        (fields.next()? == "cgroup2").then(|| PathBuf::from(point))
-    });
-    point.context("no unified hierarchy is mounted")
-}
-
-/// The control group of a task.
-fn group(task: &Task) -> anyhow::Result<PathBuf> {
-    let text = std::fs::read_to_string(format!("/proc/{}/cgroup", task.process()?))?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).context("no unified group")?;
-    Ok(unified()?.join(path))
-}
-
 /// `shoal-load` in a control group, in some namespace.
 fn in_group(swarm: &Swarm, group: &Path, netns: impl Into<PathBuf>) -> Run {
-    let script = format!("echo 0 > {}/cgroup.procs && exec \"$0\" \"$@\"", group.display());
-    let load = swarm.programs.load.display().to_string();
-    Run::new("sh").args(["-c", &script, &load]).netns(netns)
+    Run::in_group(group, &swarm.programs.load).netns(netns)
 }
 
 /// Asks as a program of the task does.
 fn ask_as(swarm: &Swarm, task: &Task, to: IpAddr, udp: bool) -> anyhow::Result<Answers> {
-    let run = in_group(swarm, &group(task)?, task.netns()?);
+    let run = in_group(swarm, &task.control_group()?, task.netns()?);
     ask_by(run, SocketAddr::new(to, WHOAMI), udp, COUNT)
 }
 
@@ -155,17 +135,17 @@ fn scope(swarm: &mut Swarm) -> anyhow::Result<()> {
     let (tasks, stranger) = (web(swarm, 3)?, asker(swarm, "back")?);
     let vip = swarm.manager().vip("web", "front")?;
     let counts: Vec<f64> = swarm.nodes.iter().map(counted).collect::<Result<_, _>>()?;
-    let strangers = group(&stranger)?;
+    let strangers = stranger.control_group()?;
     let own = node_of(swarm, &tasks[0])?;
     // What another node's tasks are in, and what is in the group of a task but elsewhere.
     let other = swarm.nodes.iter().find(|node| node.name() != own.name()).context("another node")?;
     let elsewhere = tasks.iter().find(|task| task.node == other.name()).context("a task there")?;
     for to in vip.addresses() {
         refused(in_group(swarm, &strangers, stranger.netns()?), to)?;
-        refused(in_group(swarm, &group(&tasks[0])?, own.host.netns_path()), to)?;
+        refused(in_group(swarm, &tasks[0].control_group()?, own.host.netns_path()), to)?;
         refused(Run::new(&swarm.programs.load).netns(own.host.netns_path()), to)?;
         // In a group of one node and a namespace of another: not led, and the packets find their way.
-        let run = in_group(swarm, &group(&tasks[0])?, elsewhere.netns()?);
+        let run = in_group(swarm, &tasks[0].control_group()?, elsewhere.netns()?);
         let answers = ask_by(run, SocketAddr::new(to, WHOAMI), false, COUNT)?.complete()?;
         ensure_same("the peer's name", &answers.connected, &only(to))?;
     }
@@ -189,7 +169,7 @@ fn withdrawn(swarm: &mut Swarm) -> anyhow::Result<()> {
     swarm.manager().shoal(&["service", "scale", "web=0"])?;
     running(swarm, "web", 0)?;
     for to in vip.addresses() {
-        refused(in_group(swarm, &group(&asker)?, asker.netns()?), to)?;
+        refused(in_group(swarm, &asker.control_group()?, asker.netns()?), to)?;
     }
     Ok(())
 }
@@ -210,7 +190,7 @@ fn without_daemon(swarm: &mut Swarm) -> anyhow::Result<()> {
     let vip = swarm.manager().vip("web", "front")?;
     let before = counted(node_of(swarm, &asker)?)?;
     let index = swarm.nodes.iter().position(|node| node.name() == asker.node).context("its node")?;
-    let (task_group, netns) = (group(&asker)?, asker.netns()?);
+    let (task_group, netns) = (asker.control_group()?, asker.netns()?);
     swarm.nodes[index].kill_daemons()?;
     for to in vip.addresses() {
         let run = in_group(swarm, &task_group, &netns);
