@@ -11,6 +11,7 @@ pub mod facility;
 pub mod facts;
 mod health;
 pub mod ledger;
+mod memory;
 pub mod metrics;
 pub mod mounts;
 pub mod netns;

@@ -107,6 +107,8 @@ pub struct Reconciler<F> {
     gave_way: u32,
     /// What is programmed.
     applied: Generation,
+    /// Objects that the last look at everything was about.
+    looked_at: usize,
     started: bool,
 }
 
@@ -135,6 +137,7 @@ impl<F: Facility> Reconciler<F> {
             settled: None,
             gave_way: 0,
             applied: Generation(0),
+            looked_at: 0,
             started: false,
         }
     }

@@ -40,7 +40,7 @@ pub enum Violation {
 }
 
 /// Every rule that a plan breaks.
-pub fn check(desired: &Objects, observed: &Objects, plan: &Plan) -> Vec<Violation> {
+pub fn check(desired: &Objects, observed: &Objects, plan: &Plan<'_>) -> Vec<Violation> {
     let mut violations = Vec::new();
     for pair in plan.phases.windows(2) {
         if let [(first, _), (second, _)] = pair

@@ -8,28 +8,28 @@ use crate::name::IfName;
 use crate::object::{Goal, Key, Object, Objects};
 use crate::phase::Phase;
 
-/// One step.
+/// One step. Its objects are those of what was compared, not copies: there may be half a million.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Op {
+pub enum Op<'a> {
     /// Make the object, or make it so.
     Ensure {
         /// What is wanted.
-        object: Object,
+        object: &'a Object,
         /// What is there under its key, when it differs.
-        found: Option<Object>,
+        found: Option<&'a Object>,
     },
     /// Take away what nobody wants.
     Remove {
         /// What is there.
-        object: Object,
+        object: &'a Object,
         /// The task it belongs to alone: not to be done while that task still runs.
         task: Option<TaskId>,
     },
 }
 
-impl Op {
+impl<'a> Op<'a> {
     /// The object it is about.
-    pub fn object(&self) -> &Object {
+    pub fn object(&self) -> &'a Object {
         match self {
             Self::Ensure { object, .. } | Self::Remove { object, .. } => object,
         }
@@ -51,19 +51,19 @@ impl Op {
 
 /// Operations by phase; phases without any are left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct Plan<'a> {
     /// In the order in which they are done.
-    pub phases: Vec<(Phase, Vec<Op>)>,
+    pub phases: Vec<(Phase, Vec<Op<'a>>)>,
 }
 
-impl Plan {
+impl<'a> Plan<'a> {
     /// Nothing to do.
     pub fn is_empty(&self) -> bool {
         self.phases.is_empty()
     }
 
     /// All operations, in order.
-    pub fn ops(&self) -> impl Iterator<Item = &Op> {
+    pub fn ops(&self) -> impl Iterator<Item = &Op<'a>> {
         self.phases.iter().flat_map(|(_, ops)| ops)
     }
 }
@@ -71,11 +71,11 @@ impl Plan {
 /// The way from `observed` to `desired`.
 ///
 /// `observed` must hold only what the node owns: whatever is in it and not desired is removed.
-pub fn plan(desired: &Objects, observed: &Objects) -> Plan {
+pub fn plan<'a>(desired: &'a Objects, observed: &'a Objects) -> Plan<'a> {
     let mut owners = veth_owners(observed);
     // What hangs on a leg that stays and is not wanted is nobody's: left over from a device that is gone.
     owners.retain(|host, _| !desired.contains_key(&Key::Leg(host.clone())));
-    let mut phases: BTreeMap<Phase, Vec<Op>> = BTreeMap::new();
+    let mut phases: BTreeMap<Phase, Vec<Op<'a>>> = BTreeMap::new();
     let mut unwanted: Vec<&Object> = Vec::new();
     // Both are in order, so one walk through both finds what belongs together.
     let mut found = observed.iter().peekable();
@@ -85,7 +85,7 @@ pub fn plan(desired: &Objects, observed: &Objects) -> Plan {
         }
         let found = found.next_if(|(other, _)| *other == key).map(|(_, found)| found);
         if is_due(object, found) {
-            let op = Op::Ensure { object: object.clone(), found: found.cloned() };
+            let op = Op::Ensure { object, found };
             phases.entry(op.phase()).or_default().push(op);
         }
     }
@@ -93,7 +93,7 @@ pub fn plan(desired: &Objects, observed: &Objects) -> Plan {
     for object in unwanted.into_iter().rev() {
         // A kernel parameter has no owner: it stays as it is.
         if !matches!(object, Object::Sysctl(_)) {
-            let op = Op::Remove { object: object.clone(), task: owner(object, &owners) };
+            let op = Op::Remove { object, task: owner(object, &owners) };
             phases.entry(op.phase()).or_default().push(op);
         }
     }

@@ -29,21 +29,23 @@ use crate::{EgressFacts, Engine, Facts, IfName, Key, Object, Objects, Op, Phase,
 const OWN_ADDR: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// A stateful stand-in for the kernel: it does what a plan says.
-fn apply(plan: &Plan, observed: &mut Objects) {
+fn applied(plan: &Plan<'_>, observed: &Objects) -> Objects {
+    let mut after = observed.clone();
     for op in plan.ops() {
         match op {
             Op::Ensure { object, .. } => {
-                let mut object = object.clone();
+                let mut object = Object::clone(object);
                 if let Object::Task(task) = &mut object {
                     task.spec = None;
                 }
-                observed.insert(object.key(), object);
+                after.insert(object.key(), object);
             }
             Op::Remove { object, .. } => {
-                observed.remove(&object.key());
+                after.remove(&object.key());
             }
         }
     }
+    after
 }
 
 /// A task of the world: which node, service and networks, and what is wanted of it.
@@ -291,8 +293,8 @@ proptest! {
         after in (balance(), proptest::collection::vec(run(), 0..8)),
         lost in any::<u64>(),
     ) {
-        let mut observed = Objects::new();
-        apply(&plan(&balanced(before.0, &before.1), &observed), &mut observed);
+        let (nothing, first) = (Objects::new(), balanced(before.0, &before.1));
+        let mut observed = applied(&plan(&first, &nothing), &nothing);
         // Something else took away or damaged a part of it.
         let mut bits = lost;
         observed.retain(|_, _| { bits = bits.rotate_left(1); bits & 7 != 7 });
@@ -304,7 +306,7 @@ proptest! {
         let wanted = balanced(after.0, &after.1);
         let first = plan(&wanted, &observed);
         prop_assert_eq!(check(&wanted, &observed, &first), vec![]);
-        apply(&first, &mut observed);
+        let observed = applied(&first, &observed);
         let second = plan(&wanted, &observed);
         prop_assert!(second.is_empty(), "{:?}", second);
     }
@@ -316,13 +318,14 @@ proptest! {
     ) {
         // A node does not let go of its balancers while a port still leads to them.
         prop_assume!(before.0.engine != Engine::Ipvs || after.0.engine != Engine::Ebpf);
-        let mut observed = Objects::new();
-        apply(&plan(&balanced(before.0, &before.1), &observed), &mut observed);
+        let (nothing, first) = (Objects::new(), balanced(before.0, &before.1));
+        let mut observed = applied(&plan(&first, &nothing), &nothing);
         let wanted = balanced(after.0, &after.1);
-        for op in plan(&wanted, &observed).ops() {
+        let start = observed.clone();
+        for op in plan(&wanted, &start).ops() {
             let mut single = Plan::default();
             single.phases.push((op.phase(), vec![op.clone()]));
-            apply(&single, &mut observed);
+            observed = applied(&single, &observed);
             // At every instant each service's members are endpoints that exist.
             for object in observed.values() {
                 if let Object::LbService(service) = object {
@@ -493,7 +496,7 @@ fn a_stopped_task_loses_its_network_after_its_program() {
     let observed = desired(&one(DesiredState::Running));
     let wanted = desired(&one(DesiredState::Shutdown));
     let plan = plan(&wanted, &observed);
-    let position = |wanted: &dyn Fn(&Op) -> bool| plan.ops().position(wanted).expect("in the plan");
+    let position = |wanted: &dyn Fn(&Op<'_>) -> bool| plan.ops().position(wanted).expect("in the plan");
     let stop = position(&|op| matches!(op, Op::Ensure { object: Object::Task(_), .. }));
     let leg = position(&|op| matches!(op, Op::Remove { object: Object::Leg(_), task: Some(_) }));
     let sandbox = position(&|op| matches!(op, Op::Remove { object: Object::Sandbox(_), .. }));
@@ -512,7 +515,7 @@ fn what_is_left_of_a_device_that_is_gone_waits_for_no_task() {
     let stale = Object::from(Local { vxlan: IfName::new("#5"), ..*local.expect("the task's") });
     observed.insert(stale.key(), stale.clone());
     let plan = plan(&wanted, &observed);
-    assert_eq!(plan.ops().collect::<Vec<_>>(), [&Op::Remove { object: stale, task: None }]);
+    assert_eq!(plan.ops().collect::<Vec<_>>(), [&Op::Remove { object: &stale, task: None }]);
 }
 
 #[test]
@@ -525,7 +528,8 @@ fn a_task_starts_last_and_only_internal_networks_have_no_way_out() {
         serving: false,
     }];
     let wanted = desired(&internal);
-    let plan = plan(&wanted, &Objects::new());
+    let nothing = Objects::new();
+    let plan = plan(&wanted, &nothing);
     assert_eq!(plan.phases.last().map(|(phase, _)| *phase), Some(Phase::StartTasks));
     let legs = wanted.values().filter(|object| matches!(object, Object::Leg(_))).count();
     assert_eq!(legs, 2, "no egress leg");

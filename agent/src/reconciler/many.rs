@@ -27,13 +27,13 @@ fn is_leaf(object: &Object) -> bool {
 }
 
 /// Whether carrying out a plan can make nothing else necessary.
-pub(super) fn is_final(plan: &Plan) -> bool {
+pub(super) fn is_final(plan: &Plan<'_>) -> bool {
     plan.ops().all(|op| is_leaf(op.object()))
 }
 
 /// How many operations from the first on make objects of its kind.
-fn run(ops: &[Op]) -> usize {
-    let kind = |op: &Op| match op {
+fn run(ops: &[Op<'_>]) -> usize {
+    let kind = |op: &Op<'_>| match op {
         Op::Ensure { object, .. } if is_leaf(object) => Some(object.kind()),
         _ => None,
     };
@@ -45,7 +45,7 @@ impl<F: Facility> Reconciler<F> {
     /// Carries out the operations of a phase, in order.
     pub(super) async fn carry_out_phase(
         &mut self,
-        mut ops: &[Op],
+        mut ops: &[Op<'_>],
         owners: &BTreeMap<IfName, TaskId>,
         outcome: &mut Outcome,
         obstacles: &mut Obstacles,

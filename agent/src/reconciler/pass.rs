@@ -15,6 +15,7 @@ use super::report::{Applied, chain};
 use super::{Reconciler, Wake, many};
 use crate::drivers::runtime::{ObservedTask, RuntimeState};
 use crate::facility::Facility;
+use crate::memory;
 use crate::stats::Stats;
 
 /// A change that made another one necessary settles within this many rounds.
@@ -22,6 +23,9 @@ const ROUNDS: usize = 4;
 
 /// A sweep of a large node takes seconds and gives way to the managers, but not more often than this in a row.
 const GIVES_WAY: u32 = 8;
+
+/// A pass over more objects than this holds much memory.
+const MANY: usize = 20_000;
 
 /// What came of carrying out a plan.
 #[derive(Debug, Default)]
@@ -40,7 +44,7 @@ impl Outcome {
         Self { errors: vec![error], behind: true, ..Self::default() }
     }
 
-    fn failed(&mut self, op: &Op, error: String) {
+    fn failed(&mut self, op: &Op<'_>, error: String) {
         self.errors.push(error);
         self.behind |= matches!(
             op.object(),
@@ -114,11 +118,15 @@ impl<F: Facility> Reconciler<F> {
         let lb = self.facility.lb();
         self.stats.set_lb(lb);
         self.reports.pass_done(Applied { generation: self.applied, errors, took, writes, lb });
+        if std::mem::take(&mut self.looked_at) > MANY {
+            memory::give_back();
+        }
     }
 
     /// Looks and changes until nothing is left to do. `None`: it gave way before it changed anything.
     async fn rounds(&mut self, why: Wake, assignment: &Assignment, facts: &Facts) -> Option<Outcome> {
         let Some(desired) = desired::derive(assignment, facts) else { return Some(Outcome::default()) };
+        self.looked_at = desired.len();
         self.backoffs.retain(|key| desired.contains_key(key));
         let is_drift = matches!(why, Wake::Kernel | Wake::Sweep)
             && self.settled.as_ref().is_some_and(|settled| settled.is_current(assignment, facts));
@@ -182,7 +190,7 @@ impl<F: Facility> Reconciler<F> {
         Ok(observed)
     }
 
-    fn verify(&self, desired: &Objects, observed: &Objects, plan: &Plan) {
+    fn verify(&self, desired: &Objects, observed: &Objects, plan: &Plan<'_>) {
         if cfg!(debug_assertions) {
             for violation in shoal_plan::check::check(desired, observed, plan) {
                 tracing::error!(node = %self.node, %violation, "the plan breaks a rule");
@@ -190,7 +198,7 @@ impl<F: Facility> Reconciler<F> {
         }
     }
 
-    pub(super) async fn carry_out(&mut self, plan: &Plan, desired: &Objects, is_drift: bool) -> Outcome {
+    pub(super) async fn carry_out(&mut self, plan: &Plan<'_>, desired: &Objects, is_drift: bool) -> Outcome {
         let owners = veth_owners(desired);
         let (mut outcome, mut obstacles) = (Outcome::default(), Obstacles::default());
         for (phase, ops) in &plan.phases {
@@ -211,7 +219,7 @@ impl<F: Facility> Reconciler<F> {
 
     pub(super) async fn step(
         &mut self,
-        op: &Op,
+        op: &Op<'_>,
         owners: &BTreeMap<IfName, TaskId>,
         outcome: &mut Outcome,
         obstacles: &mut Obstacles,
@@ -259,7 +267,7 @@ impl<F: Facility> Reconciler<F> {
     }
 
     /// An operation is done.
-    pub(super) fn made(&mut self, op: &Op, outcome: &mut Outcome, is_drift: bool) {
+    pub(super) fn made(&mut self, op: &Op<'_>, outcome: &mut Outcome, is_drift: bool) {
         let key = op.key();
         let had_failed = self.backoffs.succeeded(&key);
         outcome.done += 1;
@@ -309,7 +317,7 @@ impl Obstacles {
             && references(object).iter().any(|key| self.failed.contains(key))
     }
 
-    fn note(&mut self, op: &Op, owners: &BTreeMap<IfName, TaskId>) {
+    fn note(&mut self, op: &Op<'_>, owners: &BTreeMap<IfName, TaskId>) {
         // The way out of tasks is none of the mesh's.
         if op.phase() < Phase::StartTasks && !matches!(op.object(), Object::Firewall(_)) {
             self.broken = true;
@@ -331,7 +339,7 @@ impl Obstacles {
 }
 
 /// How what was repaired was found.
-const fn found_as(op: &Op) -> &'static str {
+const fn found_as(op: &Op<'_>) -> &'static str {
     match op {
         Op::Ensure { found: None, .. } => "missing",
         Op::Ensure { found: Some(_), .. } => "changed",

@@ -65,8 +65,7 @@ proptest! {
         prop_assert_eq!(services, Services::of(&after));
 
         let (old, new) = (derive(&before, &facts).expect("as above"), derive(&after, &facts).expect("as above"));
-        let by_key = |plan: Plan| -> BTreeMap<Key, Op> { plan.ops().map(|op| (op.key(), op.clone())).collect() };
-        prop_assert_eq!(by_key(plan(&to, &from)), by_key(plan(&new, &old)));
+        prop_assert_eq!(by_key(&plan(&to, &from)), by_key(&plan(&new, &old)));
     }
 }
 
@@ -100,4 +99,8 @@ fn a_change_of_anything_else_is_about_everything() {
     assert_eq!(Part::of(&changes, &ipvs, cluster), None);
     let direct = ClusterView { direct: DirectRouting::Ready, ..cluster.clone() };
     assert_eq!(Part::of(&changes, &facts, &direct), None);
+}
+
+fn by_key<'a>(plan: &Plan<'a>) -> BTreeMap<Key, Op<'a>> {
+    plan.ops().map(|op| (op.key(), op.clone())).collect()
 }

@@ -8,7 +8,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Requests of one call. Were each of them refused, the answers would still find room.
-const REQUESTS: usize = 256;
+const REQUESTS: u32 = 256;
 /// The kernel answers within the call; this only keeps a lost answer from being waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// `NLMSG_ERROR`, which also carries acknowledgements (`linux/netlink.h`).
@@ -18,33 +18,26 @@ const HEADER: usize = 16;
 
 /// Makes or overwrites, in the namespace of the calling thread. Returns how many of the first requests went well; of
 /// those behind the first that did not, some may have.
-pub(crate) fn replace_all(requests: Vec<RouteNetlinkMessage>) -> io::Result<usize> {
+pub(crate) fn replace_all(requests: impl IntoIterator<Item = RouteNetlinkMessage>) -> io::Result<usize> {
     let route = Protocol::from(libc::NETLINK_ROUTE);
     let mut socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(route))?;
     socket.set_read_timeout(Some(PATIENCE))?;
-    let total = requests.len();
-    let (mut requests, mut done) = (requests.into_iter(), 0);
-    while done < total {
-        let count = REQUESTS.min(total - done);
-        let first = u32::try_from(done).map_err(io::Error::other)?;
-        let (mut bytes, mut last) = (Vec::new(), first);
-        for (sequence, request) in (first..).zip(requests.by_ref().take(count)) {
-            let ack = if requests_left(first, sequence, count) { 0 } else { NLM_F_ACK };
-            append(&mut bytes, request, sequence, ack);
-            last = sequence;
+    let (mut requests, mut done) = (requests.into_iter().peekable(), 0);
+    while requests.peek().is_some() {
+        let (mut bytes, end) = (Vec::new(), done + REQUESTS);
+        while done < end
+            && let Some(request) = requests.next()
+        {
+            let is_last = done + 1 == end || requests.peek().is_none();
+            append(&mut bytes, request, done, if is_last { NLM_F_ACK } else { 0 });
+            done += 1;
         }
         socket.send(&bytes)?;
-        if let Some(failed) = answers(&mut socket, last)? {
+        if let Some(failed) = answers(&mut socket, done - 1)? {
             return usize::try_from(failed).map_err(io::Error::other);
         }
-        done += count;
     }
-    Ok(total)
-}
-
-/// Whether there are requests behind this one in the same call.
-fn requests_left(first: u32, sequence: u32, count: usize) -> bool {
-    usize::try_from(sequence - first).is_ok_and(|place| place + 1 < count)
+    usize::try_from(done).map_err(io::Error::other)
 }
 
 fn append(bytes: &mut Vec<u8>, request: RouteNetlinkMessage, sequence: u32, flags: u16) {

@@ -116,8 +116,7 @@ impl Overlay {
                 _ => return None,
             }))
         };
-        let messages: Vec<_> = objects.iter().map_while(message).collect();
-        replace_all(messages)
+        replace_all(objects.iter().map_while(message))
             .map_err(|source| LinkError::Refused { action: "add forwarding entries".to_owned(), source })
     }
 
