@@ -17,7 +17,7 @@ use shoal_ebpf_common::reason::{Event, Program, Reason};
 use shoal_ebpf_common::rewrite;
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, lane, life, local, mesh, overlay, task};
+use shoal_ebpf_common::{balancer, icmp, lane, life, local, mesh, overlay, task};
 
 use crate::maps::Kernel;
 use crate::skb::{Skb, Wrapped};
@@ -90,36 +90,101 @@ pub fn flow_gc(_ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &Work) -> i32 {
+fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work) -> i32 {
     maps::count(program, Event::Received);
-    let result = match verdict {
+    let ready = match verdict {
         Verdict::Pass | Verdict::Tunnel => return pass(program),
         Verdict::Drop(reason) => Err(reason),
         Verdict::Refuse(reason) => {
             maps::count_drop(reason);
             return pass(program);
         }
-        Verdict::Forward => match rewrite::apply(skb, &work.header, &work.forward) {
-            Some(()) => send(skb, work),
-            None => Err(Reason::RewriteFailed),
+        Verdict::Forward => rewrite::apply(skb, &work.header, &work.forward).ok_or(Reason::RewriteFailed),
+        Verdict::Redirect => Ok(()),
+        Verdict::Error => match aside(skb, program, work) {
+            Aside::FORWARD if icmp_rewrite(skb.copied(), work) & icmp_requote(skb.copied(), work) == 0 => {
+                Err(Reason::RewriteFailed)
+            }
+            Aside::FORWARD | Aside::REDIRECT => Ok(()),
+            Aside::SPOOFED4 => Err(Reason::SpoofedIpv4),
+            Aside::SPOOFED6 => Err(Reason::SpoofedIpv6),
+            _ => return pass(program),
         },
-        Verdict::Redirect => send(skb, work),
         Verdict::Announce => match rewrite::announce(skb, &work.forward.src) {
             Some(()) => return pass(program),
             None => Err(Reason::RewriteFailed),
         },
         Verdict::Answer(question) => match rewrite::answer(skb, question, work.forward.src_mac) {
-            Some(()) => Ok(helpers::redirect(skb.ifindex())),
+            Some(()) => {
+                maps::count(program, Event::Forwarded);
+                return helpers::redirect(skb.ifindex());
+            }
             None => Err(Reason::RewriteFailed),
         },
     };
-    match result {
+    let sent = match ready {
+        Ok(()) => send(skb, work),
+        Err(reason) => Err(reason),
+    };
+    match sent {
         Ok(action) => {
             maps::count(program, Event::Forwarded);
             action
         }
         Err(reason) => drop(program, reason),
     }
+}
+
+/// What a function beside the path says: a verdict as a number, which needs no memory of the caller's.
+struct Aside;
+
+impl Aside {
+    const PASS: u32 = 0;
+    /// It goes on as it is.
+    const REDIRECT: u32 = 1;
+    /// It goes on, changed as [`Work`] says.
+    const FORWARD: u32 = 2;
+    const SPOOFED4: u32 = 3;
+    const SPOOFED6: u32 = 4;
+}
+
+/// Decides on an ICMP error.
+#[inline(always)]
+fn aside(skb: &Skb, program: Program, work: &mut Work) -> u32 {
+    let known = icmp_read(skb.copied(), work);
+    icmp_decide(skb.copied(), program, work, known)
+}
+
+/// Reads what an ICMP error quotes. Returns 1 if it is of use. A function of its own, as the next three: other
+/// packets
+/// don't pay for their stack.
+#[inline(never)]
+fn icmp_read(skb: Skb, work: &mut Work) -> u32 {
+    u32::from(icmp::read(&skb, work))
+}
+
+/// Decides on an ICMP error.
+#[inline(never)]
+fn icmp_decide(skb: Skb, program: Program, work: &mut Work, known: u32) -> u32 {
+    match icmp::decide(&skb, &Kernel, (program, skb.ifindex()), work, known != 0) {
+        Verdict::Forward => Aside::FORWARD,
+        Verdict::Redirect => Aside::REDIRECT,
+        Verdict::Drop(Reason::SpoofedIpv4) => Aside::SPOOFED4,
+        Verdict::Drop(Reason::SpoofedIpv6) => Aside::SPOOFED6,
+        _ => Aside::PASS,
+    }
+}
+
+/// Makes an ICMP error what was decided, but for its quote. Returns 1, or 0 if the kernel refused.
+#[inline(never)]
+fn icmp_rewrite(mut skb: Skb, work: &Work) -> u32 {
+    u32::from(rewrite::error(&mut skb, work).is_some())
+}
+
+/// Makes the quote of an ICMP error what was decided. Returns 1, or 0 if the kernel refused.
+#[inline(never)]
+fn icmp_requote(mut skb: Skb, work: &Work) -> u32 {
+    u32::from(rewrite::quote(&mut skb, work).is_some())
 }
 
 /// Sends a packet on; the action that does it, or why it goes no further.

@@ -49,6 +49,12 @@ impl Skb {
         Self { raw: ctx.skb.skb }
     }
 
+    /// The same packet, for a function of its own.
+    #[inline(always)]
+    pub fn copied(&self) -> Self {
+        Self { raw: self.raw }
+    }
+
     /// The device the program is attached to.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {

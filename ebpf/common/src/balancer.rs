@@ -6,6 +6,7 @@
 //! would travel the bridge.
 
 use crate::choose;
+use crate::icmp;
 use crate::keys::{FlowKey, LocalKey};
 use crate::life;
 use crate::overlay;
@@ -40,6 +41,9 @@ pub fn to_network<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, wo
             Some(port) => steer::deliver(work, &ethernet, port, Out::Peer(local.veth)),
             None => Verdict::Drop(Reason::NoSourcePort),
         };
+    }
+    if leg.steers() && icmp::is_error(packet, &work.header) {
+        return Verdict::Error;
     }
     if !leg.steers() && work.header.has_flow() {
         overlay::direct(tables, work, local);
@@ -89,8 +93,9 @@ pub(crate) fn go_on<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal, ifin
     carry(work, flow.mark, ifindex)
 }
 
+/// Hands a packet to a balancer's namespace, with the mark of its virtual service.
 #[inline(always)]
-fn carry(work: &mut Work, mark: u32, ifindex: u32) -> Verdict {
+pub(crate) fn carry(work: &mut Work, mark: u32, ifindex: u32) -> Verdict {
     work.mark = mark;
     work.redirect(Out::Peer(ifindex))
 }

@@ -87,6 +87,16 @@ pub fn check_ip<P: Packet>(packet: &P, task: &TaskIf, header: &Header) -> Result
     if header.v4 { check_ipv4(packet, task, header) } else { check_ipv6(packet, task, header) }
 }
 
+/// Whether a task may send an ICMP error.
+#[inline(always)]
+pub(crate) fn check_error(task: &TaskIf, header: &Header) -> Result<(), Reason> {
+    match header.v4 {
+        true if header.src != task.ip4 && !is_vip(&header.src, &task.vip_ip4) => Err(Reason::SpoofedIpv4),
+        false if !is_own(task, &header.src) => Err(Reason::SpoofedIpv6),
+        _ => Ok(()),
+    }
+}
+
 #[inline(always)]
 fn check_ipv4<P: Packet>(packet: &P, task: &TaskIf, header: &Header) -> Result<(), Reason> {
     if header.src != task.ip4 && !is_vip(&header.src, &task.vip_ip4) {

@@ -67,9 +67,10 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, form: Form, work: &m
         }
         Form::Other => return Verdict::Pass,
     }
-    match tables.tunnel(tunnel.vni) {
-        Some(device) => overlay::decide(&Inside(packet), tables, device, work),
-        None => Verdict::Pass,
+    let Some(device) = tables.tunnel(tunnel.vni) else { return Verdict::Pass };
+    match overlay::decide(&Inside(packet), tables, device, work) {
+        Verdict::Error => Verdict::Pass,
+        verdict => verdict,
     }
 }
 

@@ -7,8 +7,7 @@
 //! Conventions: an address is always 16 bytes, IPv4 as an IPv4-mapped IPv6 address, so one path serves both
 //! families; ports are in host order; no key or value has padding the compiler chose.
 //!
-//! What is left to the stack or not seen to yet: fragments (a fragmented packet has no flow here) and ICMP errors
-//! (they are not translated, so a UDP sender does not learn the tunnel's MTU; TCP's segment size is lowered instead).
+//! What is left to the stack or not seen to yet: fragments (a fragmented packet has no flow here).
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -28,6 +27,7 @@ pub mod connect;
 pub mod csum;
 pub mod guard;
 pub mod hash;
+pub mod icmp;
 pub mod keys;
 pub mod lane;
 pub mod life;

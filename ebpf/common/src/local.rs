@@ -6,8 +6,9 @@
 
 use crate::addr::Addr;
 use crate::choose::{self, Entry, Known};
+use crate::icmp;
 use crate::mesh;
-use crate::packet::{self, Header, Packet};
+use crate::packet::{self, Packet};
 use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::values::{EndpointVal, NodeConfig, REPLY_LOCAL, ReplyVal};
@@ -21,11 +22,14 @@ const LOOPBACK6: Addr = Addr::v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1
 pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
     work.begin();
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
-    if packet::header(packet, ethernet.kind, &mut work.header).is_err() || !work.header.has_flow() {
+    if packet::header(packet, ethernet.kind, &mut work.header).is_err() {
         return Verdict::Pass;
     }
+    if !work.header.has_flow() {
+        return icmp::aside(packet, &work.header);
+    }
     let Some(config) = tables.config() else { return Verdict::Pass };
-    let Some(client) = client(config, &work.header) else { return Verdict::Pass };
+    let Some(client) = seen(config, work.header.v4, &work.header.src) else { return Verdict::Pass };
     work.set_key(0);
     let entry = Entry { ifindex, kind: REPLY_LOCAL, client: &client };
     match choose::known(tables, work) {
@@ -52,15 +56,15 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     forward(work, config, choice.endpoint, &client, ports)
 }
 
-/// The client's address as tasks see it, if it can be one.
+/// The address of a client on this node as tasks see it, if it can be one.
 #[inline(always)]
-fn client(config: &NodeConfig, header: &Header) -> Option<Addr> {
-    let (loopback, router) = places(config, header.v4);
-    if header.src == loopback {
+pub(crate) fn seen(config: &NodeConfig, v4: bool, client: &Addr) -> Option<Addr> {
+    let (loopback, router) = places(config, v4);
+    if *client == loopback {
         return if router.is_any() { None } else { Some(router.copied()) };
     }
     // No answer would be led back to another loopback address.
-    if header.v4 && header.src.v4_octets()[0] == 127 { None } else { Some(header.src.copied()) }
+    if v4 && client.v4_octets()[0] == 127 { None } else { Some(client.copied()) }
 }
 
 /// The loopback address of a packet's family, and the router's. Other addresses of 127.0.0.0/8 are not ours: what has

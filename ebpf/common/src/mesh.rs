@@ -3,6 +3,7 @@
 use crate::addr::Addr;
 use crate::balancer::{self, Target};
 use crate::choose::{self, Entry, Known};
+use crate::icmp;
 use crate::keys::{PortKey, copied};
 use crate::packet::{self, Fragment, Header, Packet, UDP};
 use crate::reason::Reason;
@@ -23,7 +24,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return admit(tables, &work.header);
     }
     if !work.header.has_flow() {
-        return Verdict::Pass;
+        return icmp::aside(packet, &work.header);
     }
     work.set_key(0);
     let client = work.header.src.copied();

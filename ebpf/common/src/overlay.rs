@@ -1,5 +1,6 @@
 //! `overlay_rx`: what arrives through a tunnel.
 
+use crate::icmp;
 use crate::keys::{LocalKey, RouterKey, VipKey, same_mac};
 use crate::life;
 use crate::local;
@@ -15,8 +16,11 @@ use crate::verdict::{Out, Verdict, Work};
 pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
     work.begin();
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
-    if packet::header(packet, ethernet.kind, &mut work.header).is_err() || !work.header.has_flow() {
+    if packet::header(packet, ethernet.kind, &mut work.header).is_err() {
         return Verdict::Pass;
+    }
+    if !work.header.has_flow() {
+        return icmp::aside(packet, &work.header);
     }
     let Some(config) = tables.config() else { return Verdict::Pass };
     if same_mac(&ethernet.dst, &config.router_mac) {

@@ -37,7 +37,7 @@ pub trait Packet {
 }
 
 /// An Ethernet header.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "host", derive(Debug))]
 pub struct Ethernet {
     /// Destination.
@@ -194,11 +194,7 @@ pub fn ethernet<P: Packet>(packet: &P) -> Option<Ethernet> {
 /// Reads the IP header and what follows.
 #[inline(always)]
 pub fn header<P: Packet>(packet: &P, kind: u16, header: &mut Header) -> Result<(), ParseError> {
-    match kind {
-        ETH_IPV4 => ipv4(packet, header)?,
-        ETH_IPV6 => ipv6(packet, header)?,
-        _ => return Err(ParseError::NotIp),
-    }
+    ip(packet, kind, header)?;
     if matches!(header.fragment, Fragment::Later) {
         return Ok(());
     }
@@ -217,6 +213,16 @@ pub fn header<P: Packet>(packet: &P, kind: u16, header: &mut Header) -> Result<(
         _ => {}
     }
     Ok(())
+}
+
+/// Reads the IP header and steps over what it brings along, without the ports.
+#[inline(always)]
+pub(crate) fn ip<P: Packet>(packet: &P, kind: u16, header: &mut Header) -> Result<(), ParseError> {
+    match kind {
+        ETH_IPV4 => ipv4(packet, header),
+        ETH_IPV6 => ipv6(packet, header),
+        _ => Err(ParseError::NotIp),
+    }
 }
 
 #[inline(always)]

@@ -3,9 +3,10 @@
 use crate::addr::Addr;
 use crate::csum;
 use crate::guard;
+use crate::icmp::ICMP_LEN;
 use crate::keys::Mac;
 use crate::packet::{ETH_LEN, Header, Packet, UDP};
-use crate::verdict::{Forward, Out, Question};
+use crate::verdict::{Ends, Forward, Out, Question, Work};
 
 /// How a transport checksum is changed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,18 +39,90 @@ const IPV6_SRC: u32 = ETH_LEN + 8;
 const IPV6_DST: u32 = ETH_LEN + 24;
 const TCP_CHECK: u32 = 16;
 const UDP_CHECK: u32 = 6;
+const ICMP_CHECK: u32 = 2;
+
+/// A change of the pseudo header.
+const PSEUDO: Cover = Cover { pseudo: true, optional: false };
+/// A change of what follows the header.
+const SEGMENT: Cover = Cover { pseudo: false, optional: false };
 
 /// Makes a packet what its verdict says; `None` if the kernel refused.
 #[inline(always)]
 pub fn apply<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Option<()> {
     addresses(packet, header, forward)?;
     ports(packet, header, forward)?;
+    macs(packet, forward)
+}
+
+#[inline(always)]
+fn macs<P: PacketMut>(packet: &mut P, forward: &Forward) -> Option<()> {
     if matches!(forward.out, Out::Neighbor(_) | Out::Route) {
         return Some(());
     }
     let (d, s) = (forward.dst_mac, forward.src_mac);
     let macs = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
     packet.store(0, &macs, false)
+}
+
+/// As [`apply`], for an ICMP error; `None` if the kernel refused. Its quote is for [`quote`].
+#[inline(always)]
+pub fn error<P: PacketMut>(packet: &mut P, work: &Work) -> Option<()> {
+    let (header, forward) = (&work.header, &work.forward);
+    let (new_src, new_dst) = (header.src != forward.src, header.dst != forward.dst);
+    if new_src || new_dst {
+        let diff =
+            csum::add(csum::addr_diff(&header.src, &forward.src), csum::addr_diff(&header.dst, &forward.dst));
+        store_addresses(packet, header, forward, diff)?;
+        if !header.v4 {
+            packet.change_checksum(header.l4 + ICMP_CHECK, diff, PSEUDO)?;
+        }
+    }
+    macs(packet, forward)
+}
+
+/// Makes the packet that an ICMP error quotes what its verdict says; `None` if the kernel refused.
+///
+/// What the quote holds of checksums stays as right or wrong as it was.
+#[inline(always)]
+pub fn quote<P: PacketMut>(packet: &mut P, work: &Work) -> Option<()> {
+    let diff = change_quote(packet, &work.header, &work.quote, &work.quoted)?;
+    packet.change_checksum(work.header.l4 + ICMP_CHECK, diff, SEGMENT)
+}
+
+/// Changes a quoted packet. Returns the difference that makes to the sum over it.
+#[inline(always)]
+fn change_quote<P: PacketMut>(packet: &mut P, header: &Header, quote: &Header, to: &Ends) -> Option<u32> {
+    let at = header.l4 + ICMP_LEN - ETH_LEN;
+    let addresses = csum::add(csum::addr_diff(&quote.src, &to.src), csum::addr_diff(&quote.dst, &to.dst));
+    let ports = csum::port_diff((quote.sport, quote.dport), (to.sport, to.dport));
+    let both = csum::add(addresses, ports);
+    address(packet, quote.v4, at + IPV4_SRC, at + IPV6_SRC, &to.src, false)?;
+    address(packet, quote.v4, at + IPV4_DST, at + IPV6_DST, &to.dst, false)?;
+    let mut sum = both;
+    if quote.v4 {
+        // The header's own checksum makes up for its addresses.
+        let check = packet.load::<2>(at + IPV4_CHECK)?;
+        let check = csum::update(u16::from_ne_bytes(check), addresses);
+        packet.store(at + IPV4_CHECK, &check.to_ne_bytes(), false)?;
+        sum = ports;
+    }
+    packet.store(quote.l4, &csum::port_word((to.sport, to.dport)).to_ne_bytes(), false)?;
+    let field = quote.l4 + if quote.proto == UDP { UDP_CHECK } else { TCP_CHECK };
+    // Of TCP the quote may end before (RFC 792 asks for eight bytes).
+    if field + 2 > header.end {
+        return Some(sum);
+    }
+    let check = u16::from_ne_bytes(packet.load::<2>(field)?);
+    let optional = quote.proto == UDP;
+    if optional && check == 0 {
+        return Some(sum);
+    }
+    let check = match csum::update(check, both) {
+        0 if optional => 0xffff,
+        check => check,
+    };
+    packet.store(field, &check.to_ne_bytes(), false)?;
+    Some(csum::add(sum, !both))
 }
 
 #[inline(always)]
@@ -60,22 +133,33 @@ fn addresses<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -
     }
     let diff =
         csum::add(csum::addr_diff(&header.src, &forward.src), csum::addr_diff(&header.dst, &forward.dst));
-    if new_src {
-        address(packet, header.v4, IPV4_SRC, IPV6_SRC, &forward.src)?;
-    }
-    if new_dst {
-        address(packet, header.v4, IPV4_DST, IPV6_DST, &forward.dst)?;
-    }
-    if header.v4 {
-        packet.change_ip_checksum(IPV4_CHECK, diff)?;
-    }
+    store_addresses(packet, header, forward, diff)?;
     change_transport(packet, header, diff, true)
 }
 
+/// Writes the addresses that change, `diff` in all.
 #[inline(always)]
-fn address<P: PacketMut>(packet: &mut P, v4: bool, at4: u32, at6: u32, addr: &Addr) -> Option<()> {
+fn store_addresses<P: PacketMut>(packet: &mut P, header: &Header, to: &Forward, diff: u32) -> Option<()> {
     // The IPv4 header makes up for its changed addresses with its own checksum; the IPv6 header has none.
-    if v4 { packet.store(at4, &addr.v4_octets(), false) } else { packet.store(at6, &addr.octets(), true) }
+    if header.src != to.src {
+        address(packet, header.v4, IPV4_SRC, IPV6_SRC, &to.src, true)?;
+    }
+    if header.dst != to.dst {
+        address(packet, header.v4, IPV4_DST, IPV6_DST, &to.dst, true)?;
+    }
+    if header.v4 { packet.change_ip_checksum(IPV4_CHECK, diff) } else { Some(()) }
+}
+
+#[inline(always)]
+fn address<P: PacketMut>(
+    packet: &mut P,
+    v4: bool,
+    at4: u32,
+    at6: u32,
+    addr: &Addr,
+    counted: bool,
+) -> Option<()> {
+    if v4 { packet.store(at4, &addr.v4_octets(), false) } else { packet.store(at6, &addr.octets(), counted) }
 }
 
 #[inline(always)]

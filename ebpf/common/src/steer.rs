@@ -136,7 +136,7 @@ fn record<T: Tables>(tables: &T, work: &mut Work, router: &Mac, port: u16) {
 }
 
 #[inline(always)]
-fn leads_to(known: &ReplyVal, router: &Mac, port: u16) -> bool {
+pub(crate) fn leads_to(known: &ReplyVal, router: &Mac, port: u16) -> bool {
     known.kind == REPLY_STEER && known.client_port == port && same_mac(&known.mac, router)
 }
 
@@ -164,7 +164,7 @@ pub(crate) const fn scope_of(router: &Mac) -> u32 {
 
 /// A router's address as a number.
 #[inline(always)]
-const fn number(router: &Mac) -> u64 {
+pub(crate) const fn number(router: &Mac) -> u64 {
     u64::from_be_bytes([0, 0, router[0], router[1], router[2], router[3], router[4], router[5]])
 }
 

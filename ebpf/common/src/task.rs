@@ -4,6 +4,7 @@ use crate::addr::Addr;
 use crate::balancer::{self, Target};
 use crate::choose::{self, Choice, Known};
 use crate::guard::{self, Speech};
+use crate::icmp;
 use crate::keys::{LocalKey, Mac, VipKey, copied, same_mac};
 use crate::life;
 use crate::local;
@@ -87,6 +88,9 @@ fn ip<P: Packet, T: Tables>(
     if mesh_reply(tables, task, ethernet, work) {
         return Verdict::Forward;
     }
+    if icmp::is_error(packet, &work.header) {
+        return Verdict::Error;
+    }
     if let Err(reason) = guard::check_ip(packet, task, &work.header) {
         return Verdict::Drop(reason);
     }
@@ -128,7 +132,7 @@ fn to_task<T: Tables>(tables: &T, task: &TaskIf, work: &mut Work) -> Verdict {
 }
 
 #[inline(always)]
-fn vip<'a, T: Tables>(tables: &'a T, task: &TaskIf, addr: Addr) -> Option<&'a VipVal> {
+pub(crate) fn vip<'a, T: Tables>(tables: &'a T, task: &TaskIf, addr: Addr) -> Option<&'a VipVal> {
     if task.network == 0 { None } else { tables.vip(&VipKey { addr, network: task.network }) }
 }
 
@@ -170,7 +174,7 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
 
 /// The way to a router: this node's own is the balancer's, if there is one.
 #[inline(always)]
-fn to_router<T: Tables>(tables: &T, task: &TaskIf, router: &Mac) -> Option<Out> {
+pub(crate) fn to_router<T: Tables>(tables: &T, task: &TaskIf, router: &Mac) -> Option<Out> {
     let config = tables.config()?;
     if !same_mac(router, &config.router_mac) {
         return Some(Out::Device(task.ingress_vxlan));

@@ -14,6 +14,8 @@ pub enum Verdict {
     Pass,
     /// It is of a tunnel and may come in: see [`crate::lane`].
     Tunnel,
+    /// It is an ICMP error, perhaps about a flow: see [`crate::icmp`].
+    Error,
     /// It goes no further, and is counted.
     Drop(Reason),
     /// The stack shall refuse it, which it does because nothing listens there; it is counted.
@@ -38,6 +40,12 @@ pub struct Work {
     pub header: Header,
     /// The packet as it goes on.
     pub forward: Forward,
+    /// Of an ICMP error: its Ethernet header.
+    pub ethernet: Ethernet,
+    /// Of an ICMP error: the packet it is about, as it is quoted.
+    pub quote: Header,
+    /// Of an ICMP error: the addresses and ports of the quoted packet from now on.
+    pub quoted: Ends,
     /// Its flow.
     pub key: FlowKey,
     /// The answers to its flow.
@@ -136,6 +144,20 @@ pub struct Forward {
     pub dst_mac: Mac,
     /// Where it leaves.
     pub out: Out,
+}
+
+/// Where a packet comes from and goes to.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(Debug))]
+pub struct Ends {
+    /// Source.
+    pub src: Addr,
+    /// Destination.
+    pub dst: Addr,
+    /// Source port, host order.
+    pub sport: u16,
+    /// Destination port, host order.
+    pub dport: u16,
 }
 
 /// Where a packet leaves.

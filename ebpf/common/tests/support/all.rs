@@ -8,6 +8,7 @@ pub(crate) mod balancer_cases;
 pub(crate) mod cases;
 pub(crate) mod fuzz;
 pub(crate) mod host;
+pub(crate) mod icmp_cases;
 pub(crate) mod lane_cases;
 pub(crate) mod life_cases;
 pub(crate) mod local_cases;

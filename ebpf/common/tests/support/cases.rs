@@ -25,6 +25,14 @@ macro_rules! every_case {
             a_client_of_the_node_and_a_router_do_not_alias, a_balancers_flow_and_one_of_another_node_do_not_alias,
             without_a_port_left_a_flow_is_dropped, a_flow_that_is_over_is_in_nobodys_way,
         );
+        every_case!(@ $make, icmp_cases:
+            an_error_about_an_answer_reaches_the_task, an_error_about_a_request_reaches_the_client,
+            errors_go_by_the_router_that_brought_the_flow, an_error_shows_the_virtual_ip,
+            an_error_between_tasks_of_one_node_shows_the_virtual_ip,
+            errors_of_the_nodes_own_flows_are_led_both_ways, a_quote_may_have_options_and_no_checksum,
+            errors_of_no_flow_are_left_alone, errors_of_a_balancers_flows_are_the_balancers,
+            an_error_in_a_tunnel_goes_the_long_way,
+        );
         every_case!(@ $make, life_cases:
             a_connection_is_followed_to_its_end, a_flow_of_another_node_is_followed_to_its_end,
             answers_that_were_forgotten_come_back_with_the_flow,

@@ -1,6 +1,6 @@
 //! Packets that are almost right: valid ones with some bytes changed and some cut off.
 
-use super::packet::{Segment, TCP, UDP, arp, neighbor};
+use super::packet::{Complaint, Segment, TCP, UDP, arp, neighbor};
 use super::world::{Family, OTHER_ROUTER, OTHER_TASK, ROUTER, TASK, TUNNEL_PORT, V4, V6};
 
 /// A sequence that is random enough and the same every time (xorshift64*).
@@ -68,20 +68,34 @@ fn sound(random: &mut Random) -> Vec<u8> {
             let option = random.pick(&[None, Some((1, src)), Some((2, dst)), Some((14, src))]);
             neighbor(src, random.pick(&[133, 134, 135, 136, 137, 143]), sender, "ff02::1", target, option)
         }
+        2 => {
+            let family = random.pick(&[V4, V6]);
+            let (sender, about) = (address(random, &family), segment(random, &family));
+            let kind = random.pick(&Complaint::kinds(about.src.is_ipv4()));
+            Complaint {
+                macs: (src, dst),
+                sender: sender.parse().unwrap(),
+                kind,
+                about,
+                cut: random.below(60),
+            }
+            .bytes()
+        }
         _ => {
             let family = random.pick(&[V4, V6]);
-            let (from, to) = (address(random, &family), address(random, &family));
-            let ports = [80, 8080, 40_000, 40_001, 22, TUNNEL_PORT];
-            let mut segment = Segment::new(
-                random.pick(&[TCP, UDP]),
-                (from, random.pick(&ports)),
-                (to, random.pick(&ports)),
-            );
-            segment.payload.truncate(random.below(20));
-            segment.unchecked = segment.proto == UDP && segment.src.is_ipv4() && random.below(4) == 0;
-            segment.flags(random.pick(&[0x02, 0x10, 0x12, 0x04, 0x11])).macs(src, dst).bytes()
+            segment(random, &family).macs(src, dst).bytes()
         }
     }
+}
+
+fn segment(random: &mut Random, family: &Family) -> Segment {
+    let (from, to) = (address(random, family), address(random, family));
+    let ports = [80, 8080, 40_000, 40_001, 22, TUNNEL_PORT];
+    let mut segment =
+        Segment::new(random.pick(&[TCP, UDP]), (from, random.pick(&ports)), (to, random.pick(&ports)));
+    segment.payload.truncate(random.below(20));
+    segment.unchecked = segment.proto == UDP && segment.src.is_ipv4() && random.below(4) == 0;
+    segment.flags(random.pick(&[0x02, 0x10, 0x12, 0x04, 0x11]))
 }
 
 fn address(random: &mut Random, family: &Family) -> &'static str {

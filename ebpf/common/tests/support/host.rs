@@ -11,7 +11,7 @@ use shoal_ebpf_common::values::{
     BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
 };
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, lane, local, mesh, overlay, rewrite, task};
+use shoal_ebpf_common::{balancer, icmp, lane, local, mesh, overlay, rewrite, task};
 
 use super::memory::{Buffer, Memory};
 use super::world::{Action, IFINDEX, Run, World};
@@ -117,12 +117,24 @@ impl Host {
             }
         }
         let mut out = None;
+        let mut is_error = false;
+        if verdict == Verdict::Error {
+            is_error = true;
+            let known = icmp::read(&buffer, &mut work);
+            verdict = icmp::decide(&buffer, &self.maps, (program, IFINDEX), &mut work, known);
+        }
         let action = match verdict {
-            Verdict::Pass | Verdict::Tunnel => Action::Pass,
+            Verdict::Pass | Verdict::Tunnel | Verdict::Error => Action::Pass,
             Verdict::Drop(reason) => self.drop(reason),
             Verdict::Refuse(reason) => {
                 self.drop(reason);
                 Action::Pass
+            }
+            Verdict::Forward if is_error => {
+                rewrite::error(&mut buffer, &work).expect("the packet holds its own header");
+                rewrite::quote(&mut buffer, &work).expect("the packet holds its quote");
+                out = Some(work.forward.out);
+                Action::Redirect
             }
             Verdict::Forward => {
                 rewrite::apply(&mut buffer, &work.header, &work.forward)

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub(crate) type Mac = [u8; 6];
 
+pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMPV6: u8 = 58;
@@ -134,6 +135,61 @@ impl Segment {
             options,
             tcp_options: if proto == TCP { upper[20..header].to_vec() } else { Vec::new() },
         }
+    }
+}
+
+/// An ICMP error.
+#[derive(Clone, Debug)]
+pub(crate) struct Complaint {
+    /// Ethernet source and destination.
+    pub(crate) macs: (Mac, Mac),
+    pub(crate) sender: IpAddr,
+    /// Type and code.
+    pub(crate) kind: (u8, u8),
+    /// The packet it quotes, to whose source it goes.
+    pub(crate) about: Segment,
+    /// Bytes quoted of the upper layer.
+    pub(crate) cut: usize,
+}
+
+impl Complaint {
+    /// Errors of a family.
+    pub(crate) fn kinds(v4: bool) -> [(u8, u8); 4] {
+        if v4 { [(3, 3), (3, 4), (11, 0), (12, 0)] } else { [(1, 4), (2, 0), (3, 0), (4, 1)] }
+    }
+
+    /// The packet as it is on the wire.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.with(&self.quote(), self.about.src)
+    }
+
+    /// With another quote.
+    pub(crate) fn quoting(&self, quote: &[u8]) -> Vec<u8> {
+        self.with(quote, self.about.src)
+    }
+
+    /// With a destination that is not the source of the quoted packet.
+    pub(crate) fn to(&self, dst: &str) -> Vec<u8> {
+        self.with(&self.quote(), dst.parse().unwrap())
+    }
+
+    fn quote(&self) -> Vec<u8> {
+        let mut quote = self.about.bytes()[14..].to_vec();
+        let header = if self.about.src.is_ipv4() { 20 + self.about.options.len() } else { 40 };
+        quote.truncate(header.saturating_add(self.cut));
+        quote
+    }
+
+    fn with(&self, quote: &[u8], dst: IpAddr) -> Vec<u8> {
+        let mut upper = vec![self.kind.0, self.kind.1, 0, 0, 0, 0, 5, 0x14];
+        upper.extend(quote);
+        let (proto, pseudo) = match dst {
+            IpAddr::V4(_) => (ICMP, 0),
+            IpAddr::V6(_) => (ICMPV6, pseudo(self.sender, dst, ICMPV6, upper.len())),
+        };
+        let check = !fold(sum(&upper) + pseudo);
+        upper[2..4].copy_from_slice(&check.to_be_bytes());
+        frame(self.macs, (self.sender, dst), proto, &[], &upper)
     }
 }
 

@@ -10,6 +10,7 @@ mod barriers;
 mod connect;
 mod doctor;
 mod engines;
+mod errors;
 mod faults;
 mod flood;
 mod flows;
