@@ -18,7 +18,7 @@ use crate::drivers::overlay::Overlay;
 use crate::drivers::runtime::Runtime;
 use crate::drivers::runtime::process::{ProcessConfig, ProcessRuntime};
 use crate::durable;
-use crate::facility::{Facility, FormerValues, HostFacility, Parts, ReservedPorts};
+use crate::facility::{Facility, FormerValues, HostFacility, Look, Parts, ReservedPorts};
 use crate::facts::EgressBook;
 use crate::netns::{Netns, NetnsDir};
 use crate::reconciler::chain;
@@ -59,7 +59,7 @@ pub async fn remove_tasks(runtime: &Arc<ProcessRuntime>, grace: Duration) -> any
 pub async fn take_down(mut facility: HostFacility, config: &Config) -> anyhow::Result<()> {
     let nothing = Objects::new();
     let mut failure = None;
-    let observed = facility.observe(&nothing, true).await?;
+    let observed = facility.observe(&nothing, Look { thorough: true, leaves: true }).await?;
     for op in plan(&nothing, &observed).ops() {
         if let Op::Remove { object, .. } = op
             && let Err(error) = facility.remove(object).await

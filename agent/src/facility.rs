@@ -72,9 +72,9 @@ pub trait Facility: Send + 'static {
     /// What only the host can tell, for this assignment.
     async fn facts(&mut self, assignment: &Assignment, node: &NodeId) -> Result<Facts, FacilityError>;
 
-    /// Everything of ours that is there. `desired` helps to read what the kernel holds only as a digest; `thorough`
-    /// also looks at what is costly to read and rarely changes.
-    async fn observe(&mut self, desired: &Objects, thorough: bool) -> Result<Objects, FacilityError>;
+    /// Everything of ours that is there, as far as it is looked at. `desired` helps to read what the kernel holds only as a
+    /// digest.
+    async fn observe(&mut self, desired: &Objects, look: Look) -> Result<Objects, FacilityError>;
 
     /// Makes an object, or makes it so.
     async fn ensure(&mut self, object: &Object) -> Result<(), FacilityError>;
@@ -115,6 +115,15 @@ pub trait Facility: Send + 'static {
 
     /// What balances, as of the last facts.
     fn lb(&self) -> LbInUse;
+}
+
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Also at what is costly to read and rarely changes.
+    pub thorough: bool,
+    /// Also at what there may be tens of thousands of ([`Object::is_leaf`]). Without, none of it is told.
+    pub leaves: bool,
 }
 
 /// The real node.
@@ -287,16 +296,20 @@ impl Facility for HostFacility {
         })
     }
 
-    async fn observe(&mut self, desired: &Objects, thorough: bool) -> Result<Objects, FacilityError> {
+    async fn observe(&mut self, desired: &Objects, look: Look) -> Result<Objects, FacilityError> {
+        let Look { thorough, leaves } = look;
         self.refresh_links().await?;
-        let mut found = self.overlay.observe(&self.links).await?;
+        let mut found = self.overlay.observe(&self.links, leaves).await?;
         if thorough && self.takes_table != Some(false) {
             self.firewall = self.egress.observe().await?;
         }
         let mut more: Vec<Object> = sysctls().collect();
         more.push(self.observe_reserved(desired)?);
         more.extend(self.firewall.clone().map(Object::Firewall));
-        mesh::observe(&self.bpf, &self.links, desired, &mut more)?;
+        mesh::observe(&self.bpf, &self.links, &mut more)?;
+        if leaves {
+            mesh::observe_leaves(&self.bpf, &self.links, desired, &mut more)?;
+        }
         self.clients.observe(&self.overlay, &mut self.bpf, &self.writes, &mut more)?;
         let serving = self.dns.observe();
         self.resolvers.retain(|task, _| serving.contains(task.as_str()));

@@ -56,7 +56,7 @@ impl TestHost {
 
     async fn observe(&self) -> Objects {
         let links = self.overlay.netlink().links().await.expect("links");
-        self.overlay.observe(&links).await.expect("observed")
+        self.overlay.observe(&links, true).await.expect("observed")
     }
 
     /// Carries out one plan; returns how many writes it took.

@@ -163,6 +163,20 @@ macro_rules! boxed {
 boxed!(Bridge, Vxlan, Leg, Balancer, MeshConfig, TaskIf, Resolver, Virtual, Local);
 
 impl Object {
+    /// Whether it is one of a kind that is made by the ten thousand, and that nothing else is made over.
+    pub const fn is_leaf(&self) -> bool {
+        matches!(
+            self,
+            Self::Fdb(_)
+                | Self::Neighbor(_)
+                | Self::Peer(_)
+                | Self::LbEndpoint(_)
+                | Self::LbService(_)
+                | Self::Port(_)
+                | Self::Vip(_)
+        )
+    }
+
     /// The key it is stored under.
     pub fn key(&self) -> Key {
         match self {

@@ -99,8 +99,8 @@ impl Overlay {
         &self.namespaces
     }
 
-    /// Everything of the overlay that is ours.
-    pub async fn observe(&self, links: &LinkTable) -> Result<Objects, LinkError> {
+    /// Everything of the overlay that is ours; `leaves`: with forwarding entries and neighbors.
+    pub async fn observe(&self, links: &LinkTable, leaves: bool) -> Result<Objects, LinkError> {
         let addresses = self.nl.addresses().await?;
         let mut found: Vec<Object> = Vec::new();
         for link in links.iter() {
@@ -115,7 +115,9 @@ impl Overlay {
             }
         }
         let forwarding = self.nl.neighbors(AddressFamily::Bridge).await?;
-        forwarding::observe(&self.nl, links, &forwarding, &mut found).await?;
+        if leaves {
+            forwarding::observe(&self.nl, links, &forwarding, &mut found).await?;
+        }
         self.observe_sandboxes(links, &forwarding, &mut found).await?;
         self.observe_balancers(links, &forwarding, &mut found).await?;
         Ok(found.into_iter().map(|object| (object.key(), object)).collect())

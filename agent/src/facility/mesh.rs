@@ -86,13 +86,8 @@ fn service_key(value: u64) -> ServiceKey {
     ServiceKey::from_u64(value).unwrap_or(ServiceKey { network: NO_NETWORK, index: u32::MAX, own: true })
 }
 
-/// Everything in the maps, and all attachments.
-pub(super) fn observe(
-    bpf: &BpfDriver,
-    links: &LinkTable,
-    desired: &Objects,
-    found: &mut Vec<Object>,
-) -> Result<(), BpfError> {
+/// What is in the maps but leaves, and all attachments.
+pub(super) fn observe(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Result<(), BpfError> {
     let config = bpf.config()?;
     if config != NodeConfig::default() {
         found.push(Object::from(MeshConfig {
@@ -119,6 +114,31 @@ pub(super) fn observe(
             network: Vni::new(value.network)?,
         }))
     }));
+    found.extend(bpf.tunnels.dump()?.iter().filter_map(|(vni, index)| {
+        Some(Object::Tunnel(Tunnel { vni: Vni::new(*vni)?, vxlan: links.name(*index) }))
+    }));
+    found.extend(bpf.balancer_ifs.dump()?.iter().map(|(index, value)| {
+        Object::BalancerIf(BalancerIf {
+            host: links.name(*index),
+            vxlan: links.name(value.vxlan),
+            steers: value.steer != 0,
+        })
+    }));
+    found.extend(
+        bpf.attached()?
+            .into_iter()
+            .map(|attachment| Object::Hook(links.name(attachment.ifindex), plan_program(attachment.program))),
+    );
+    Ok(())
+}
+
+/// Leaves in the maps: where endpoints and peers are, and the ways in.
+pub(super) fn observe_leaves(
+    bpf: &BpfDriver,
+    links: &LinkTable,
+    desired: &Objects,
+    found: &mut Vec<Object>,
+) -> Result<(), BpfError> {
     found.extend(bpf.endpoints.dump()?.iter().filter_map(|(id, value)| {
         Some(Object::LbEndpoint(LbEndpoint {
             id: EndpointId(u32::try_from(*id).ok()?),
@@ -133,21 +153,6 @@ pub(super) fn observe(
         let key = service_key(id);
         found.push(Object::LbService(service(key, value.seed, value.digest, desired)));
     }
-    lane(bpf, links, found)?;
-    ways_in(bpf, links, found)?;
-    found.extend(
-        bpf.attached()?
-            .into_iter()
-            .map(|attachment| Object::Hook(links.name(attachment.ifindex), plan_program(attachment.program))),
-    );
-    Ok(())
-}
-
-/// What the programs need to do without the tunnel's device.
-fn lane(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Result<(), BpfError> {
-    found.extend(bpf.tunnels.dump()?.iter().filter_map(|(vni, index)| {
-        Some(Object::Tunnel(Tunnel { vni: Vni::new(*vni)?, vxlan: links.name(*index) }))
-    }));
     found.extend(bpf.peers.dump()?.iter().filter_map(|(key, value)| {
         Some(Object::Peer(Peer {
             vxlan: links.name(key.vxlan),
@@ -158,10 +163,10 @@ fn lane(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Result<(
             mtu: value.mtu,
         }))
     }));
-    Ok(())
+    ways_in(bpf, links, found)
 }
 
-/// Virtual IPs, published ports and the legs of balancers.
+/// Virtual IPs and published ports.
 fn ways_in(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Result<(), BpfError> {
     found.extend(bpf.vips.dump()?.iter().filter_map(|(key, value)| {
         Some(Object::Vip(Vip {
@@ -183,13 +188,6 @@ fn ways_in(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Resul
             service: service_key(value.service),
             target: value.target_port,
             mark: FirewallMark::new(value.mark),
-        })
-    }));
-    found.extend(bpf.balancer_ifs.dump()?.iter().map(|(index, value)| {
-        Object::BalancerIf(BalancerIf {
-            host: links.name(*index),
-            vxlan: links.name(value.vxlan),
-            steers: value.steer != 0,
         })
     }));
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use shoal_plan::{IfName, Object, Op, Plan};
+use shoal_plan::{IfName, Object, Objects, Op, Plan};
 use shoal_types::TaskId;
 
 use super::Reconciler;
@@ -12,29 +12,33 @@ use crate::facility::Facility;
 /// Fewer are as quick one by one, and tell better what is wrong.
 const MANY: usize = 16;
 
-/// Whether an object is one of a kind that is made by the thousand, and that nothing else is made over.
-fn is_leaf(object: &Object) -> bool {
-    matches!(
-        object,
-        Object::Fdb(_)
-            | Object::Neighbor(_)
-            | Object::Peer(_)
-            | Object::LbEndpoint(_)
-            | Object::LbService(_)
-            | Object::Port(_)
-            | Object::Vip(_)
-    )
-}
-
 /// Whether carrying out a plan can make nothing else necessary.
 pub(super) fn is_final(plan: &Plan<'_>) -> bool {
-    plan.ops().all(|op| is_leaf(op.object()))
+    plan.ops().all(|op| op.object().is_leaf())
+}
+
+/// Whether leaves are as they were wanted once a plan over them is carried out: what they hang on stays or is made before
+/// them. (With a device that is replaced, what was found on it goes.)
+pub(super) fn settles_leaves(plan: &Plan<'_>) -> bool {
+    let replaces = |op: &Op<'_>| match op {
+        Op::Ensure { object, found: Some(_) } => {
+            matches!(object, Object::Bridge(_) | Object::Vxlan(_) | Object::Leg(_) | Object::Balancer(_))
+        }
+        _ => false,
+    };
+    !plan.ops().any(replaces)
+}
+
+/// All but leaves.
+pub(super) fn few(objects: &Objects) -> Objects {
+    let few = objects.iter().filter(|(_, object)| !object.is_leaf());
+    few.map(|(key, object)| (key.clone(), object.clone())).collect()
 }
 
 /// How many operations from the first on make objects of its kind.
 fn run(ops: &[Op<'_>]) -> usize {
     let kind = |op: &Op<'_>| match op {
-        Op::Ensure { object, .. } if is_leaf(object) => Some(object.kind()),
+        Op::Ensure { object, .. } if object.is_leaf() => Some(object.kind()),
         _ => None,
     };
     let Some(first) = ops.first().and_then(kind) else { return 1 };

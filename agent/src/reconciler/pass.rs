@@ -14,7 +14,7 @@ use super::change::Settled;
 use super::report::{Applied, chain};
 use super::{Reconciler, Wake, many};
 use crate::drivers::runtime::{ObservedTask, RuntimeState};
-use crate::facility::Facility;
+use crate::facility::{Facility, Look};
 use crate::memory;
 use crate::stats::Stats;
 
@@ -131,14 +131,16 @@ impl<F: Facility> Reconciler<F> {
         let is_drift = matches!(why, Wake::Kernel | Wake::Sweep)
             && self.settled.as_ref().is_some_and(|settled| settled.is_current(assignment, facts));
         let mut outcome = Outcome::default();
+        // Without leaves, once these are made.
+        let mut few: Option<Objects> = None;
         for round in 0..ROUNDS {
-            let thorough = round == 0 && why != Wake::Task;
+            let look = Look { thorough: round == 0 && why != Wake::Task, leaves: few.is_none() };
             let mut news = self.assignment.clone();
             let gives_way = why == Wake::Sweep && round == 0 && self.gave_way < GIVES_WAY;
             // Observing only reads, so it may end anywhere.
             let observed = tokio::select! {
                 biased;
-                observed = self.observe(&desired, assignment, thorough) => observed,
+                observed = self.observe(&desired, assignment, look) => observed,
                 Ok(()) = news.changed(), if gives_way => {
                     self.gave_way += 1;
                     return None;
@@ -155,7 +157,7 @@ impl<F: Facility> Reconciler<F> {
                 });
                 Stats::set(&self.stats.adopted, u64::try_from(adopted.count()).unwrap_or(0));
             }
-            let plan = plan(&desired, &observed);
+            let plan = plan(few.as_ref().unwrap_or(&desired), &observed);
             self.verify(&desired, &observed, &plan);
             if plan.is_empty() {
                 break;
@@ -163,6 +165,11 @@ impl<F: Facility> Reconciler<F> {
             outcome = self.carry_out(&plan, &desired, is_drift && round == 0).await;
             if outcome.done == 0 || !outcome.errors.is_empty() || many::is_final(&plan) {
                 break;
+            }
+            let settles = few.is_none() && many::settles_leaves(&plan);
+            drop(plan);
+            if settles {
+                few = Some(many::few(&desired));
             }
         }
         self.gave_way = 0;
@@ -174,10 +181,10 @@ impl<F: Facility> Reconciler<F> {
         &mut self,
         desired: &Objects,
         assignment: &Assignment,
-        thorough: bool,
+        look: Look,
     ) -> Result<Objects, String> {
-        let thorough = thorough || !self.started;
-        let mut observed = self.facility.observe(desired, thorough).await.map_err(|error| chain(&error))?;
+        let look = Look { thorough: look.thorough || !self.started, ..look };
+        let mut observed = self.facility.observe(desired, look).await.map_err(|error| chain(&error))?;
         let tasks = self.runtime.observe().await.map_err(|error| chain(&error))?;
         let running = tasks.iter().filter(|task| matches!(task.state, RuntimeState::Running { .. })).count();
         Stats::set(&self.stats.tasks_running, u64::try_from(running).unwrap_or(0));

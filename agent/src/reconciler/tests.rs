@@ -24,7 +24,7 @@ use super::*;
 use crate::drivers::link::LinkError;
 use crate::drivers::runtime::fake::FakeRuntime;
 use crate::drivers::runtime::{ExitCause, ProbeEnd, ProbeOutcome, Runtime, StartFailure, StartStage};
-use crate::facility::FacilityError;
+use crate::facility::{FacilityError, Look};
 
 /// A kernel in memory: it holds what it was told, and can be made to refuse or to forget.
 #[derive(Debug, Default, Clone)]
@@ -36,6 +36,8 @@ struct KernelState {
     refuse: Option<&'static str>,
     writes: usize,
     observed: usize,
+    /// Whether leaves were looked at, too, each time.
+    leaves: Vec<bool>,
     /// Looking takes a minute.
     slow: bool,
     removed: Vec<Key>,
@@ -77,13 +79,16 @@ impl Facility for FakeKernel {
         })
     }
 
-    async fn observe(&mut self, _desired: &Objects, _thorough: bool) -> Result<Objects, FacilityError> {
+    async fn observe(&mut self, _desired: &Objects, look: Look) -> Result<Objects, FacilityError> {
         if self.with(|state| state.slow) {
             tokio::time::sleep(Duration::from_mins(1)).await;
         }
         Ok(self.with(|state| {
             state.observed += 1;
-            state.objects.clone()
+            state.leaves.push(look.leaves);
+            let is_seen = |object: &Object| look.leaves || !object.is_leaf();
+            let seen = state.objects.iter().filter(|(_, object)| is_seen(object));
+            seen.map(|(key, object)| (key.clone(), object.clone())).collect()
         }))
     }
 
@@ -321,6 +326,29 @@ async fn a_task_runs_in_what_was_made_for_it_and_leaves_nothing() {
     world.until("its record goes", |world| world.reports.statuses().borrow().is_empty()).await;
     let (_, runtime) = world.stop().await;
     assert!(runtime.observe().await.expect("held").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaves_are_looked_at_again_only_where_a_device_was_replaced() {
+    let mut world = World::start();
+    world.assign(None);
+    world.applied().await;
+    let leaves = world.kernel.with(|state| std::mem::take(&mut state.leaves));
+    assert!(leaves.starts_with(&[true, false]), "made from nothing, what hangs on it is known: {leaves:?}");
+    let wanted = world.kernel.with(|state| {
+        let wanted = state.objects.clone();
+        // What hangs on the device goes with it when that is made anew.
+        state.objects.retain(|_, object| !object.is_leaf());
+        for object in state.objects.values_mut() {
+            if let Object::Vxlan(vxlan) = object {
+                vxlan.mtu += 1;
+            }
+        }
+        wanted
+    });
+    world.until("all is as before", |world| world.kernel.with(|state| state.objects == wanted)).await;
+    assert!(world.kernel.with(|state| state.leaves.iter().all(|leaves| *leaves)));
+    world.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
