@@ -6,6 +6,7 @@
 
 mod backoff;
 mod change;
+mod drain;
 mod events;
 mod many;
 mod pass;
@@ -31,6 +32,7 @@ use crate::stats::Stats;
 
 use backoff::Backoffs;
 use change::Settled;
+use drain::Drains;
 use tasks::{TaskEvent, Tasks};
 
 pub use events::KernelEvents;
@@ -123,7 +125,12 @@ impl<F: Facility> Reconciler<F> {
             context.health_dir,
         );
         Self {
-            tasks: Tasks::new(Arc::clone(&context.runtime), checks, tell),
+            tasks: Tasks::new(
+                Arc::clone(&context.runtime),
+                checks,
+                Drains::new(context.reports.clone()),
+                tell,
+            ),
             facility: context.facility,
             runtime: context.runtime,
             assignment: context.assignment,

@@ -187,6 +187,7 @@ fn assignment(own: u8, tasks: bool) -> Assignment {
                 spec: spec(),
                 desired: DesiredState::Running,
                 attachments,
+                withdrawn: false,
                 dns: DnsSpec::default(),
             })));
         }

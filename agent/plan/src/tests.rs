@@ -210,6 +210,7 @@ fn assignment(runs: &[Run]) -> Assignment {
                 spec: task_spec(),
                 desired: run.desired,
                 attachments,
+                withdrawn: false,
                 dns: DnsSpec::default(),
             })));
         }

@@ -84,9 +84,23 @@ impl Reports {
                 message: evidence.message,
                 exit_code: evidence.exit_code,
                 pid: evidence.pid,
+                connections: statuses.get(id).filter(|last| last.state == state).and_then(|last| last.connections),
             };
             tracing::info!(task = %id, state = ?status.state, health = ?status.health, message = status.message, "task");
             statuses.insert(id.clone(), status);
+            true
+        });
+    }
+
+    /// How many connections a task that drains has left.
+    pub(crate) fn connections(&self, id: &TaskId, connections: u32) {
+        self.statuses.send_if_modified(|statuses| {
+            let Some(status) = statuses.get_mut(id) else { return false };
+            if status.state.is_terminal() || status.connections == Some(connections) {
+                return false;
+            }
+            status.connections = Some(connections);
+            tracing::info!(task = %id, connections, "draining");
             true
         });
     }

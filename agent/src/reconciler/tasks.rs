@@ -9,6 +9,7 @@ use shoal_types::assignment::{AssignedTask, Assignment};
 use shoal_types::object::{DesiredState, TaskState};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use super::drain::Drains;
 use super::report::{Evidence, Reports, chain};
 use crate::drivers::runtime::{
     ObservedTask, Runtime, RuntimeError, RuntimeSpec, RuntimeState, StartFailure, TaskEnded, TaskExit,
@@ -31,6 +32,7 @@ pub(super) struct TaskEvent {
 pub(super) struct Tasks {
     runtime: Arc<dyn Runtime>,
     checks: Checks,
+    drains: Drains,
     tell: mpsc::Sender<TaskEvent>,
     /// Tasks with an operation under way.
     busy: BTreeSet<TaskId>,
@@ -42,10 +44,16 @@ pub(super) struct Tasks {
 }
 
 impl Tasks {
-    pub(super) fn new(runtime: Arc<dyn Runtime>, checks: Checks, tell: mpsc::Sender<TaskEvent>) -> Self {
+    pub(super) fn new(
+        runtime: Arc<dyn Runtime>,
+        checks: Checks,
+        drains: Drains,
+        tell: mpsc::Sender<TaskEvent>,
+    ) -> Self {
         Self {
             runtime,
             checks,
+            drains,
             tell,
             busy: BTreeSet::new(),
             running: BTreeSet::new(),
@@ -69,6 +77,8 @@ impl Tasks {
             .collect();
         self.running.clear();
         self.held.clear();
+        let drains = |task: &AssignedTask| task.desired == DesiredState::Draining && task.withdrawn;
+        self.drains.retain(|id| assigned.get(id).is_some_and(|task| drains(task)));
         for task in tasks {
             let Ok(id) = task.spec.task.parse::<TaskId>() else { continue };
             if matches!(task.state, RuntimeState::Running { .. }) {
@@ -76,6 +86,9 @@ impl Tasks {
             }
             if let Some(assigned) = assigned.get(&id) {
                 self.report(&id, task, assigned, reports);
+                if drains(assigned) && matches!(task.state, RuntimeState::Running { .. }) {
+                    self.drains.follow(&id, &task.spec.netns);
+                }
             }
             self.held.insert(id);
         }

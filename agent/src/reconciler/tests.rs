@@ -274,6 +274,7 @@ fn assigned(generation: u64, desired: Option<DesiredState>) -> Assignment {
             spec: task_spec(),
             desired,
             attachments: vec![at(9)],
+            withdrawn: false,
             dns: DnsSpec { options: vec!["timeout:1".to_owned()], ..DnsSpec::default() },
         }))
     }));

@@ -145,6 +145,7 @@ fn a_status_is_said_once_a_session() {
         message: String::new(),
         exit_code: None,
         pid: None,
+        connections: None,
         health: Health::Unchecked,
     };
     let id = TaskId::from_entropy(1);

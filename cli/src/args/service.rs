@@ -157,7 +157,7 @@ pub(crate) struct TaskFlags {
     /// Time from that signal to SIGKILL
     #[arg(long, value_name = "TIME", value_parser = parse::millis)]
     pub(crate) stop_grace_period: Option<u64>,
-    /// Time from 'out of every load balancer' to the stop signal
+    /// Longest time from 'out of every load balancer' to the stop signal; sooner with no connection left
     #[arg(long, value_name = "TIME", value_parser = parse::millis)]
     pub(crate) drain: Option<u64>,
     /// How new flows are spread over the tasks: auto, rr, leastconn (engine ipvs only), maglev or source

@@ -43,7 +43,7 @@ pub(crate) fn task_row(task: &pb::TaskInfo, lookup: &Lookup) -> Row {
     let command = task.spec.as_ref().and_then(|spec| spec.process.as_ref()).map(|p| p.command.clone());
     let command = command.unwrap_or_default();
     let state = task_state(status.state());
-    let reason = reason(&status);
+    let reason = drain(task, lookup.now_ms).unwrap_or_else(|| reason(&status));
     let slot = task.slot.as_ref().and_then(|slot| slot.slot.clone());
     let slot = match &slot {
         Some(pb::slot::Slot::Number(number)) => number.to_string(),
@@ -80,6 +80,8 @@ pub(crate) fn task_row(task: &pb::TaskInfo, lookup: &Lookup) -> Row {
         "health": Some(health(status.health())).filter(|word| !word.is_empty()),
         "since": rfc3339(status.since_ms),
         "message": status.message,
+        "connections": status.connections,
+        "drainEndsAt": task.drain_ends_ms.map(rfc3339),
         "exitCode": status.exit_code,
         "pid": status.pid,
         "addresses": attachments_item(&task.attachments, lookup),
@@ -88,6 +90,23 @@ pub(crate) fn task_row(task: &pb::TaskInfo, lookup: &Lookup) -> Row {
         "createdAt": rfc3339(task.created_at_ms),
     });
     Row { id: lookup.id(&task.id), fields, item }
+}
+
+/// Why a task that takes no new flows still runs: `draining: 12 connections, 7 s left`.
+fn drain(task: &pb::TaskInfo, now_ms: u64) -> Option<String> {
+    let status = task.status.as_ref()?;
+    if task.desired() != pb::DesiredState::Draining || !status.message.is_empty() {
+        return None;
+    }
+    let Some(end) = task.drain_ends_ms else {
+        return Some("draining: not yet withdrawn by every node".to_owned());
+    };
+    let left = end.saturating_sub(now_ms).div_ceil(1_000);
+    Some(match status.connections {
+        None => format!("draining: {left} s left"),
+        Some(1) => format!("draining: 1 connection, {left} s left"),
+        Some(count) => format!("draining: {count} connections, {left} s left"),
+    })
 }
 
 /// Message and exit code, in one line.

@@ -55,6 +55,32 @@ fn every_default_column_has_its_field() {
 }
 
 #[test]
+fn a_task_that_drains_says_what_it_waits_for() {
+    let draining = |connections, drain_ends_ms| pb::TaskInfo {
+        desired: pb::DesiredState::Draining.into(),
+        status: Some(pb::TaskStatus {
+            state: pb::TaskState::Running.into(),
+            connections,
+            ..Default::default()
+        }),
+        drain_ends_ms,
+        ..task()
+    };
+    for (connections, end, words) in [
+        (None, None, "draining: not yet withdrawn by every node"),
+        (None, Some(1_006_500), "draining: 7 s left"),
+        (Some(1), Some(1_000_001), "draining: 1 connection, 1 s left"),
+        (Some(12), Some(900_000), "draining: 12 connections, 0 s left"),
+    ] {
+        let row = task_row(&draining(connections, end), &lookup());
+        assert_eq!(field(&row, "Reason"), words);
+        assert_eq!(row.item["connections"], serde_json::json!(connections));
+    }
+    let over = pb::TaskInfo { desired: pb::DesiredState::Shutdown.into(), ..draining(None, None) };
+    assert_eq!(field(&task_row(&over, &lookup()), "Reason"), "");
+}
+
+#[test]
 fn a_task_shows_age_overlay_address_and_reason() {
     let row = task_row(&task(), &lookup());
     assert_eq!(row.id, "abcdefghijkl");

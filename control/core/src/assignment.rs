@@ -157,6 +157,7 @@ fn task(state: &State, task: &Task) -> Option<AssignedTask> {
         slot: task.slot.clone(),
         spec: task.spec.clone(),
         desired,
+        withdrawn: desired == DesiredState::Draining && state.track(&task.id).barrier_at.is_some(),
         attachments: task.attachments.clone(),
         dns: service.dns.clone(),
     })

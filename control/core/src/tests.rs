@@ -2,6 +2,7 @@
 
 mod balancing;
 mod checks;
+mod drains;
 mod health;
 mod histories;
 mod names;

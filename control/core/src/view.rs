@@ -5,6 +5,7 @@ mod warnings;
 use shoal_types::id::{NetworkId, ServiceId};
 use shoal_types::object::{
     Availability, DesiredState, JoinToken, Network, Node, NodeState, Service, Slot, Task, TaskState,
+    Timestamp,
 };
 use shoal_types::spec::{RestartCondition, ServiceMode};
 
@@ -102,6 +103,13 @@ fn node_state(state: &State, task: &Task) -> Option<NodeState> {
 /// A task that ran to its end and is not to be run again.
 fn is_finished(task: &Task) -> bool {
     task.status.state == TaskState::Complete && task.spec.restart.condition != RestartCondition::Any
+}
+
+/// When a task that drains is stopped, whatever connections it has left; `None` before every ready node has withdrawn it.
+pub fn drain_end(state: &State, task: &Task) -> Option<Timestamp> {
+    let drains = task.desired == DesiredState::Draining && !task.status.state.is_terminal();
+    let at = state.tracks.get(&task.id).filter(|_| drains)?.barrier_at?;
+    Some(Timestamp(at.0.saturating_add(state.services.get(&task.service)?.spec.drain_ms)))
 }
 
 /// A leaving task that some ready node may still send new flows to.

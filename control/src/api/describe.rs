@@ -86,6 +86,7 @@ pub fn task(state: &State, task: &Task) -> pb::TaskInfo {
         spec: Some((&task.spec).into()),
         task_version: task.task_version,
         created_at_ms: task.created_at.0,
+        drain_ends_ms: view::drain_end(state, task).map(|at| at.0),
     }
 }
 

@@ -213,6 +213,10 @@ pub struct AssignedTask {
     pub spec: TaskSpec,
     /// What is wanted of it.
     pub desired: DesiredState,
+    /// It drains, and every ready node has withdrawn it: its node counts the connections it still has. Absent in
+    /// ledgers of the first version.
+    #[serde(default)]
+    pub withdrawn: bool,
     /// Its endpoints.
     pub attachments: Vec<Attachment>,
     /// Resolver settings. Absent in ledgers of the first version.

@@ -313,6 +313,9 @@ pub struct TaskStatus {
     pub exit_code: Option<i32>,
     /// Process id on its node while it runs.
     pub pid: Option<u32>,
+    /// Connections that are left of a task that drains, counted after every ready node had withdrawn it. `None`: not
+    /// counted (yet).
+    pub connections: Option<u32>,
 }
 
 /// One run of one slot.

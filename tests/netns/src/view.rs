@@ -51,6 +51,9 @@ pub struct Task {
     pub desired_state: String,
     /// Its process on the node.
     pub pid: Option<i32>,
+    /// What is left of one that drains, once somebody has counted.
+    #[serde(default)]
+    pub connections: Option<u32>,
     /// Where it is reached.
     pub addresses: Vec<Attachment>,
 }

@@ -139,6 +139,7 @@ fn task(t: pb::AssignedTask) -> Result<AssignedTask, WireError> {
         slot: required("slot", t.slot)?.try_into()?,
         spec: required("spec", t.spec)?.try_into()?,
         desired,
+        withdrawn: t.withdrawn,
         attachments: t.attachments.iter().map(attachment).collect::<Result<_, _>>()?,
         dns: t.dns.map(TryInto::try_into).transpose()?.unwrap_or_default(),
     })
@@ -230,6 +231,7 @@ fn task_to(t: &AssignedTask) -> pb::AssignedTask {
         slot: Some((&t.slot).into()),
         spec: Some((&t.spec).into()),
         desired: pb::DesiredState::from(t.desired).into(),
+        withdrawn: t.withdrawn,
         attachments: t.attachments.iter().map(attachment_to).collect(),
         dns: Some((&t.dns).into()),
     }

@@ -180,6 +180,7 @@ impl TryFrom<pb::TaskStatus> for TaskStatus {
             message: s.message,
             exit_code: s.exit_code,
             pid: s.pid,
+            connections: s.connections,
         })
     }
 }
@@ -192,6 +193,7 @@ impl From<&TaskStatus> for pb::TaskStatus {
             message: s.message.clone(),
             exit_code: s.exit_code,
             pid: s.pid,
+            connections: s.connections,
             health: match s.health {
                 Health::Unchecked => pb::Health::Unspecified,
                 Health::Starting => pb::Health::Starting,

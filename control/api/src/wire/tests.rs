@@ -127,6 +127,7 @@ fn a_delta_survives_the_wire() {
                 slot: Slot::Node(NodeId::from_entropy(3)),
                 spec: spec().task,
                 desired: DesiredState::Draining,
+                withdrawn: true,
                 attachments: vec![at],
                 dns: spec().dns,
             })),

@@ -178,6 +178,7 @@ fn take_out(state: &mut State, at: At, id: &NodeId, why: &str) -> Outcome {
                 message: why.to_owned(),
                 exit_code: None,
                 pid: None,
+                connections: None,
             };
             std::mem::take(&mut t.attachments)
         });

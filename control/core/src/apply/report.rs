@@ -23,9 +23,13 @@ pub(super) fn tasks(
     }
     let mut changed = false;
     for (id, status) in updates {
-        let counts = state.tasks.get(id).is_some_and(|t| t.node.as_ref() == Some(node) && moves(t, status));
+        // Before the barrier there may be new connections at any moment.
+        let withdrawn = state.tracks.get(id).is_some_and(|t| t.barrier_at.is_some());
+        let connections = status.connections.filter(|_| withdrawn);
+        let status = TaskStatus { connections, ..status.clone() };
+        let counts = state.tasks.get(id).is_some_and(|t| t.node.as_ref() == Some(node) && moves(t, &status));
         if counts {
-            record(state, at, id, status);
+            record(state, at, id, &status);
             changed = true;
         }
     }
@@ -44,7 +48,8 @@ fn moves(task: &Task, reported: &TaskStatus) -> bool {
         || (reported.state == was.state
             && (clipped(&reported.message) != was.message
                 || reported.pid != was.pid
-                || reported.health != was.health))
+                || reported.health != was.health
+                || reported.connections != was.connections))
 }
 
 fn clipped(message: &str) -> String {
@@ -64,6 +69,7 @@ fn record(state: &mut State, at: At, id: &TaskId, reported: &TaskStatus) {
             message: clipped(&reported.message),
             exit_code: reported.exit_code,
             pid: reported.pid,
+            connections: reported.connections,
         };
         if reported.state.is_terminal() { std::mem::take(&mut task.attachments) } else { Vec::new() }
     });

@@ -64,7 +64,15 @@ pub(super) fn create(state: &mut State, at: At, command: &Command) -> Result<Out
 }
 
 fn status(state: TaskState, since: Timestamp, message: String) -> TaskStatus {
-    TaskStatus { state, since, message, exit_code: None, pid: None, health: Health::Unchecked }
+    TaskStatus {
+        state,
+        since,
+        message,
+        exit_code: None,
+        pid: None,
+        health: Health::Unchecked,
+        connections: None,
+    }
 }
 
 /// Remembers a restart while the policy has a limit to hold against it.

@@ -190,6 +190,7 @@ fn take_more(sim: &mut Sim, step: &Step) {
             let name = pick(sim.state.nodes().values(), n).map(|n| n.name.to_string()).unwrap_or_default();
             let states = [NodeState::Ready, NodeState::Ready, NodeState::Suspect, NodeState::Down];
             sim.set_node(&name, states[usize::from(state % 4)]);
+            sim.idle = state & 4 != 0;
         }
         Step::Availability { node: n, availability } => {
             let all = [Availability::Active, Availability::Active, Availability::Pause, Availability::Drain];

@@ -41,6 +41,8 @@ pub(crate) struct Sim {
     pub(crate) crashing: BTreeMap<ServiceId, i32>,
     /// Services whose tasks start and give no good answer to their health check.
     pub(crate) unready: BTreeSet<ServiceId>,
+    /// Nodes say that tasks which drain have no connection.
+    pub(crate) idle: bool,
     entropy: u128,
 }
 
@@ -60,6 +62,7 @@ impl Sim {
             mute: BTreeSet::new(),
             crashing: BTreeMap::new(),
             unready: BTreeSet::new(),
+            idle: false,
             entropy: 1,
         };
         let init = sim.init(v4, prefix);
@@ -233,6 +236,7 @@ impl Sim {
             exit_code,
             pid: None,
             health: Health::Unchecked,
+            connections: None,
         };
         self.must(Command::ReportTasks { node, updates: vec![(task.clone(), status)] });
     }
@@ -243,6 +247,14 @@ impl Sim {
         let node = task.node.clone().expect("placed");
         let message = if health == Health::Unhealthy { "no answer" } else { "" };
         let status = TaskStatus { health, message: message.to_owned(), ..task.status };
+        self.must(Command::ReportTasks { node, updates: vec![(task.id, status)] });
+    }
+
+    /// A node says how many connections one of its tasks has; its state stays.
+    pub(crate) fn report_connections(&mut self, task: &TaskId, connections: u32) {
+        let task = self.state.tasks()[task].clone();
+        let node = task.node.clone().expect("placed");
+        let status = TaskStatus { connections: Some(connections), ..task.status };
         self.must(Command::ReportTasks { node, updates: vec![(task.id, status)] });
     }
 
@@ -282,8 +294,10 @@ impl Sim {
         }
         let index = self.index;
         let told = assignment::for_node(&self.state, node, index).expect("a member");
-        let updates: Vec<(TaskId, TaskStatus)> =
-            told.tasks().filter_map(|t| Some((t.id.clone(), self.step(&t.id, t.desired)?))).collect();
+        let updates: Vec<(TaskId, TaskStatus)> = told
+            .tasks()
+            .filter_map(|t| Some((t.id.clone(), self.step(&t.id, t.desired, t.withdrawn)?)))
+            .collect();
         let moved = updates.len();
         if moved > 0 {
             self.must(Command::ReportTasks { node: node.clone(), updates });
@@ -292,7 +306,7 @@ impl Sim {
         moved
     }
 
-    fn step(&self, id: &TaskId, desired: DesiredState) -> Option<TaskStatus> {
+    fn step(&self, id: &TaskId, desired: DesiredState, withdrawn: bool) -> Option<TaskStatus> {
         let task = &self.state.tasks()[id];
         let crash = self.crashing.get(&task.service).copied();
         let (state, exit_code) = match task.status.state {
@@ -302,6 +316,9 @@ impl Sim {
             TaskState::Starting if self.unready.contains(&task.service) => return None,
             TaskState::Starting => (TaskState::Running, None),
             TaskState::Running if crash.is_some() => (TaskState::Failed, crash),
+            TaskState::Running if self.idle && withdrawn && task.status.connections.is_none() => {
+                return Some(TaskStatus { connections: Some(0), ..task.status.clone() });
+            }
             _ => return None,
         };
         let health = match (&task.spec.health, state) {
@@ -309,7 +326,15 @@ impl Sim {
             (Some(_), TaskState::Running) => Health::Healthy,
             _ => Health::Unchecked,
         };
-        Some(TaskStatus { state, health, since: self.now, message: String::new(), exit_code, pid: None })
+        Some(TaskStatus {
+            state,
+            health,
+            since: self.now,
+            message: String::new(),
+            exit_code,
+            pid: None,
+            connections: None,
+        })
     }
 
     /// Until nobody has anything to do without the clock; panics if that never comes.

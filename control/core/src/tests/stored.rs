@@ -5,7 +5,7 @@ use shoal_types::object::{Balancing, Health};
 use shoal_types::spec::{DnsSpec, EndpointMode, HealthCheck, HealthProbe, ServiceMode, ServiceSpec};
 
 use super::checks;
-use super::sim::{Sim, name, service};
+use super::sim::{Sim, name, service, tcp};
 use crate::command::Entry;
 use crate::{Command, State};
 
@@ -53,6 +53,7 @@ fn what_came_later_is_read_back() {
     sim.balances("n1", LbEngine::Ipvs, true, false);
     let spec = service("web", 2, &[], &[]);
     let web = sim.create(&ServiceSpec { lb: LbPolicy::LeastConnections, ..spec.clone() });
+    let gone = sim.create(&service("gone", 1, &[], &[tcp(8080, 80)]));
     let rotated = ServiceSpec { name: name("rotated"), endpoint: EndpointMode::Dnsrr, ..spec.clone() };
     let rotated = sim.create(&rotated);
     let both = ServiceSpec {
@@ -69,9 +70,14 @@ fn what_came_later_is_read_back() {
     checked.task.health = Some(HealthCheck { retries: 7, ..HealthCheck::of(probe) });
     let checked = sim.create(&checked);
     sim.run(60_000);
+    let drains = sim.live_task("gone.1").id;
+    sim.must(Command::RemoveService { id: gone });
+    sim.rest();
+    sim.report_connections(&drains, 12);
     let sick = sim.live_task("checked.1").id;
     sim.report_health(&sick, Health::Unhealthy);
     let state = read(&snapshot(&sim.state));
+    assert_eq!(state.tasks()[&drains].status.connections, Some(12));
     assert_eq!(state.hash(), sim.state.hash());
     let balancing = state.cluster().expect("founded").balancing;
     assert_eq!((balancing.engine, balancing.direct), (LbEngine::Ipvs, DirectRouting::Ready));

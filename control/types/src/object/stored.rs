@@ -1,5 +1,6 @@
 //! How a task's status stands in logs and snapshots. Their format does not name fields, so none can be added: the health
-//! of a task that has a check travels in its state, and a status without is written as ever.
+//! of a task that has a check, and the connections of one that drains, travel in its state; a status without is written as
+//! ever.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,10 +30,14 @@ enum State {
     Rejected,
     Orphaned,
     Checked { state: TaskState, health: Health },
+    Counted { state: TaskState, health: Health, connections: u32 },
 }
 
 impl State {
-    const fn of(state: TaskState, health: Health) -> Self {
+    const fn of(state: TaskState, health: Health, connections: Option<u32>) -> Self {
+        if let Some(connections) = connections {
+            return Self::Counted { state, health, connections };
+        }
         if !matches!(health, Health::Unchecked) {
             return Self::Checked { state, health };
         }
@@ -50,7 +55,7 @@ impl State {
         }
     }
 
-    const fn parts(self) -> (TaskState, Health) {
+    const fn parts(self) -> (TaskState, Health, Option<u32>) {
         let state = match self {
             Self::Pending => TaskState::Pending,
             Self::Assigned => TaskState::Assigned,
@@ -62,23 +67,24 @@ impl State {
             Self::Failed => TaskState::Failed,
             Self::Rejected => TaskState::Rejected,
             Self::Orphaned => TaskState::Orphaned,
-            Self::Checked { state, health } => return (state, health),
+            Self::Checked { state, health } => return (state, health, None),
+            Self::Counted { state, health, connections } => return (state, health, Some(connections)),
         };
-        (state, Health::Unchecked)
+        (state, Health::Unchecked, None)
     }
 }
 
 impl From<Status> for TaskStatus {
     fn from(stored: Status) -> Self {
-        let (state, health) = stored.state.parts();
+        let (state, health, connections) = stored.state.parts();
         let Status { since, message, exit_code, pid, .. } = stored;
-        Self { state, health, since, message, exit_code, pid }
+        Self { state, health, since, message, exit_code, pid, connections }
     }
 }
 
 impl From<TaskStatus> for Status {
     fn from(status: TaskStatus) -> Self {
-        let TaskStatus { state, health, since, message, exit_code, pid } = status;
-        Self { state: State::of(state, health), since, message, exit_code, pid }
+        let TaskStatus { state, health, since, message, exit_code, pid, connections } = status;
+        Self { state: State::of(state, health, connections), since, message, exit_code, pid }
     }
 }

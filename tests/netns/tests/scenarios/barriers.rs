@@ -1,12 +1,13 @@
 //! Changes under load: a task gets flows when it can take them on every node, and is stopped when nobody sends it any.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use anyhow::{Context, ensure};
-use shoal_netns::{Programs, Swarm, Task, wait_for};
+use shoal_netns::{Programs, Swarm, Task, Traffic, wait_for};
 
 use crate::harness::{
-    LISTENS, PATIENCE, PUBLISHED_ECHO, Scenario, answered_by, create_web, ensure_same, formed_with,
+    ECHO, LISTENS, PATIENCE, PUBLISHED_ECHO, Scenario, answered_by, create_web, ensure_same, formed_with,
     host_names, running, scenario,
 };
 use crate::load::{Load, bystander};
@@ -15,6 +16,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("scaling_under_load_fails_no_request", scaling),
     scenario("a_rolling_update_under_load_fails_no_request", rolling),
     scenario("streams_live_until_the_drain_is_over", draining),
+    scenario("a_drain_ends_with_the_last_connection", idle),
     scenario("draining_and_removing_a_node_under_load_fails_no_request", node_removal),
 ];
 
@@ -93,6 +95,49 @@ fn drains(swarm: &Swarm) -> anyhow::Result<()> {
     load.finish()?;
     let draining = alive(swarm)?.into_iter().filter(|task| task.desired_state == "draining").count();
     ensure_same("tasks that drain", &draining, &2)
+}
+
+/// Old tasks without a connection end at once, long before their drain does; one with a stream ends after that.
+fn idle(swarm: &mut Swarm) -> anyhow::Result<()> {
+    create_web(swarm, 3, &[&["--drain", "1h", "--env", "TCP_ONLY=1"], &LISTENS[..]].concat())?;
+    let seen = ends_when_idle(swarm);
+    // Whatever was seen: else what follows would wait for an hour.
+    swarm.manager().shoal(&["service", "update", "-d", "--drain", "0s", "web"])?;
+    seen
+}
+
+fn ends_when_idle(swarm: &Swarm) -> anyhow::Result<()> {
+    let old = running(swarm, "web", 3)?;
+    let (others, _) = bystander(swarm, &["--replicas", "1"])?;
+    let other = others.first().context("one bystander")?;
+    let at_node = SocketAddr::new(swarm.manager().place.v6.into(), PUBLISHED_ECHO);
+    let at_vip = SocketAddr::new(swarm.manager().vip("web", "front")?.v4.into(), ECHO);
+    let held = [
+        Traffic::streams(&swarm.client, &swarm.programs, at_node, 1)?,
+        Traffic::streams_in(&other.netns()?, &swarm.programs, at_vip, 1)?,
+    ];
+    swarm.manager().shoal(&["service", "update", "--force", "web"])?;
+    let left = || -> Result<Vec<Task>, String> {
+        let mut tasks = alive(swarm).map_err(|error| format!("{error:#}"))?;
+        tasks.retain(|task| old.iter().any(|old| old.id == task.id));
+        Ok(tasks)
+    };
+    wait_for("only tasks with a stream to be left", PATIENCE, || {
+        let tasks = left()?;
+        let counts: Vec<u32> = tasks.iter().map(|task| task.connections.unwrap_or_default()).collect();
+        let only_streams = counts.iter().sum::<u32>() == 2 && !counts.contains(&0);
+        if only_streams { Ok(()) } else { Err(format!("{tasks:?}")) }
+    })?;
+    for stream in held {
+        let report = stream.finish()?;
+        ensure!(report["broken"] == 0, "a stream did not live until its end: {report}");
+    }
+    wait_for("the last drains to be over", PATIENCE, || {
+        let tasks = left()?;
+        if tasks.is_empty() { Ok(()) } else { Err(format!("{tasks:?}")) }
+    })?;
+    let tasks = running(swarm, "web", 3)?;
+    swarm.nodes.iter().try_for_each(|node| answered_by(swarm, node, &host_names(&tasks)))
 }
 
 fn node_removal(swarm: &mut Swarm) -> anyhow::Result<()> {

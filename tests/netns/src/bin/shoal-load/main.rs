@@ -28,7 +28,7 @@ usage: shoal-load serve   [--whoami PORT]… [--echo PORT]… [--conn PORT]… [
        shoal-load stream  --target ADDR:PORT [--streams N] [--interval-ms MS] [--secs S] [--until-eof] [--timeout-ms MS]
        shoal-load flood   --target ADDR:PORT [--count N]
 
-serve: each server listens on TCP and UDP at once. whoami answers with the peer address it saw and its own name;
+serve: each server listens on TCP and UDP at once; with TCP_ONLY in the environment on TCP only. whoami answers with the peer address it saw and its own name;
        echo sends back what it gets; conn reads one byte, answers one byte and closes; discard reads for ever. health
        answers a GET with 200 while the file named by READY_FILE is there, else with 503; the others close what they
        are asked until it has been there once.

@@ -1,4 +1,4 @@
-//! Servers. Each port answers on TCP and on UDP, dual stack.
+//! Servers. Each port answers on TCP and, without `TCP_ONLY` in the environment, on UDP, dual stack.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -42,11 +42,13 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     let mut threads = Vec::new();
     for (port, service) in ports {
         let listener = dual_stack(bind, port, TcpListener::bind)?;
-        let socket = dual_stack(bind, port, UdpSocket::bind)?;
         let readiness = Arc::clone(&readiness);
         let pool = Arc::new(Pool { listener, idle: AtomicUsize::new(1), service, readiness });
         threads.push(thread::spawn(move || accept_loop(&pool)));
-        threads.push(thread::spawn(move || datagram_loop(&socket, service)));
+        if std::env::var_os("TCP_ONLY").is_none() {
+            let socket = dual_stack(bind, port, UdpSocket::bind)?;
+            threads.push(thread::spawn(move || datagram_loop(&socket, service)));
+        }
     }
     eprintln!("shoal-load: serving");
     for thread in threads {
