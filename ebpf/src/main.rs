@@ -17,7 +17,7 @@ use shoal_ebpf_common::reason::{Event, Program, Reason};
 use shoal_ebpf_common::rewrite;
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, icmp, lane, life, local, mesh, overlay, task};
+use shoal_ebpf_common::{balancer, fragment, icmp, lane, life, local, mesh, overlay, task};
 
 use crate::maps::Kernel;
 use crate::skb::{Skb, Wrapped};
@@ -92,6 +92,13 @@ pub fn flow_gc(_ctx: TcContext) -> i32 {
 #[inline(always)]
 fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work) -> i32 {
     maps::count(program, Event::Received);
+    if work.header.leads() {
+        match verdict {
+            Verdict::Forward => fragment_remember(skb.copied(), program, work, 0),
+            Verdict::Redirect => fragment_remember(skb.copied(), program, work, 1),
+            _ => 0,
+        };
+    }
     let ready = match verdict {
         Verdict::Pass | Verdict::Tunnel => return pass(program),
         Verdict::Drop(reason) => Err(reason),
@@ -108,6 +115,14 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work)
             Aside::FORWARD | Aside::REDIRECT => Ok(()),
             Aside::SPOOFED4 => Err(Reason::SpoofedIpv4),
             Aside::SPOOFED6 => Err(Reason::SpoofedIpv6),
+            _ => return pass(program),
+        },
+        Verdict::Follow => match fragment_decide(skb.copied(), program, work) {
+            Aside::FORWARD if fragment_rewrite(skb.copied(), work) == 0 => Err(Reason::RewriteFailed),
+            Aside::FORWARD | Aside::REDIRECT => Ok(()),
+            Aside::SPOOFED4 => Err(Reason::SpoofedIpv4),
+            Aside::SPOOFED6 => Err(Reason::SpoofedIpv6),
+            Aside::NO_FIRST => Err(Reason::NoFirstFragment),
             _ => return pass(program),
         },
         Verdict::Announce => match rewrite::announce(skb, &work.forward.src) {
@@ -146,6 +161,19 @@ impl Aside {
     const FORWARD: u32 = 2;
     const SPOOFED4: u32 = 3;
     const SPOOFED6: u32 = 4;
+    const NO_FIRST: u32 = 5;
+
+    #[inline(always)]
+    fn of(verdict: Verdict) -> u32 {
+        match verdict {
+            Verdict::Forward => Self::FORWARD,
+            Verdict::Redirect => Self::REDIRECT,
+            Verdict::Drop(Reason::SpoofedIpv4) => Self::SPOOFED4,
+            Verdict::Drop(Reason::SpoofedIpv6) => Self::SPOOFED6,
+            Verdict::Drop(_) => Self::NO_FIRST,
+            _ => Self::PASS,
+        }
+    }
 }
 
 /// Decides on an ICMP error.
@@ -166,13 +194,7 @@ fn icmp_read(skb: Skb, work: &mut Work) -> u32 {
 /// Decides on an ICMP error.
 #[inline(never)]
 fn icmp_decide(skb: Skb, program: Program, work: &mut Work, known: u32) -> u32 {
-    match icmp::decide(&skb, &Kernel, (program, skb.ifindex()), work, known != 0) {
-        Verdict::Forward => Aside::FORWARD,
-        Verdict::Redirect => Aside::REDIRECT,
-        Verdict::Drop(Reason::SpoofedIpv4) => Aside::SPOOFED4,
-        Verdict::Drop(Reason::SpoofedIpv6) => Aside::SPOOFED6,
-        _ => Aside::PASS,
-    }
+    Aside::of(icmp::decide(&skb, &Kernel, (program, skb.ifindex()), work, known != 0))
 }
 
 /// Makes an ICMP error what was decided, but for its quote. Returns 1, or 0 if the kernel refused.
@@ -185,6 +207,25 @@ fn icmp_rewrite(mut skb: Skb, work: &Work) -> u32 {
 #[inline(never)]
 fn icmp_requote(mut skb: Skb, work: &Work) -> u32 {
     u32::from(rewrite::quote(&mut skb, work).is_some())
+}
+
+/// Remembers what was decided on a first fragment; `unchanged`: 1 if it goes on as it is.
+#[inline(never)]
+fn fragment_remember(skb: Skb, program: Program, work: &mut Work, unchanged: u32) -> u32 {
+    fragment::remember(&Kernel, (program, skb.ifindex()), work, unchanged != 0);
+    0
+}
+
+/// Decides on a fragment that is not the first.
+#[inline(never)]
+fn fragment_decide(skb: Skb, program: Program, work: &mut Work) -> u32 {
+    Aside::of(fragment::decide(&skb, &Kernel, (program, skb.ifindex()), work))
+}
+
+/// Makes such a fragment what was decided. Returns 1, or 0 if the kernel refused.
+#[inline(never)]
+fn fragment_rewrite(mut skb: Skb, work: &Work) -> u32 {
+    u32::from(rewrite::fragment(&mut skb, &work.header, &work.forward).is_some())
 }
 
 /// Sends a packet on; the action that does it, or why it goes no further.

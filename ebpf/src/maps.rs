@@ -5,6 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coars
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::fragment::{DATAGRAMS, FragmentKey, FragmentVal};
 use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::lane::BULK_SLOTS;
 use shoal_ebpf_common::life::{PROPOSALS, TICK_SHIFT};
@@ -71,6 +72,10 @@ static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(Reason::ALL.len() as u32, 0
 static STATS: PerCpuArray<u64> = PerCpuArray::pinned((Program::ALL.len() * Event::ALL.len()) as u32, 0);
 #[map]
 static CONNECTIONS: PerCpuHashMap<u64, u64> = PerCpuHashMap::pinned(65_536, SPARSE);
+
+/// Not pinned: what is in it is over in a moment.
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentVal> = LruHashMap::with_max_entries(DATAGRAMS, 0);
 
 /// Places of `PARKED` that each CPU fills, one after the other: the agent sets it when it loads the object.
 #[unsafe(no_mangle)]
@@ -247,6 +252,17 @@ impl Tables for Kernel {
             (&raw mut (*reply).state).write_volatile(state);
         }
         true
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentVal> {
+        lookup!(FRAGMENTS, key)
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, value: &FragmentVal) {
+        // As of flows, but nothing makes up for an error: what follows is then dropped or left to the host.
+        let _ = FRAGMENTS.insert(key, value, 0);
     }
 
     #[inline(always)]

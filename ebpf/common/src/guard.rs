@@ -87,9 +87,9 @@ pub fn check_ip<P: Packet>(packet: &P, task: &TaskIf, header: &Header) -> Result
     if header.v4 { check_ipv4(packet, task, header) } else { check_ipv6(packet, task, header) }
 }
 
-/// Whether a task may send an ICMP error.
+/// Whether a task may send from the source that a packet has, whatever is in it.
 #[inline(always)]
-pub(crate) fn check_error(task: &TaskIf, header: &Header) -> Result<(), Reason> {
+pub(crate) fn check_source(task: &TaskIf, header: &Header) -> Result<(), Reason> {
     match header.v4 {
         true if header.src != task.ip4 && !is_vip(&header.src, &task.vip_ip4) => Err(Reason::SpoofedIpv4),
         false if !is_own(task, &header.src) => Err(Reason::SpoofedIpv6),

@@ -35,6 +35,9 @@ const QUOTED: u32 = 8;
 /// What to do with a packet that has no flow of its own.
 #[inline(always)]
 pub(crate) fn aside<P: Packet>(packet: &P, header: &Header) -> Verdict {
+    if header.follows() {
+        return Verdict::Follow;
+    }
     if is_error(packet, header) { Verdict::Error } else { Verdict::Pass }
 }
 
@@ -214,17 +217,30 @@ fn from_router<T: Tables>(tables: &T, router: &Mac, out: Out, work: &mut Work) -
     if let Some(known) = tables.reply(&work.answers)
         && steer::leads_to(known, router, work.quote.dport)
     {
-        return work.redirect(out);
+        return answered_from(work, known, out);
     }
     work.key = work.quote.reverse_key(steer::scope_of(router));
-    match tables.flow(&work.key) {
-        Some(flow) if flow.endpoint == ALIASED && flow.service == steer::number(router) => {
-            unchanged(work, out);
-            work.quoted.dport = flow.source_port;
-            Verdict::Forward
-        }
+    let Some(flow) = tables.flow(&work.key) else { return Verdict::Pass };
+    if flow.endpoint != ALIASED || flow.service != steer::number(router) {
+        return Verdict::Pass;
+    }
+    work.answers.dport = flow.source_port;
+    match tables.reply(&work.answers) {
+        Some(known) if known.kind == REPLY_STEER => answered_from(work, known, out),
         _ => Verdict::Pass,
     }
+}
+
+/// The error goes to the task, about an answer ([`Work::answers`]) from the address that it gave by itself.
+#[inline(always)]
+fn answered_from(work: &mut Work, known: &ReplyVal, out: Out) -> Verdict {
+    if known.addr == work.quote.src && work.answers.dport == work.quote.dport {
+        return work.redirect(out);
+    }
+    unchanged(work, out);
+    work.quoted.src = known.addr.copied();
+    work.quoted.dport = work.answers.dport;
+    Verdict::Forward
 }
 
 /// An error that the balancer of published ports leads to a task here.
@@ -248,7 +264,7 @@ fn from_task<T: Tables>(tables: &T, ifindex: u32, work: &mut Work, known: bool) 
     if known && about_mesh(tables, task, work) {
         return Verdict::Forward;
     }
-    if let Err(reason) = guard::check_error(task, &work.header) {
+    if let Err(reason) = guard::check_source(task, &work.header) {
         return Verdict::Drop(reason);
     }
     // A task speaks of what came to itself.

@@ -69,7 +69,9 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, form: Form, work: &m
     }
     let Some(device) = tables.tunnel(tunnel.vni) else { return Verdict::Pass };
     match overlay::decide(&Inside(packet), tables, device, work) {
-        Verdict::Error => Verdict::Pass,
+        Verdict::Error | Verdict::Follow => Verdict::Pass,
+        // All of a datagram go one way.
+        _ if work.header.leads() => Verdict::Pass,
         verdict => verdict,
     }
 }

@@ -6,8 +6,6 @@
 //!
 //! Conventions: an address is always 16 bytes, IPv4 as an IPv4-mapped IPv6 address, so one path serves both
 //! families; ports are in host order; no key or value has padding the compiler chose.
-//!
-//! What is left to the stack or not seen to yet: fragments (a fragmented packet has no flow here).
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -25,6 +23,7 @@ pub mod balancer;
 pub mod choose;
 pub mod connect;
 pub mod csum;
+pub mod fragment;
 pub mod guard;
 pub mod hash;
 pub mod icmp;
@@ -46,7 +45,7 @@ pub mod verdict;
 
 /// Version of the map layouts. It names the directory the maps are pinned in, so that a daemon never adopts maps
 /// of another layout.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// UDP port of the VXLAN tunnels where nothing else is configured.
 pub const DEFAULT_VXLAN_PORT: u16 = 7378;

@@ -165,7 +165,7 @@ pub(crate) fn forget<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyVal) {
 fn request_of<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyVal) {
     let client = if reply.kind == REPLY_HAIRPIN { &work.key.src } else { &work.key.dst };
     work.request.src = client.copied();
-    work.request.dst = reply.addr.copied();
+    work.request.dst = if reply.kind == REPLY_STEER { &work.key.src } else { &reply.addr }.copied();
     work.request.sport = reply.client_port;
     work.request.dport = reply.port;
     work.request.scope = work.key.scope;

@@ -82,6 +82,8 @@ pub struct Header {
     pub v4: bool,
     /// Upper layer protocol.
     pub proto: u8,
+    /// Identification of a fragment's datagram; of no meaning if it is whole.
+    pub id: u32,
     /// Flags of TCP, else 0.
     pub tcp_flags: u8,
     /// Type of service of IPv4, else 0.
@@ -125,10 +127,22 @@ impl Header {
         }
     }
 
-    /// Whether it is a whole TCP or UDP packet: one that has a flow.
+    /// Whether it is a TCP or UDP packet with its ports, so that it has a flow: whole, or the first fragment.
     #[inline(always)]
     pub fn has_flow(&self) -> bool {
-        (self.proto == TCP || self.proto == UDP) && matches!(self.fragment, Fragment::Whole)
+        (self.proto == TCP || self.proto == UDP) && !self.follows()
+    }
+
+    /// Whether it is a fragment that has others after it, and goes before them.
+    #[inline(always)]
+    pub fn leads(&self) -> bool {
+        matches!(self.fragment, Fragment::First)
+    }
+
+    /// Whether it is a fragment that is not the first.
+    #[inline(always)]
+    pub fn follows(&self) -> bool {
+        matches!(self.fragment, Fragment::Later)
     }
 
     /// Whether it is of the two that open a TCP connection, which say how much may come.
@@ -242,6 +256,7 @@ fn ipv4<P: Packet>(packet: &P, header: &mut Header) -> Result<(), ParseError> {
         end: ETH_LEN + total,
         v4: true,
         proto: h[9],
+        id: u32::from(be16(h[4], h[5])),
         tcp_flags: 0,
         tos: h[1],
         fragment: fragment(be16(h[6], h[7]) & 0x1fff, h[6] & 0x20 != 0),
@@ -294,6 +309,7 @@ fn extension<P: Packet>(packet: &P, header: &mut Header) -> Result<(), ParseErro
     let length = match header.proto {
         FRAGMENT => {
             header.fragment = fragment(be16(h[2], h[3]) >> 3, h[3] & 1 != 0);
+            header.id = u32::from_be_bytes([h[4], h[5], h[6], h[7]]);
             8
         }
         AUTHENTICATION => (u32::from(h[1]) + 2) * 4,

@@ -60,6 +60,8 @@ indices! {
         NoRoute => "no_route",
         /// No source port is left to tell a flow from others of its client to the same task.
         NoSourcePort => "no_source_port",
+        /// Fragment of a datagram of ours whose first one, which has the ports, has not come.
+        NoFirstFragment => "no_first_fragment",
     }
 }
 

@@ -64,6 +64,15 @@ fn macs<P: PacketMut>(packet: &mut P, forward: &Forward) -> Option<()> {
     packet.store(0, &macs, false)
 }
 
+/// As [`apply`], for a fragment without ports and checksum.
+#[inline(always)]
+pub fn fragment<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Option<()> {
+    let diff =
+        csum::add(csum::addr_diff(&header.src, &forward.src), csum::addr_diff(&header.dst, &forward.dst));
+    store_addresses(packet, header, forward, diff)?;
+    macs(packet, forward)
+}
+
 /// As [`apply`], for an ICMP error; `None` if the kernel refused. Its quote is for [`quote`].
 #[inline(always)]
 pub fn error<P: PacketMut>(packet: &mut P, work: &Work) -> Option<()> {

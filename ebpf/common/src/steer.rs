@@ -155,6 +155,23 @@ fn set<T: Tables>(tables: &T, work: &mut Work, router: &Mac) {
     tables.set_reply(&work.answers, &work.reply);
 }
 
+/// Remembers that the task answers a flow from the address of another leg, for errors about its answers ([`crate::icmp`]).
+#[inline(always)]
+pub(crate) fn answers_from<T: Tables>(tables: &T, work: &mut Work, known: &ReplyVal) {
+    // Field by field, as in [`Work::forward_unchanged`].
+    work.reply.addr = work.header.src.copied();
+    work.reply.port = known.port;
+    work.reply.client_port = known.client_port;
+    work.reply.ifindex = known.ifindex;
+    work.reply.mac = copied(&known.mac);
+    work.reply.kind = known.kind;
+    work.reply.endpoint = known.endpoint;
+    work.reply.service = known.service;
+    work.reply.seen = known.seen;
+    work.reply.state = known.state;
+    tables.set_reply(&work.key, &work.reply);
+}
+
 /// Stands for a network in the keys of flows that a router brought: the low half of its address, which numbers it in the
 /// cluster. (No network has the addresses of tasks in the ingress network as virtual ones.)
 #[inline(always)]

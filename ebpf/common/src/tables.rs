@@ -1,6 +1,7 @@
 //! The maps, as the decisions see them.
 
 use crate::addr::Addr;
+use crate::fragment::{FragmentKey, FragmentVal};
 use crate::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use crate::values::{
     BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal,
@@ -59,6 +60,10 @@ pub trait Tables {
     fn touch_flow(&self, key: &FlowKey, seen: u32, state: u32) -> bool;
     /// As [`Tables::touch_flow`], of its answers.
     fn touch_reply(&self, key: &FlowKey, seen: u32, state: u32) -> bool;
+    /// `FRAGMENTS`.
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentVal>;
+    /// Records what becomes of the fragments of a datagram.
+    fn set_fragment(&self, key: &FragmentKey, value: &FragmentVal);
     /// Forgets a flow.
     fn remove_flow(&self, key: &FlowKey);
     /// Forgets what happens to answers.

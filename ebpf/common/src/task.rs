@@ -11,6 +11,7 @@ use crate::local;
 use crate::mesh::out;
 use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Ethernet, Packet};
 use crate::reason::Reason;
+use crate::steer;
 use crate::tables::Tables;
 use crate::values::{
     EndpointVal, REPLY_DIRECT, REPLY_HAIRPIN, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, TaskIf,
@@ -88,8 +89,9 @@ fn ip<P: Packet, T: Tables>(
     if mesh_reply(tables, task, ethernet, work) {
         return Verdict::Forward;
     }
-    if icmp::is_error(packet, &work.header) {
-        return Verdict::Error;
+    match icmp::aside(packet, &work.header) {
+        Verdict::Pass => {}
+        aside => return aside,
     }
     if let Err(reason) = guard::check_ip(packet, task, &work.header) {
         return Verdict::Drop(reason);
@@ -166,6 +168,9 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
             work.forward.dport = reply.client_port;
             work.forward.src_mac = copied(&task.ingress_mac);
             work.forward.dst_mac = copied(&reply.mac);
+            if work.header.src != work.key.src && reply.addr == work.key.src {
+                steer::answers_from(tables, work, reply);
+            }
         }
         _ => return false,
     }

@@ -280,8 +280,8 @@ impl FlowVal {
 layout! {
     /// What happens to an endpoint's answer: `REPLIES`.
     ReplyVal, size 56 {
-        /// [`REPLY_RESTORE`], [`REPLY_LOCAL`], [`REPLY_VIP`], [`REPLY_HAIRPIN`]: the source the client expects. [`REPLY_STEER`]: where its
-        /// packets go, for who looks at the table.
+        /// [`REPLY_RESTORE`], [`REPLY_LOCAL`], [`REPLY_VIP`], [`REPLY_HAIRPIN`]: the source the client expects. [`REPLY_STEER`]: the
+        /// source that the task gives its answers, if it isn't where the request went.
         addr @ 0: Addr,
         /// Port of `addr`, host order.
         port @ 16: u16,

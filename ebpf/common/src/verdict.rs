@@ -1,8 +1,9 @@
 //! What is to be done with a packet.
 
 use crate::addr::Addr;
+use crate::fragment::{FragmentKey, FragmentVal};
 use crate::keys::{FlowKey, Mac, copied};
-use crate::packet::{Ethernet, Header};
+use crate::packet::{Ethernet, Fragment, Header};
 use crate::reason::Reason;
 use crate::values::{FlowVal, ReplyVal};
 
@@ -16,6 +17,8 @@ pub enum Verdict {
     Tunnel,
     /// It is an ICMP error, perhaps about a flow: see [`crate::icmp`].
     Error,
+    /// It is a fragment that is not the first: see [`crate::fragment`].
+    Follow,
     /// It goes no further, and is counted.
     Drop(Reason),
     /// The stack shall refuse it, which it does because nothing listens there; it is counted.
@@ -46,6 +49,10 @@ pub struct Work {
     pub quote: Header,
     /// Of an ICMP error: the addresses and ports of the quoted packet from now on.
     pub quoted: Ends,
+    /// Of a fragment: its datagram.
+    pub datagram: FragmentKey,
+    /// Of a first fragment: what becomes of those that follow.
+    pub followers: FragmentVal,
     /// Its flow.
     pub key: FlowKey,
     /// The answers to its flow.
@@ -68,6 +75,7 @@ impl Work {
     pub fn begin(&mut self) {
         self.narrow = 0;
         self.mark = 0;
+        self.header.fragment = Fragment::Whole;
     }
 
     /// The packet goes on as it is.

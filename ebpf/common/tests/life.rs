@@ -11,8 +11,8 @@ use shoal_ebpf_common::reason::Program;
 use shoal_ebpf_common::values::{PROPOSE_FLOW, PROPOSE_REPLY, Proposal};
 
 use support::host::Host;
-use support::packet::{ACK, Segment, TCP, UDP};
-use support::world::{LOCAL, SERVICE, V4, World, key, node};
+use support::packet::{ACK, Segment, TCP, UDP, split};
+use support::world::{Action, LOCAL, SERVICE, V4, World, key, node};
 
 /// The first tick at which so many seconds are over.
 fn ticks(seconds: u64) -> u32 {
@@ -34,6 +34,19 @@ fn a_flow_has_the_time_that_its_state_gives_it() {
         let over = ticks(seconds);
         assert!(!is_expired(proto, state, over - 1), "{proto} {state} before {seconds} s");
         assert!(is_expired(proto, state, over), "{proto} {state} after {seconds} s");
+    }
+}
+
+#[test]
+fn a_datagram_in_fragments_is_followed_for_a_while() {
+    let mut host = Host::default();
+    node(&mut host);
+    host.set_service(SERVICE, &[LOCAL]);
+    let fragments = split(&Segment::new(UDP, (V4.client, 1), (V4.node, 8080)).bytes(), 7, 16);
+    host.run(Program::MeshIngress, &fragments[0]);
+    for (passed, action) in [(29, Action::Redirect), (1, Action::Pass)] {
+        host.maps.clock.set(host.maps.clock.get() + passed);
+        assert_eq!(host.run(Program::MeshIngress, &fragments[1]).action, action);
     }
 }
 

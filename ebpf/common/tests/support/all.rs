@@ -6,6 +6,7 @@
 pub(crate) mod alias_cases;
 pub(crate) mod balancer_cases;
 pub(crate) mod cases;
+pub(crate) mod fragment_cases;
 pub(crate) mod fuzz;
 pub(crate) mod host;
 pub(crate) mod icmp_cases;

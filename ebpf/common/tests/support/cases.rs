@@ -11,7 +11,7 @@ macro_rules! every_case {
             endpoint_without_the_family_is_not_chosen, removed_endpoint_ends_tcp_and_moves_udp,
             draining_endpoint_keeps_its_flows_only, withdrawn_port_keeps_its_connections,
             endpoints_take_turns, a_client_stays_with_its_endpoint,
-            two_addresses_one_client_port_do_not_alias, checksums_and_options_survive, fragments_pass,
+            two_addresses_one_client_port_do_not_alias, checksums_and_options_survive,
             only_members_may_send_tunnel_packets, endpoint_that_vanished_from_under_its_slots_is_skipped,
         );
         every_case!(@ $make, overlay_cases:
@@ -27,11 +27,19 @@ macro_rules! every_case {
         );
         every_case!(@ $make, icmp_cases:
             an_error_about_an_answer_reaches_the_task, an_error_about_a_request_reaches_the_client,
-            errors_go_by_the_router_that_brought_the_flow, an_error_shows_the_virtual_ip,
+            errors_go_by_the_router_that_brought_the_flow, an_error_names_the_leg_that_was_answered_by,
+            an_error_shows_the_virtual_ip,
             an_error_between_tasks_of_one_node_shows_the_virtual_ip,
             errors_of_the_nodes_own_flows_are_led_both_ways, a_quote_may_have_options_and_no_checksum,
             errors_of_no_flow_are_left_alone, errors_of_a_balancers_flows_are_the_balancers,
             an_error_in_a_tunnel_goes_the_long_way,
+        );
+        every_case!(@ $make, fragment_cases:
+            fragments_follow_their_first_to_a_task, fragments_of_an_answer_follow_their_first,
+            fragments_go_by_the_router_that_brought_the_flow, fragments_to_a_virtual_ip_follow_their_first,
+            fragments_of_the_nodes_own_flows_follow_their_first, fragments_of_a_balancers_flow_follow_their_first,
+            a_fragment_without_its_first_is_the_hosts_at_an_uplink, a_fragment_without_its_first_goes_no_further,
+            a_first_fragment_in_a_tunnel_goes_the_long_way,
         );
         every_case!(@ $make, life_cases:
             a_connection_is_followed_to_its_end, a_flow_of_another_node_is_followed_to_its_end,

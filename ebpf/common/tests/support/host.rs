@@ -11,7 +11,7 @@ use shoal_ebpf_common::values::{
     BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
 };
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, icmp, lane, local, mesh, overlay, rewrite, task};
+use shoal_ebpf_common::{balancer, fragment, icmp, lane, local, mesh, overlay, rewrite, task};
 
 use super::memory::{Buffer, Memory};
 use super::world::{Action, IFINDEX, Run, World};
@@ -116,53 +116,54 @@ impl Host {
                 buffer.0.drain(..OVERHEAD as usize);
             }
         }
-        let mut out = None;
-        let mut is_error = false;
-        if verdict == Verdict::Error {
-            is_error = true;
-            let known = icmp::read(&buffer, &mut work);
-            verdict = icmp::decide(&buffer, &self.maps, (program, IFINDEX), &mut work, known);
+        if work.header.leads() && matches!(verdict, Verdict::Forward | Verdict::Redirect) {
+            fragment::remember(&self.maps, (program, IFINDEX), &mut work, verdict == Verdict::Redirect);
         }
-        let action = match verdict {
-            Verdict::Pass | Verdict::Tunnel | Verdict::Error => Action::Pass,
-            Verdict::Drop(reason) => self.drop(reason),
+        let asked = verdict;
+        match asked {
+            Verdict::Follow => {
+                verdict = fragment::decide(&buffer, &self.maps, (program, IFINDEX), &mut work);
+            }
+            Verdict::Error => {
+                let known = icmp::read(&buffer, &mut work);
+                verdict = icmp::decide(&buffer, &self.maps, (program, IFINDEX), &mut work, known);
+            }
+            _ => {}
+        }
+        let (mut out, mut action) = (None, Action::Pass);
+        match verdict {
+            Verdict::Pass | Verdict::Tunnel | Verdict::Error | Verdict::Follow => {}
+            Verdict::Drop(reason) => action = self.drop(reason),
             Verdict::Refuse(reason) => {
                 self.drop(reason);
-                Action::Pass
             }
-            Verdict::Forward if is_error => {
-                rewrite::error(&mut buffer, &work).expect("the packet holds its own header");
-                rewrite::quote(&mut buffer, &work).expect("the packet holds its quote");
-                out = Some(work.forward.out);
-                Action::Redirect
-            }
-            Verdict::Forward => {
-                rewrite::apply(&mut buffer, &work.header, &work.forward)
-                    .expect("the packet holds its own header");
-                out = Some(work.forward.out);
+            Verdict::Forward | Verdict::Redirect => {
+                if verdict == Verdict::Forward {
+                    rewritten(&mut buffer, asked, &work).expect("the packet holds its own header");
+                }
                 if let Some(mtu) = self.mtus.get(&work.narrow) {
                     rewrite::narrow(&mut buffer, &work.header, *mtu).expect("the packet holds its options");
                 }
-                Action::Redirect
-            }
-            Verdict::Redirect => {
-                out = Some(work.forward.out);
-                if let Some(mtu) = self.mtus.get(&work.narrow) {
-                    rewrite::narrow(&mut buffer, &work.header, *mtu).expect("the packet holds its options");
-                }
-                Action::Redirect
+                (out, action) = (Some(work.forward.out), Action::Redirect);
             }
             Verdict::Answer(question) => {
                 rewrite::answer(&mut buffer, question, work.forward.src_mac)
                     .expect("the answer fits the question");
-                out = Some(Out::Device(IFINDEX));
-                Action::Redirect
+                (out, action) = (Some(Out::Device(IFINDEX)), Action::Redirect);
             }
             Verdict::Announce => {
                 rewrite::announce(&mut buffer, &work.forward.src).expect("an ARP packet");
-                Action::Pass
             }
-        };
+        }
         Run { action, bytes: buffer.0, out, mark: Some(work.mark) }
+    }
+}
+
+/// Makes a packet what was decided, by what it was taken for.
+fn rewritten(buffer: &mut Buffer, asked: Verdict, work: &Work) -> Option<()> {
+    match asked {
+        Verdict::Error => rewrite::error(buffer, work).and_then(|()| rewrite::quote(buffer, work)),
+        Verdict::Follow => rewrite::fragment(buffer, &work.header, &work.forward),
+        _ => rewrite::apply(buffer, &work.header, &work.forward),
     }
 }

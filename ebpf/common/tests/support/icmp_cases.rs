@@ -123,6 +123,38 @@ pub(crate) fn errors_go_by_the_router_that_brought_the_flow(w: &mut dyn World) {
     }
 }
 
+pub(crate) fn an_error_names_the_leg_that_was_answered_by(w: &mut dyn World) {
+    node(w);
+    w.set_router(RouterKey::new(THIRD_ROUTER));
+    w.set_task_if(IFINDEX, egress_leg());
+    for (family, proto) in MATRIX {
+        for router in [OTHER_ROUTER, THIRD_ROUTER] {
+            let macs = (router, TASK);
+            let sent = Segment::new(proto, (family.client, 40_000), (family.task, 80)).macs(macs.0, macs.1);
+            let seen = forwarded(w, OVERLAY, &sent, Out::Peer(IFINDEX));
+            // From the leg's address, as a server that listens on all does.
+            let own = Segment { src: ip(family.leg), ..answer(&seen) }.macs(egress_leg().mac, GATEWAY);
+            for _ in 0..2 {
+                let got = forwarded(w, TASK_TX, &own, Out::Device(REMOTE_DEVICE));
+                assert_eq!(got, answer(&sent).macs(TASK, router));
+                for kind in Complaint::kinds(sent.src.is_ipv4()) {
+                    let sender = ip(family.client);
+                    let about = answer(&sent);
+                    let error = Complaint { macs, sender, kind, about, cut: usize::MAX };
+                    let run = w.run(OVERLAY, &error.bytes());
+                    assert_eq!(run.action, Action::Redirect);
+                    assert_eq!(run.bytes, Complaint { about: own.clone(), ..error }.to(family.task));
+                }
+                // The flow goes on as before.
+                assert_eq!(
+                    forwarded(w, OVERLAY, &sent.clone().flags(ACK), Out::Peer(IFINDEX)).sport,
+                    seen.sport
+                );
+            }
+        }
+    }
+}
+
 pub(crate) fn an_error_shows_the_virtual_ip(w: &mut dyn World) {
     node(w);
     for (family, proto) in MATRIX {

@@ -6,6 +6,7 @@ use std::hash::Hash;
 
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::csum;
+use shoal_ebpf_common::fragment::{FragmentKey, FragmentVal};
 use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::packet::Packet;
@@ -108,6 +109,7 @@ pub(crate) struct Memory {
     pub(crate) bulk: Map<u32, ()>,
     pub(crate) flows: Map<FlowKey, FlowVal>,
     pub(crate) replies: Map<FlowKey, ReplyVal>,
+    pub(crate) fragments: Map<FragmentKey, FragmentVal>,
     pub(crate) clock: Cell<u32>,
     pub(crate) cursor: Cell<u32>,
     pub(crate) parked: Map<u32, Parked>,
@@ -204,6 +206,12 @@ impl Tables for Memory {
         let Some(known) = self.replies.get(key).copied() else { return false };
         self.replies.set(*key, ReplyVal { seen, state, ..known });
         true
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentVal> {
+        self.fragments.get(key)
+    }
+    fn set_fragment(&self, key: &FragmentKey, value: &FragmentVal) {
+        self.fragments.set(*key, *value);
     }
     fn remove_flow(&self, key: &FlowKey) {
         self.flows.remove(key);

@@ -278,15 +278,6 @@ pub(crate) fn checksums_and_options_survive(w: &mut dyn World) {
     }
 }
 
-pub(crate) fn fragments_pass(w: &mut dyn World) {
-    node(w);
-    for offset in [[0x20, 0], [0x20, 8], [0, 8]] {
-        let mut bytes = request(&V4, UDP, 40_000).bytes();
-        bytes[20..22].copy_from_slice(&offset);
-        passed(w, MESH, &bytes);
-    }
-}
-
 pub(crate) fn only_members_may_send_tunnel_packets(w: &mut dyn World) {
     node(w);
     for family in [V4, V6] {

@@ -228,6 +228,60 @@ pub(crate) fn frame(
     bytes
 }
 
+/// A packet without options in fragments of some bytes of its upper layer, a multiple of eight.
+pub(crate) fn split(packet: &[u8], id: u16, size: usize) -> Vec<Vec<u8>> {
+    let v4 = packet[12] == 0x08;
+    let (head, upper) = packet.split_at(if v4 { 34 } else { 54 });
+    let count = upper.len().div_ceil(size);
+    let piece = |(index, part): (usize, &[u8])| {
+        let (offset, more) = (u16::try_from(index * size / 8).unwrap(), index + 1 < count);
+        let mut bytes = head.to_vec();
+        if v4 {
+            bytes[16..18].copy_from_slice(&u16::try_from(20 + part.len()).unwrap().to_be_bytes());
+            bytes[18..20].copy_from_slice(&id.to_be_bytes());
+            bytes[20..22].copy_from_slice(&(offset | u16::from(more) << 13).to_be_bytes());
+            bytes[24..26].fill(0);
+            let check = !fold(sum(&bytes[14..]));
+            bytes[24..26].copy_from_slice(&check.to_be_bytes());
+        } else {
+            bytes[18..20].copy_from_slice(&u16::try_from(8 + part.len()).unwrap().to_be_bytes());
+            bytes[20] = 44;
+            bytes.extend([head[20], 0]);
+            bytes.extend((offset << 3 | u16::from(more)).to_be_bytes());
+            bytes.extend(u32::from(id).to_be_bytes());
+        }
+        bytes.extend(part);
+        bytes
+    };
+    upper.chunks(size).enumerate().map(piece).collect()
+}
+
+/// The packet that fragments in their order make; panics if the checksum of an IPv4 header is wrong, or they don't all
+/// come from and go to the same place.
+pub(crate) fn join(fragments: &[Vec<u8>]) -> Segment {
+    let first = &fragments[0];
+    let v4 = first[12] == 0x08;
+    let (from, until) = if v4 { (26, 34) } else { (22, 54) };
+    let mut upper = Vec::new();
+    for fragment in fragments {
+        assert_eq!(fragment[..12], first[..12], "one way");
+        assert_eq!(fragment[from..until], first[from..until], "one source and destination");
+        if v4 {
+            assert_eq!(fold(sum(&fragment[14..34])), 0xffff, "IPv4 header checksum");
+        }
+        upper.extend(&fragment[if v4 { 34 } else { 62 }..]);
+    }
+    let macs = (first[6..12].try_into().unwrap(), first[..6].try_into().unwrap());
+    let (ends, proto): ((IpAddr, IpAddr), u8) = if v4 {
+        let of = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&first[at..at + 4]).unwrap());
+        ((of(26), of(30)), first[23])
+    } else {
+        let of = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&first[at..at + 16]).unwrap());
+        ((of(22), of(38)), first[54])
+    };
+    Segment::parse(&frame(macs, ends, proto, &[], &upper))
+}
+
 /// An ARP packet.
 pub(crate) fn arp(mac: Mac, operation: u8, sender_mac: Mac, sender: &str, target: &str) -> Vec<u8> {
     let octets = |text: &str| text.parse::<Ipv4Addr>().unwrap().octets();

@@ -7,11 +7,11 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use shoal_netns::{Swarm, Traffic, wait_for, wanted_engine};
 
-use crate::errors;
 use crate::harness::{
     CONN, ECHO, LISTENS, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, WHOAMI,
     ask_node, create, ensure_same, host_names, running, scenario,
 };
+use crate::packets;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("a_port_on_one_address_is_closed_on_every_other", one_address),
@@ -23,8 +23,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("an_update_changes_where_a_port_answers", update),
     scenario("ports_by_the_thousand_come_and_go", ranges),
     scenario("a_port_that_was_chosen_is_told_and_stays", chosen),
-    scenario("a_port_that_nobody_listens_on_refuses_datagrams", errors::closed_ports_refuse),
-    scenario("a_smaller_mtu_on_the_way_is_learned", errors::a_smaller_mtu_is_learned),
+    scenario("a_port_that_nobody_listens_on_refuses_datagrams", packets::closed_ports_refuse),
+    scenario("datagrams_larger_than_a_packet_pass", packets::large_datagrams),
+    scenario("a_smaller_mtu_on_the_way_is_learned", packets::a_smaller_mtu_is_learned),
 ];
 
 /// Who answers on a port, by either protocol; nobody when it is closed.

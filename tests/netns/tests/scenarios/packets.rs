@@ -1,4 +1,5 @@
-//! ICMP errors: they reach the end that is meant, about the packet that this end knows.
+//! ICMP errors and fragments: errors reach the end that is meant, about the packet that this end knows, and all of a
+//! datagram goes one way.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -9,7 +10,7 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use shoal_netns::{Host, Swarm, enter, wait_for, wanted_engine};
 
-use crate::harness::{PATIENCE, PUBLISHED_ECHO, create, running, traffic_secs, web};
+use crate::harness::{ECHO, PATIENCE, PUBLISHED_ECHO, create, running, traffic_secs, web};
 
 /// A port where nothing listens in a task, and the one it is published as.
 const SHUT: u16 = 7999;
@@ -17,12 +18,18 @@ const PUBLISHED_SHUT: u16 = 8090;
 /// How long a datagram's error may take. There may be none: a host makes few of them at a time for each receiver.
 const ERROR_TIME: Duration = Duration::from_millis(200);
 
-/// Sends datagrams to a port from a namespace until one is refused.
-fn refused(netns: &Path, to: SocketAddr) -> anyhow::Result<()> {
+/// A socket of a namespace that sends to a port.
+fn sender(netns: &Path, to: SocketAddr) -> anyhow::Result<UdpSocket> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = enter(netns, || Ok(UdpSocket::bind((any, 0))?))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(ERROR_TIME))?;
+    Ok(socket)
+}
+
+/// Sends datagrams to a port from a namespace until one is refused.
+fn refused(netns: &Path, to: SocketAddr) -> anyhow::Result<()> {
+    let socket = sender(netns, to)?;
     wait_for(&format!("a datagram to {to} to be refused"), PATIENCE, || {
         // What the last one was told may come with the next.
         let told = socket.send(b"anybody there?").and_then(|_| socket.recv(&mut [0; 64]));
@@ -129,4 +136,43 @@ pub(crate) fn a_smaller_mtu_is_learned(swarm: &mut Swarm) -> anyhow::Result<()> 
         }
     }
     far.leave(swarm)
+}
+
+/// Sends a datagram of several packets to an echo server until it comes back whole.
+fn echoed(netns: &Path, to: SocketAddr) -> anyhow::Result<()> {
+    let socket = sender(netns, to)?;
+    let sent: Vec<u8> = (0..=u8::MAX).cycle().take(5000).collect();
+    wait_for(&format!("{} bytes to come back from {to}", sent.len()), PATIENCE, || {
+        // The first answer may be lost for the tunnel's MTU, which the task learns by that.
+        let mut buffer = [0; 8192];
+        match socket.send(&sent).and_then(|_| socket.recv(&mut buffer)) {
+            Ok(length) if buffer[..length] == sent => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+}
+
+/// Datagrams that are larger than a packet come through, both ways.
+pub(crate) fn large_datagrams(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let task = web(swarm, 1)?.pop().context("one task")?;
+    create(swarm, "asker", "front", &["--mode", "global"])?;
+    let askers = running(swarm, "asker", 3)?;
+    for node in &swarm.nodes {
+        for address in node.place.addresses() {
+            let to = SocketAddr::new(address, PUBLISHED_ECHO);
+            echoed(&swarm.client.netns_path(), to).with_context(|| format!("by {}", node.name()))?;
+        }
+        for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let to = SocketAddr::new(loopback, PUBLISHED_ECHO);
+            echoed(&node.host.netns_path(), to).with_context(|| format!("on {}", node.name()))?;
+        }
+    }
+    let vip = swarm.manager().vip("web", "front")?;
+    for asker in askers.iter().chain([&task]) {
+        for address in [IpAddr::from(vip.v4), vip.v6.into()] {
+            let to = SocketAddr::new(address, ECHO);
+            echoed(&asker.netns()?, to).with_context(|| format!("by {}", asker.name))?;
+        }
+    }
+    Ok(())
 }
