@@ -7,10 +7,10 @@
 //! Layout of the directory, for ABI 4:
 //!
 //! ```text
-//! <dir>/gen-4/maps/<MAP>                  maps, by name
-//! <dir>/gen-4/progs-<hash>/<program>      programs; <hash> is of the embedded object
-//! <dir>/gen-4/groups/<program>            links to the control group of the node's tasks
-//! <dir>/gen-4/links/<program>@<ifindex>   TCX links (or, on clsact, the attached program as a mark)
+//! <dir>/gen-5/maps/<MAP>                  maps, by name
+//! <dir>/gen-5/progs-<hash>/<program>      programs; <hash> is of the embedded object
+//! <dir>/gen-5/groups/<program>            links to the control group of the node's tasks
+//! <dir>/gen-5/links/<program>@<ifindex>   TCX links (or, on clsact, the attached program as a mark)
 //! ```
 //!
 //! Interface indices and names are those of the calling thread's network namespace.
