@@ -236,6 +236,27 @@ pub fn certificate(expires: u64, now: u64) -> pb::Check {
     ok("certificate", format!("lasts {hours} h"))
 }
 
+/// How full the programs' maps are.
+pub fn maps(fills: &[pb::MapFill]) -> pb::Check {
+    const FULL_PERCENT: u64 = 80;
+    let percent = |fill: &pb::MapFill| fill.entries.saturating_mul(100) / fill.limit.max(1);
+    let say = |fill: &pb::MapFill| {
+        format!("{} holds {} of {} entries ({} %)", fill.map, fill.entries, fill.limit, percent(fill))
+    };
+    let full: Vec<_> = fills.iter().filter(|fill| percent(fill) >= FULL_PERCENT).collect();
+    if full.is_empty() {
+        let fullest = fills.iter().max_by_key(|fill| percent(fill));
+        return ok("maps", fullest.map_or_else(|| "not looked at yet".to_owned(), say));
+    }
+    let of_flows = full.iter().all(|fill| ["FLOWS", "REPLIES"].contains(&fill.map.as_str()));
+    let fix = if of_flows {
+        "the flows that were idle longest make room for new ones; raise network.flow_entries"
+    } else {
+        "what doesn't fit is not programmed: spread services over more swarms"
+    };
+    warn("maps", full.into_iter().map(say).collect::<Vec<_>>().join("; "), fix)
+}
+
 /// What the membership is like.
 pub fn membership(info: &pb::LocalNode) -> Vec<pb::Check> {
     let session = if info.connected {

@@ -28,6 +28,7 @@ use crate::drivers::ipvs::IpvsError;
 use crate::drivers::link::{LinkError, LinkTable, Writes};
 use crate::drivers::overlay::Overlay;
 use crate::facts::{self, EgressBook, EgressBookError};
+use crate::in_use::InUse;
 
 use balancers::Balancers;
 use clients::Clients;
@@ -93,8 +94,10 @@ pub trait Facility: Send + 'static {
         Ok(())
     }
 
-    /// What is done now and then, whatever is wanted.
-    fn tend(&mut self) {}
+    /// What is done now and then, whatever is wanted. Tells what there is in use.
+    fn tend(&mut self) -> InUse {
+        InUse::default()
+    }
 
     /// Where a task's namespace is.
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf;
@@ -441,17 +444,25 @@ impl Facility for HostFacility {
         Ok(())
     }
 
-    fn tend(&mut self) {
-        match self.bpf.collect(bpf::clock()) {
-            Ok(collected) if collected.proposed > 0 => tracing::debug!(?collected, "flows"),
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "flows that ended are not taken away"
-                );
+    fn tend(&mut self) -> InUse {
+        let live = match self.bpf.collect(bpf::clock()) {
+            Ok(collected) => {
+                if collected.proposed > 0 {
+                    tracing::debug!(?collected, "flows");
+                }
+                collected.live
             }
-        }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "flows that ended are not taken away");
+                BTreeMap::new()
+            }
+        };
+        let new = self.bpf.connections().unwrap_or_else(|error| {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the counters of flows can't be read");
+            BTreeMap::new()
+        });
+        InUse { maps: self.bpf.fills(), flows: mesh::flows(&new, &live) }
     }
 
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf {

@@ -10,6 +10,7 @@ pub mod durable;
 pub mod facility;
 pub mod facts;
 mod health;
+pub mod in_use;
 pub mod ledger;
 mod memory;
 pub mod metrics;

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::health;
+use crate::in_use::ServiceUse;
 use crate::node::{Node, VERSION};
 use crate::stats::Stats;
 
@@ -140,6 +141,8 @@ impl Exporter {
             out.raw(&format!("shoal_program_packets_total{{{labels}}} {packets}"));
         }
         out.connects(stats);
+        out.services(stats);
+        out.maps(stats);
         out.0.push_str(&stats.dns.text());
         out.head("shoal_agent_program_seconds", "gauge", "Time of the last pass");
         let seconds = Duration::from_micros(Stats::get(&stats.last_pass_us)).as_secs_f64();
@@ -198,6 +201,50 @@ impl Text {
             self.raw(&format!(
                 "shoal_connect_translations_total{{family=\"{family}\",proto=\"tcp\"}} {number}"
             ));
+        }
+    }
+
+    fn services(&mut self, stats: &Stats) {
+        type Column = (&'static str, &'static str, &'static str, fn(&ServiceUse) -> u64);
+        const COLUMNS: [Column; 2] = [
+            (
+                "shoal_lb_new_connections_total",
+                "counter",
+                "Connections, and flows of datagrams, that entered by this node",
+                |of| of.flows.new,
+            ),
+            (
+                "shoal_lb_active_connections",
+                "gauge",
+                "Of these, those under way, but for what tasks were led to when they connected",
+                |of| of.flows.live,
+            ),
+        ];
+        let services = stats.services();
+        let labels =
+            |(service, network): &(String, String)| format!("service=\"{service}\",network=\"{network}\"");
+        for (name, kind, help, number) in COLUMNS {
+            self.head(name, kind, help);
+            for (names, of) in &services {
+                self.raw(&format!("{name}{{{}}} {}", labels(names), number(of)));
+            }
+        }
+        self.head("shoal_lb_backends", "gauge", "Endpoints, by whether they take new connections");
+        for (names, of) in &services {
+            for (state, number) in [("serving", of.serving), ("withdrawn", of.withdrawn)] {
+                self.raw(&format!("shoal_lb_backends{{{},state=\"{state}\"}} {number}", labels(names)));
+            }
+        }
+    }
+
+    fn maps(&mut self, stats: &Stats) {
+        self.head(
+            "shoal_bpf_map_pressure",
+            "gauge",
+            "How full a map of the programs is: entries by the limit",
+        );
+        for fill in stats.maps() {
+            self.raw(&format!("shoal_bpf_map_pressure{{map=\"{}\"}} {:.4}", fill.map, fill.pressure()));
         }
     }
 

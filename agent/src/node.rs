@@ -126,6 +126,15 @@ impl Node {
                 .map(|(reason, packets)| pb::DropCount { reason: reason.to_owned(), packets })
                 .collect(),
             warnings: stats.warnings(),
+            maps: stats
+                .maps()
+                .into_iter()
+                .map(|fill| pb::MapFill {
+                    map: fill.map.to_owned(),
+                    entries: fill.entries,
+                    limit: fill.limit,
+                })
+                .collect(),
             session_since_ms: Stats::get(&stats.session_since_ms),
             cert_expires_at_ms: Stats::get(&stats.cert_expires_ms),
             connected: Stats::get(&stats.session_since_ms) > 0,

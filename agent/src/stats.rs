@@ -8,6 +8,7 @@ use shoal_types::LbInUse;
 
 use crate::drivers::dns::{DnsMetrics, Told};
 use crate::drivers::link::Writes;
+use crate::in_use::{MapFill, ServiceUse};
 
 /// Counters and gauges of a running daemon.
 #[derive(Debug, Default)]
@@ -39,6 +40,8 @@ pub struct Stats {
     drops: Mutex<BTreeMap<&'static str, u64>>,
     packets: Mutex<Vec<(&'static str, &'static str, u64)>>,
     connects: Mutex<Option<BTreeMap<&'static str, u64>>>,
+    maps: Mutex<Vec<MapFill>>,
+    services: Mutex<BTreeMap<(String, String), ServiceUse>>,
     warnings: Mutex<Vec<String>>,
     lb: Mutex<LbInUse>,
 }
@@ -92,6 +95,22 @@ impl Stats {
     /// Takes over how many connections were led.
     pub fn set_connects(&self, connects: Option<BTreeMap<&'static str, u64>>) {
         *self.connects.lock().unwrap_or_else(PoisonError::into_inner) = connects;
+    }
+
+    /// How full the programs' maps were at the last sweep.
+    pub fn maps(&self) -> Vec<MapFill> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What each service carried at the last sweep, by its name and the network's.
+    pub fn services(&self) -> BTreeMap<(String, String), ServiceUse> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over what a sweep found.
+    pub fn set_in_use(&self, maps: Vec<MapFill>, services: BTreeMap<(String, String), ServiceUse>) {
+        *self.maps.lock().unwrap_or_else(PoisonError::into_inner) = maps;
+        *self.services.lock().unwrap_or_else(PoisonError::into_inner) = services;
     }
 
     /// What is not as it should be now.

@@ -93,6 +93,20 @@ fn a_membership() {
 }
 
 #[test]
+fn maps_that_fill() {
+    let fill = |map: &str, entries| pb::MapFill { map: map.into(), entries, limit: 1000 };
+    assert_eq!(verdict(&maps(&[])), Verdict::Ok);
+    let well = maps(&[fill("PORTS", 3), fill("FLOWS", 799)]);
+    assert_eq!((verdict(&well), &*well.evidence), (Verdict::Ok, "FLOWS holds 799 of 1000 entries (79 %)"));
+    let flows = maps(&[fill("PORTS", 3), fill("FLOWS", 800)]);
+    assert_eq!(verdict(&flows), Verdict::Warn);
+    assert!(flows.fix.contains("network.flow_entries"), "{flows:?}");
+    let ports = maps(&[fill("PORTS", 1000), fill("FLOWS", 800)]);
+    assert!(ports.evidence.contains("PORTS") && ports.evidence.contains("FLOWS"), "{ports:?}");
+    assert!(!ports.fix.contains("flow_entries"), "{ports:?}");
+}
+
+#[test]
 fn what_can_be_reached() {
     let address = "10.0.0.1:7377".parse().expect("literal");
     let found = managers(&[(address, Ok(())), (address, Err("refused".into()))]);

@@ -1,6 +1,8 @@
 //! Between the plan's objects and the maps and programs of the data plane. The plan speaks of links by name, the maps
 //! by interface index: an index whose link is gone or was made anew shows as a difference.
 
+use std::collections::BTreeMap;
+
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{self, Policy};
@@ -17,6 +19,7 @@ use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, PortPlace, Protocol, 
 
 use crate::drivers::bpf::{BpfDriver, BpfError, Program as BpfProgram, ServiceSpec};
 use crate::drivers::link::LinkTable;
+use crate::in_use::Flows;
 
 use super::FacilityError;
 
@@ -84,6 +87,13 @@ const NO_NETWORK: Vni = match Vni::new(0x00ff_ffff) {
 /// A service key; for a number that is none of ours, one that no service of ours has.
 fn service_key(value: u64) -> ServiceKey {
     ServiceKey::from_u64(value).unwrap_or(ServiceKey { network: NO_NETWORK, index: u32::MAX, own: true })
+}
+
+/// Flows by table, from those that were counted and those that are under way.
+pub(super) fn flows(new: &BTreeMap<u64, u64>, live: &BTreeMap<u64, u64>) -> BTreeMap<ServiceKey, Flows> {
+    let keys = new.keys().chain(live.keys()).filter_map(|id| Some((ServiceKey::from_u64(*id)?, *id)));
+    let of = |counts: &BTreeMap<u64, u64>, id| counts.get(&id).copied().unwrap_or(0);
+    keys.map(|(key, id)| (key, Flows { new: of(new, id), live: of(live, id) })).collect()
 }
 
 /// What is in the maps but leaves, and all attachments.

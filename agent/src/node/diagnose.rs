@@ -65,6 +65,7 @@ impl Node {
         let info = self.info();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let mut checks = doctor::membership(&info);
+        checks.push(doctor::maps(&info.maps));
         checks.push(doctor::certificate(info.cert_expires_at_ms, u64::try_from(now).unwrap_or(u64::MAX)));
         checks.push(look::sysctls());
         let data_addr = self.record.load().as_ref().map(|record| record.data_addr);

@@ -15,8 +15,8 @@ use super::report::{Applied, chain};
 use super::{Reconciler, Wake, many};
 use crate::drivers::runtime::{ObservedTask, RuntimeState};
 use crate::facility::{Facility, Look};
-use crate::memory;
 use crate::stats::Stats;
+use crate::{in_use, memory};
 
 /// A change that made another one necessary settles within this many rounds.
 const ROUNDS: usize = 4;
@@ -98,7 +98,9 @@ impl<F: Facility> Reconciler<F> {
             Err(error) => Outcome::lost(chain(&error)),
         };
         if why == Wake::Sweep {
-            self.facility.tend();
+            let in_use = self.facility.tend();
+            let services = in_use::by_name(&assignment, &in_use.flows);
+            self.stats.set_in_use(in_use.maps, services);
         }
         if !outcome.behind {
             self.applied = assignment.generation;

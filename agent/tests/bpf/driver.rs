@@ -247,12 +247,19 @@ fn flows_that_had_their_time_are_collected() {
     let now = bpf::clock();
     assert_eq!(driver.live_flows(&[LOCAL, REMOTE], now).unwrap(), [(LOCAL, 202), (REMOTE, 0)].into());
     let collected = driver.collect(now).unwrap();
-    assert_eq!(collected, Collected { entries: (202, 202), proposed: 0, removed: 0 });
+    let live = [(SERVICE, 2)].into();
+    assert_eq!(collected, Collected { entries: (202, 202), proposed: 0, removed: 0, live });
+    let fills: Vec<_> = driver.fills().into_iter().filter(|fill| fill.entries == 202).collect();
+    assert_eq!(fills.iter().map(|fill| fill.map).collect::<Vec<_>>(), ["FLOWS", "REPLIES"]);
+    assert!(fills.iter().all(|fill| fill.limit == 4096), "{fills:?}");
     for (ticks, left) in MINUTES.into_iter().zip([2, 1, 0]) {
         let before = driver.flows().unwrap().len();
         let collected = driver.collect(bpf::clock() + ticks).unwrap();
         let gone = (before - left) * 2;
-        assert_eq!(collected, Collected { entries: (before, before), proposed: gone, removed: gone });
+        assert_eq!(
+            (collected.entries, collected.proposed, collected.removed),
+            ((before, before), gone, gone)
+        );
         assert_eq!((driver.flows().unwrap().len(), driver.replies().unwrap().len()), (left, left));
         let live = driver.live_flows(&[LOCAL], bpf::clock()).unwrap();
         assert_eq!(live[&LOCAL], left, "datagrams, then connections");

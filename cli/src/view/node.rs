@@ -131,6 +131,11 @@ pub(crate) fn local_item(local: &pb::LocalNode) -> Value {
     };
     let drops: serde_json::Map<String, Value> =
         local.drops.iter().map(|drop| (drop.reason.clone(), drop.packets.into())).collect();
+    let maps: serde_json::Map<String, Value> = local
+        .maps
+        .iter()
+        .map(|fill| (fill.map.clone(), json!({ "entries": fill.entries, "limit": fill.limit })))
+        .collect();
     json!({
         "id": local.node_id,
         "name": local.node_name,
@@ -152,6 +157,7 @@ pub(crate) fn local_item(local: &pb::LocalNode) -> Value {
         "lbEngine": local.lb_engine,
         "drops": drops,
         "warnings": local.warnings,
+        "maps": maps,
         "certExpiresAt": rfc3339(local.cert_expires_at_ms),
     })
 }

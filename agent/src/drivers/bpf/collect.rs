@@ -8,14 +8,14 @@ use aya::maps::{Array, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use shoal_ebpf_common::keys::FlowKey;
 use shoal_ebpf_common::life::{PROPOSALS, TICK_SHIFT, idle, is_expired, is_live};
-use shoal_ebpf_common::values::{PROPOSE_FLOW, PROPOSE_NOTHING, PROPOSE_REPLY, Proposal};
+use shoal_ebpf_common::values::{ALIASED, PROPOSE_FLOW, PROPOSE_NOTHING, PROPOSE_REPLY, Proposal};
 
 use super::pod::Plain;
 use super::table::map_error;
 use super::{BpfDriver, BpfError, sys};
 
 /// What a look at the tables of flows found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
     /// Entries of the table of flows, and of the table of answers.
     pub entries: (usize, usize),
@@ -23,6 +23,8 @@ pub struct Collected {
     pub proposed: usize,
     /// Those that were removed: the others were used meanwhile.
     pub removed: usize,
+    /// Flows that are under way, by the table of endpoints that led them.
+    pub live: BTreeMap<u64, u64>,
 }
 
 /// The programs' clock (see [`shoal_ebpf_common::life`]), now.
@@ -35,6 +37,13 @@ impl BpfDriver {
     pub fn collect(&mut self, now: u32) -> Result<Collected, BpfError> {
         let (flows, replies) = (self.flows.scan(&self.dirs.maps)?, self.replies.scan(&self.dirs.maps)?);
         let entries = (flows.len(), replies.len());
+        let mut live: BTreeMap<u64, u64> = BTreeMap::new();
+        // A record of a translated port is a task's node's, beside that of the flow where it entered.
+        for (key, flow) in flows.iter().filter(|(_, flow)| flow.endpoint != ALIASED) {
+            if is_live(key.proto(), flow.state, idle(now, flow.seen)) {
+                *live.entry(flow.service).or_default() += 1;
+            }
+        }
         let flows = flows.iter().map(|(key, flow)| (PROPOSE_FLOW, key, flow.seen, flow.state));
         let replies = replies.iter().map(|(key, reply)| (PROPOSE_REPLY, key, reply.seen, reply.state));
         let expired = |key: &FlowKey, seen, state| is_expired(key.proto(), state, idle(now, seen));
@@ -47,7 +56,7 @@ impl BpfDriver {
         for part in proposals.chunks(usize::try_from(PROPOSALS).unwrap_or(1)) {
             removed += self.propose(part)?;
         }
-        Ok(Collected { entries, proposed: proposals.len(), removed })
+        Ok(Collected { entries, proposed: proposals.len(), removed, live })
     }
 
     /// How many live flows this node leads to each of these endpoints, datagrams aside that were answered long ago.

@@ -7,6 +7,7 @@ use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
 
 use super::table::map_error;
 use super::{BpfDriver, BpfError};
+use crate::in_use::MapFill;
 
 impl BpfDriver {
     /// Packets dropped, by reason.
@@ -24,6 +25,29 @@ impl BpfDriver {
             }
         }
         Ok(stats)
+    }
+
+    /// How full the maps are that can fill, as of the last time that each was read.
+    pub fn fills(&self) -> Vec<MapFill> {
+        let slots = u64::from(aya::maps::Array::len(&self.slots));
+        vec![
+            self.flows.fill(),
+            self.replies.fill(),
+            self.services.fill(),
+            self.endpoints.fill(),
+            MapFill { map: "SLOTS", entries: slots.saturating_sub(self.free_slots.left()), limit: slots },
+            self.ports.fill(),
+            self.vips.fill(),
+            self.peers.fill(),
+            self.local.fill(),
+            self.task_ifs.fill(),
+            self.clients.fill(),
+            self.members.fill(),
+            self.local_addrs.fill(),
+            self.routers.fill(),
+            self.tunnels.fill(),
+            self.balancer_ifs.fill(),
+        ]
     }
 
     /// New flows each service was given.

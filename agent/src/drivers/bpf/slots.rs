@@ -42,6 +42,12 @@ impl Slots {
         true
     }
 
+    /// Slots that are free, or will be after their quarantine.
+    pub(crate) fn left(&self) -> u64 {
+        let retired = self.retired.iter().map(|(_, _, len)| u64::from(*len));
+        self.free.values().map(|len| u64::from(*len)).chain(retired).sum()
+    }
+
     /// Takes a region of `len` slots.
     pub(crate) fn take(&mut self, len: u32, now: Instant) -> Option<u32> {
         self.release_retired(now);

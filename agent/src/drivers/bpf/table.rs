@@ -4,19 +4,24 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use aya::maps::{HashMap, IterableMap, Map, MapData, MapError};
+use aya::maps::{HashMap, IterableMap, Map, MapData, MapError, MapInfo};
 use aya::sys::SyscallError;
 
 use super::BpfError;
 use super::pod::{Layout, Plain};
 use super::sys;
+use crate::in_use::MapFill;
 
 /// A pinned hash map from `K` to `V`.
 pub struct Table<K: Layout, V: Layout> {
     name: &'static str,
     map: HashMap<MapData, Plain<K>, Plain<V>>,
+    limit: u32,
+    /// Entries that were there when all were read last.
+    entries: AtomicUsize,
 }
 
 /// A dump visits at most this many entries, so that a table that changes under it cannot hold it for ever.
@@ -43,7 +48,14 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
     /// Opens the map pinned in a directory.
     pub(crate) fn open(maps: &Path, name: &'static str) -> Result<Self, BpfError> {
         let map = open_map(maps, name)?.try_into().map_err(|source| map_error(name, "open", source))?;
-        Ok(Self { name, map })
+        let info = MapInfo::from_pin(maps.join(name)).map_err(|source| map_error(name, "inspect", source))?;
+        Ok(Self { name, map, limit: info.max_entries(), entries: AtomicUsize::new(0) })
+    }
+
+    /// How full it was when all of it was read last.
+    pub(crate) fn fill(&self) -> MapFill {
+        let entries = self.entries.load(Ordering::Relaxed).try_into().unwrap_or(u64::MAX);
+        MapFill { map: self.name, entries, limit: self.limit.into() }
     }
 
     /// The value of a key.
@@ -117,6 +129,7 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
                 Err(source) => return Err(self.error("list", source)),
             }
         }
+        self.entries.store(entries.len(), Ordering::Relaxed);
         Ok(entries)
     }
 
@@ -133,8 +146,10 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
             Err(source) => return Err(BpfError::Pin { path: pin, action: "open", source }),
         };
         // SAFETY: the map is the one that is open, whose sizes were compared with the types'.
-        unsafe { sys::lookup_batches(map.as_fd()) }
-            .map_err(|source| self.error("scan", MapError::IoError(source)))
+        let entries = unsafe { sys::lookup_batches(map.as_fd()) }
+            .map_err(|source| self.error("scan", MapError::IoError(source)))?;
+        self.entries.store(entries.len(), Ordering::Relaxed);
+        Ok(entries)
     }
 
     fn error(&self, action: &'static str, source: MapError) -> BpfError {

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use anyhow::ensure;
-use shoal_netns::{Swarm, Traffic, kill_hard};
+use shoal_netns::{Node, Swarm, Traffic, kill_hard, wait_for};
 
 use crate::harness::{
-    ECHO, LISTENS, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, create_web, ensure_same,
-    host_names, running, scenario, web,
+    ECHO, LISTENS, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, create_web,
+    ensure_same, host_names, running, scenario, web,
 };
 use crate::sameport;
 
@@ -68,8 +68,28 @@ fn scale_and_see(swarm: &Swarm, count: u32) -> anyhow::Result<()> {
     swarm.nodes.iter().try_for_each(|node| answered_by(swarm, node, &host_names(&tasks)))
 }
 
+/// What metrics tell of a service on the ingress network.
+fn told(node: &Node, metric: &str, service: &str, further: &str) -> anyhow::Result<f64> {
+    node.metric(&format!("{metric}{{service=\"{service}\",network=\"ingress\"{further}}}"))
+}
+
 fn removal(swarm: &mut Swarm) -> anyhow::Result<()> {
     let unrelated = other(swarm)?;
+    for node in &swarm.nodes {
+        wait_for("three streams by each address to be counted", PATIENCE, || {
+            let read = |metric, further| told(node, metric, "other", further);
+            let counts = [
+                read("shoal_lb_active_connections", ""),
+                read("shoal_lb_new_connections_total", ""),
+                read("shoal_lb_backends", ",state=\"serving\""),
+            ];
+            let is_right = |(count, wanted): (&anyhow::Result<f64>, f64)| {
+                count.as_ref().is_ok_and(|count| (count - wanted).abs() < 0.5)
+            };
+            let wanted = [6.0, 6.0, 3.0];
+            if counts.iter().zip(wanted).all(is_right) { Ok(()) } else { Err(format!("{counts:?}")) }
+        })?;
+    }
     for _ in 0..2 {
         web(swarm, 3)?;
         swarm.manager().shoal(&["--yes", "service", "rm", "web"])?;
@@ -82,7 +102,7 @@ fn replacement(swarm: &mut Swarm) -> anyhow::Result<()> {
     let names: BTreeSet<_> = tasks.iter().map(|task| task.name.clone()).collect();
     let victim = &tasks[1];
     kill_hard(victim.process()?);
-    let successor = shoal_netns::wait_for("a successor in the same slot", crate::harness::PATIENCE, || {
+    let successor = wait_for("a successor in the same slot", PATIENCE, || {
         let now = swarm.manager().running_tasks("web").map_err(|error| format!("{error:#}"))?;
         let found = now.iter().find(|task| task.name == victim.name && task.id != victim.id).cloned();
         found.ok_or_else(|| format!("{now:?}"))
