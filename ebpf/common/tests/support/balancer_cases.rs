@@ -8,26 +8,14 @@ use shoal_ebpf_common::verdict::Out;
 
 use super::packet::{ACK, SYN, Segment, TCP, UDP, arp};
 use super::world::{
-    Action, IFINDEX, MATRIX, NETWORK, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER, SERVICE, TASK,
-    TUNNEL_PORT, V4, V6, VIP, World, addr, dropped, forwarded, ingress_leg, ip, key, node, passed,
+    Action, GATE, IFINDEX, LEG, MARK, MATRIX, NETWORK, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE,
+    ROUTER, SERVICE, TASK, TUNNEL_PORT, V4, V6, VIP, World, addr, dropped, forwarded, ingress_leg, ip, key,
+    node, node_with_gate, passed,
 };
-
-const MARK: u32 = 608_080;
-const GATE: u32 = 88;
-const LEG: u32 = 89;
 
 /// The node of the other cases, with a balancer for its port and its virtual IP.
 fn balanced(w: &mut dyn World) {
-    node(w);
-    w.set_config(NodeConfig {
-        router_ip4: addr(V4.router),
-        router_ip6: addr(V6.router),
-        router_mac: ROUTER,
-        vxlan_port: TUNNEL_PORT,
-        gate: GATE,
-        balancer: LEG,
-        ingress_vxlan: REMOTE_DEVICE,
-    });
+    node_with_gate(w);
     engine(w, MARK);
     w.set_balancer_if(IFINDEX, BalancerIf { vxlan: IFINDEX, steer: 1 });
 }

@@ -3,13 +3,14 @@
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{Mac, PortKey};
 use shoal_ebpf_common::reason::{Program, Reason};
-use shoal_ebpf_common::values::{NodeConfig, PortVal};
+use shoal_ebpf_common::values::PortVal;
 use shoal_ebpf_common::verdict::Out;
 
 use super::packet::{ACK, Segment, TCP, UDP, join, split};
 use super::world::{
-    Action, Family, IFINDEX, LOCAL, MATRIX, NETWORK, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER,
-    SERVICE, TASK, TUNNEL_PORT, V4, V6, VIP, World, addr, dropped, egress_leg, ingress_leg, ip, node, passed,
+    Action, Family, GATE, IFINDEX, LEG, LOCAL, MARK, MATRIX, NETWORK, OTHER_ROUTER, OTHER_TASK, REMOTE,
+    REMOTE_DEVICE, ROUTER, SERVICE, TASK, TUNNEL_PORT, V4, V6, VIP, World, addr, dropped, egress_leg,
+    ingress_leg, ip, node, node_with_gate, passed,
 };
 
 const MESH: Program = Program::MeshIngress;
@@ -137,19 +138,7 @@ pub(crate) fn fragments_of_the_nodes_own_flows_follow_their_first(w: &mut dyn Wo
 }
 
 pub(crate) fn fragments_of_a_balancers_flow_follow_their_first(w: &mut dyn World) {
-    const MARK: u32 = 608_080;
-    const GATE: u32 = 88;
-    const LEG: u32 = 89;
-    node(w);
-    w.set_config(NodeConfig {
-        router_ip4: addr(V4.router),
-        router_ip6: addr(V6.router),
-        router_mac: ROUTER,
-        vxlan_port: TUNNEL_PORT,
-        gate: GATE,
-        balancer: LEG,
-        ingress_vxlan: REMOTE_DEVICE,
-    });
+    node_with_gate(w);
     for (family, proto) in MATRIX {
         w.set_port(PortKey::new(Addr::ANY, 8080, proto), PortVal::balanced(SERVICE, 80, MARK));
         let sent = request(&family, proto);

@@ -3,14 +3,14 @@
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{Mac, PortKey, RouterKey};
 use shoal_ebpf_common::reason::{Program, Reason};
-use shoal_ebpf_common::values::{BalancerIf, EndpointVal, NodeConfig, PortVal, TaskIf};
+use shoal_ebpf_common::values::{BalancerIf, EndpointVal, PortVal, TaskIf};
 use shoal_ebpf_common::verdict::Out;
 
 use super::packet::{ACK, Complaint, Segment, TCP, UDP};
 use super::world::{
-    Action, Family, IFINDEX, LOCAL, MATRIX, NETWORK, OTHER_ROUTER, OTHER_TASK, REMOTE, REMOTE_DEVICE, ROUTER,
-    SERVICE, TASK, TUNNEL_PORT, V4, V6, VIP, World, addr, dropped, egress_leg, forwarded, ingress_leg, ip,
-    local_endpoint, node, passed, remote_endpoint,
+    Action, Family, GATE, IFINDEX, LEG, LOCAL, MARK, MATRIX, NETWORK, OTHER_ROUTER, OTHER_TASK, REMOTE,
+    REMOTE_DEVICE, ROUTER, SERVICE, TASK, TUNNEL_PORT, V4, V6, VIP, World, addr, dropped, egress_leg,
+    forwarded, ingress_leg, ip, local_endpoint, node, node_with_gate, passed, remote_endpoint,
 };
 
 const MESH: Program = Program::MeshIngress;
@@ -296,19 +296,7 @@ pub(crate) fn errors_of_no_flow_are_left_alone(w: &mut dyn World) {
 }
 
 pub(crate) fn errors_of_a_balancers_flows_are_the_balancers(w: &mut dyn World) {
-    const MARK: u32 = 608_080;
-    const GATE: u32 = 88;
-    const LEG: u32 = 89;
-    node(w);
-    w.set_config(NodeConfig {
-        router_ip4: addr(V4.router),
-        router_ip6: addr(V6.router),
-        router_mac: ROUTER,
-        vxlan_port: TUNNEL_PORT,
-        gate: GATE,
-        balancer: LEG,
-        ingress_vxlan: REMOTE_DEVICE,
-    });
+    node_with_gate(w);
     w.set_balancer_if(IFINDEX, BalancerIf { vxlan: IFINDEX, steer: 1 });
     for (family, proto) in MATRIX {
         w.set_port(PortKey::new(Addr::ANY, 8080, proto), PortVal::balanced(SERVICE, 80, MARK));

@@ -218,6 +218,24 @@ pub(crate) fn node(w: &mut dyn World) {
 }
 
 /// Runs a program and expects a redirected segment.
+pub(crate) const MARK: u32 = 608_080;
+pub(crate) const GATE: u32 = 88;
+pub(crate) const LEG: u32 = 89;
+
+/// That node, with a balancer's gate and its leg into the ingress network.
+pub(crate) fn node_with_gate(w: &mut dyn World) {
+    node(w);
+    w.set_config(NodeConfig {
+        router_ip4: addr(V4.router),
+        router_ip6: addr(V6.router),
+        router_mac: ROUTER,
+        vxlan_port: TUNNEL_PORT,
+        gate: GATE,
+        balancer: LEG,
+        ingress_vxlan: REMOTE_DEVICE,
+    });
+}
+
 #[track_caller]
 pub(crate) fn forwarded(w: &mut dyn World, program: Program, segment: &Segment, out: Out) -> Segment {
     let run = w.run(program, &segment.bytes());
