@@ -7,6 +7,8 @@ mod support;
 mod driver;
 #[path = "bpf/fixture.rs"]
 mod fixture;
+#[path = "bpf/upgrade.rs"]
+mod upgrade;
 
 use aya::TestRun;
 use aya::programs::{SchedClassifier, TestRunOptions};

@@ -4,10 +4,11 @@
 //! [`BpfDriver::attached`]), decides, and calls `upsert`/`remove`/`attach`/`detach`, which write only differences
 //! and say whether they wrote. Everything stays in the kernel when the driver is dropped.
 //!
-//! Layout of the directory, for ABI 4:
+//! Layout of the directory, for ABI 5:
 //!
 //! ```text
 //! <dir>/gen-5/maps/<MAP>                  maps, by name
+//! <dir>/gen-5/flows-<number>              tells the layout of the flow maps
 //! <dir>/gen-5/progs-<hash>/<program>      programs; <hash> is of the embedded object
 //! <dir>/gen-5/groups/<program>            links to the control group of the node's tasks
 //! <dir>/gen-5/links/<program>@<ifindex>   TCX links (or, on clsact, the attached program as a mark)
@@ -16,6 +17,7 @@
 //! Interface indices and names are those of the calling thread's network namespace.
 
 mod attach;
+mod carry;
 mod collect;
 mod connect;
 mod counters;

@@ -120,6 +120,26 @@ impl NetnsDir {
         Ok(names)
     }
 
+    /// Removes mount points without a mount, which a crash between two steps leaves. Not to be called while a namespace is
+    /// being made. Returns how many there were.
+    pub fn sweep(&self) -> Result<usize, NetnsError> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(NetnsError::io("list", &self.root, error)),
+        };
+        let mut swept = 0;
+        for entry in entries.flatten() {
+            if let Ok(name) = entry.file_name().into_string()
+                && matches!(self.open(&name), Err(NetnsError::NotANamespace(_)))
+            {
+                self.remove(&name)?;
+                swept += 1;
+            }
+        }
+        Ok(swept)
+    }
+
     /// Removes every namespace and the directory itself: nothing of ours stays mounted.
     pub fn remove_all(&self) -> Result<(), NetnsError> {
         let entries = match fs::read_dir(&self.root) {

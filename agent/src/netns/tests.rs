@@ -33,6 +33,19 @@ fn a_named_namespace_lives_until_it_is_removed() {
 }
 
 #[test]
+fn a_mount_point_that_a_crash_left_is_swept_and_a_namespace_is_not() {
+    let run = run_dir();
+    let dir = NetnsDir::new(run.path());
+    assert_eq!(dir.sweep().expect("nothing there"), 0);
+    dir.ensure("task-1").expect("makes");
+    std::fs::write(dir.root().join("task-2"), "").expect("written");
+    assert_eq!(dir.sweep().expect("sweeps"), 1);
+    assert!(!dir.root().join("task-2").exists());
+    assert_eq!(dir.list().expect("lists"), ["task-1"]);
+    dir.remove_all().expect("removes the directory");
+}
+
+#[test]
 fn names_stay_inside_the_directory() {
     let dir = NetnsDir::new(Path::new("/nowhere"));
     for name in ["", ".", "..", "a/b", "../x", "a b", &"x".repeat(65)] {

@@ -68,8 +68,13 @@ pub(super) fn facility(
         ..DnsConfig::default()
     };
     durable::ensure_dir(&config.agent_dir(), 0o700)?;
+    let namespaces = NetnsDir::new(&config.run_dir);
+    let swept = namespaces.sweep()?;
+    if swept > 0 {
+        tracing::info!(swept, "removed mount points of namespaces that were not made");
+    }
     Ok(HostFacility::new(Parts {
-        overlay: Overlay::new(nl, NetnsDir::new(&config.run_dir)),
+        overlay: Overlay::new(nl, namespaces),
         egress: Egress::new(stats.writes.clone()),
         bpf,
         dns: DnsDriver::new(dns, stats.dns.clone(), stats.told.clone()),

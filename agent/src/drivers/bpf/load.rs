@@ -12,6 +12,7 @@ use shoal_ebpf_common::ABI_VERSION;
 use shoal_ebpf_common::reason::Program;
 use shoal_ebpf_common::values::{Parked, ServiceVal};
 
+use super::carry::{self, Moment};
 use super::pod::Plain;
 use super::slots::Slots;
 use super::table::{Table, map_error, open_map};
@@ -104,12 +105,13 @@ impl BpfDriver {
             && Program::ALL.iter().all(|&program| dirs.program(program).exists())
             && dirs.collector().exists();
         if !complete {
-            for dir in [&dirs.maps, &dirs.programs, &dirs.links] {
+            for dir in [&dirs.maps, &dirs.programs, &dirs.links, &carry::mark(&dirs.generation)] {
                 fs::create_dir_all(dir).map_err(directory)?;
             }
             load(config, &dirs)?;
         }
-        let driver = Self::adopt(dirs)?;
+        let mut driver = Self::adopt(dirs)?;
+        driver.carry_all()?;
         let replaced = driver.replace_programs()?;
         driver.remove_old_programs()?;
         let opened = if complete { Opened::Adopted } else { Opened::Loaded { replaced } };
@@ -169,22 +171,39 @@ impl BpfDriver {
         sys::release_bpffs(&base).map_err(|source| error("release", source))
     }
 
-    /// Removes what daemons with other map layouts left: to be called once this one's programs are attached, as theirs
-    /// carry packets until then. (A clsact filter was replaced by the one attached in its place.) Returns whether there
-    /// was any.
-    pub fn remove_other_layouts(&self) -> Result<bool, BpfError> {
+    /// Brings over the flows of daemons with other map layouts, whose programs carry packets until this one's are attached.
+    fn carry_all(&mut self) -> Result<(), BpfError> {
+        for generation in self.other_generations()? {
+            self.carry(&generation, Moment::Before)?;
+        }
+        Ok(())
+    }
+
+    /// Directories of daemons with other map layouts.
+    fn other_generations(&self) -> Result<Vec<PathBuf>, BpfError> {
         let base = &self.dirs.base;
         let error = |source| BpfError::Pin { path: base.clone(), action: "list", source };
-        let mut found = false;
+        let mut found = Vec::new();
         for entry in fs::read_dir(base).map_err(error)? {
             let path = entry.map_err(error)?.path();
             let is_layout = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("gen-"));
             if is_layout && path != self.dirs.generation {
-                remove_tree(&path)?;
-                found = true;
+                found.push(path);
             }
         }
         Ok(found)
+    }
+
+    /// Removes what daemons with other map layouts left: to be called once this one's programs are attached, as theirs
+    /// carry packets until then. What flows they have taken on since this one opened the maps is brought over before. (A clsact filter was replaced by the one attached in its place.) Returns whether there
+    /// was any.
+    pub fn remove_other_layouts(&mut self) -> Result<bool, BpfError> {
+        let others = self.other_generations()?;
+        for generation in &others {
+            self.carry(generation, Moment::After)?;
+            remove_tree(generation)?;
+        }
+        Ok(!others.is_empty())
     }
 
     /// Where a program of this build is pinned.

@@ -17,6 +17,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("a_rolling_update_under_load_fails_no_request", rolling),
     scenario("streams_live_until_the_drain_is_over", draining),
     scenario("a_drain_ends_with_the_last_connection", idle),
+    scenario("an_agent_killed_while_it_programs_leaves_nothing_half_done", crate::faults::kill_at_work),
     scenario("draining_and_removing_a_node_under_load_fails_no_request", node_removal),
 ];
 

@@ -1,9 +1,10 @@
 //! Daemons that die, and nodes that do.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use shoal_netns::{Programs, Swarm, Traffic, slowness, wait_for};
+use shoal_netns::{Node, Programs, Swarm, Task, Traffic, slowness, wait_for};
 
 use crate::harness::{
     PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, answered_by, ask_node, ensure_same,
@@ -96,6 +97,78 @@ fn kill_all(swarm: &mut Swarm) -> anyhow::Result<()> {
     wait_for("the services to be as before", PATIENCE, || {
         let now = swarm.manager().items(&["service", "ls"]).map_err(|error| format!("{error:#}"))?;
         if now == services { Ok(()) } else { Err(format!("{now:?} instead of {services:?}")) }
+    })
+}
+
+/// How often the agents are killed. `SHOAL_KILLS` says another number.
+const KILLS: u64 = 6;
+
+/// Kills the agents of two nodes again and again, sooner or later after each start, while networks and endpoints come and
+/// go. Then all is as wanted, to the last object: an agent that starts and looks at everything finds nothing to write. (It
+/// is listed with `barriers`, which guests leave out by default.)
+pub(crate) fn kill_at_work(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let kills = match std::env::var("SHOAL_KILLS") {
+        Ok(count) => count.parse().context("SHOAL_KILLS")?,
+        Err(_) => KILLS,
+    };
+    web(swarm, 3)?;
+    let spare = |swarm: &Swarm, tasks: &[Task]| -> Vec<usize> {
+        let of = |node: &Node| {
+            let own = tasks.iter().filter(|task| task.node == node.name()).count();
+            node.task_namespaces().len().abs_diff(own)
+        };
+        swarm.nodes.iter().map(of).collect()
+    };
+    let before = spare(swarm, &running(swarm, "web", 3)?);
+    swarm.manager().shoal(&["network", "create", "back"])?;
+    for turn in 0..kills {
+        let wanted = format!("web={}", 2 + turn * 3 % 5);
+        swarm.manager().shoal(&["service", "scale", "-d", &wanted])?;
+        match turn % 4 {
+            0 => come(swarm)?,
+            2 => swarm.manager().shoal(&["service", "rm", "-d", "back"]).map(drop)?,
+            _ => {}
+        }
+        let node = swarm.nodes.get_mut(1 + usize::from(turn % 2 == 1)).context("three nodes")?;
+        let daemon = node.daemon_pid().context("no shoald")?;
+        let until = Instant::now() + Duration::from_millis(turn * 37 % 200) * slowness();
+        wait_for(
+            "the moment",
+            PATIENCE,
+            || if Instant::now() >= until { Ok(()) } else { Err(String::new()) },
+        )?;
+        node.kill_daemon()?;
+        node.start_daemon().with_context(|| format!("after kill {turn} of process {daemon}"))?;
+    }
+    if swarm.manager().items(&["service", "ls"])?.iter().any(|service| service["name"] == "back") {
+        swarm.manager().shoal(&["service", "rm", "back"])?;
+    }
+    swarm.manager().shoal(&["service", "scale", "web=3"])?;
+    let tasks = running(swarm, "web", 3)?;
+    swarm.wait_ready(3)?;
+    swarm.nodes.iter().try_for_each(|node| answered_by(swarm, node, &host_names(&tasks)))?;
+    wait_for("no namespace to be left over", PATIENCE, || {
+        let now = spare(swarm, &tasks);
+        if now == before { Ok(()) } else { Err(format!("{now:?} instead of {before:?}")) }
+    })?;
+    for node in &mut swarm.nodes {
+        node.stop_daemon()?;
+    }
+    start_again(swarm)?;
+    ensure_no_writes(swarm)?;
+    ensure_same("the tasks after all", &running(swarm, "web", 3)?, &tasks)
+}
+
+/// A service on every node, on a network that no other is on.
+fn come(swarm: &Swarm) -> anyhow::Result<()> {
+    let load = swarm.programs.load.display().to_string();
+    let words = ["service", "create", "-d", "--name", "back", "--mode", "global", "--network", "back"];
+    let further = ["--drain", "0s", "--stop-grace-period", "100ms", "-p", "8199:7001", "--"];
+    let program = [load.as_str(), "serve", "--conn", "7001"];
+    // It may still be going from the last time.
+    wait_for("the service to be made", PATIENCE, || {
+        let made = swarm.manager().shoal(&[&words[..], &further[..], &program[..]].concat());
+        made.map(drop).map_err(|error| format!("{error:#}"))
     })
 }
 
