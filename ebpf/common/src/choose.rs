@@ -5,7 +5,7 @@ use crate::hash;
 use crate::keys::{FlowKey, Mac, same_mac};
 use crate::life;
 use crate::maglev;
-use crate::packet::{TCP, UDP, reply_key};
+use crate::packet::{TCP, reply_key};
 use crate::tables::Tables;
 use crate::values::{
     BALANCED, EndpointVal, FlowVal, POLICY_SOURCE, POLICY_TURN, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER,
@@ -107,8 +107,8 @@ pub fn by_table<'a, T: Tables>(
     }
     let first = first_slot(tables, service, table, key, asked.begins);
     for probe in 0..PROBES {
-        let slot = first + probe;
-        let slot = if slot >= len { slot - len } else { slot };
+        // A table of turns may be shorter than the search.
+        let slot = (first + probe) % len;
         if let Some(id) = tables.slot(base + slot)
             && let Some(endpoint) = tables.endpoint(id)
             && is_usable(endpoint, asked.v4, avoid)
@@ -177,8 +177,9 @@ pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, en
 
 /// Notes a packet of a known flow of the mesh in both its records, and makes the answers' again if it is gone.
 ///
-/// Returns whether the flow goes on. It doesn't if its answers were forgotten and are another's now, who came by another
-/// node: unless this is a connection, which has come back then with the address it was sent to.
+/// Returns whether the flow goes on. It doesn't if its answers are another's now, who began when this one was over, or
+/// came by another node when they were forgotten: unless this is a connection and that came by another node, for then it
+/// has come back with the address it was sent to.
 #[inline(always)]
 pub fn goes_on<T: Tables>(
     tables: &T,
@@ -187,13 +188,13 @@ pub fn goes_on<T: Tables>(
     endpoint: &EndpointVal,
     entry: &Entry<'_>,
 ) -> bool {
-    if is_noted(tables, work, flow) {
+    // Of a connection that has ended a packet may come late, when another has its place.
+    if !life::is_closed(flow.state) && is_noted(tables, work, flow) {
         return true;
     }
     work.flow = *flow;
     answer(work, endpoint, entry);
-    if work.header.proto == UDP && tables.reply(&work.answers).is_some_and(|known| known.kind == REPLY_STEER)
-    {
+    if tables.reply(&work.answers).is_some_and(|known| is_another_flow(work, known)) {
         return false;
     }
     note(tables, work, flow);

@@ -43,6 +43,7 @@ fn note<T: Tables>(tables: &T, work: &Work, known: &ReplyVal) {
 #[inline(always)]
 pub(crate) fn lead<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Option<u16> {
     let own = work.header.sport;
+    work.key = work.header.key(scope_of(router));
     let is_free = match tables.reply(&work.answers) {
         Some(known) if leads_to(known, router, own) => {
             note(tables, work, known);
@@ -52,15 +53,15 @@ pub(crate) fn lead<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Opti
         Some(known) => work.header.may_begin() && life::is_over(tables, work.header.proto, known),
         None => true,
     };
+    // To its task a flow has the port that it was given, whether or not its own is free by now.
+    if let Some(port) = alias(tables, work, router) {
+        return Some(port);
+    }
     if is_free {
         set(tables, work, router);
         work.request = FlowKey::default();
         life::park(tables, work);
         return Some(own);
-    }
-    work.key = work.header.key(scope_of(router));
-    if let Some(port) = alias(tables, work, router) {
-        return Some(port);
     }
     if !work.header.may_begin() {
         set(tables, work, router);
@@ -167,8 +168,9 @@ pub(crate) fn answers_from<T: Tables>(tables: &T, work: &mut Work, known: &Reply
     work.reply.kind = known.kind;
     work.reply.endpoint = known.endpoint;
     work.reply.service = known.service;
-    work.reply.seen = known.seen;
-    work.reply.state = known.state;
+    // What was noted of this answer may not be in what was read before.
+    work.reply.seen = tables.clock();
+    work.reply.state = life::after(known.state, life::of_answer(&work.header));
     tables.set_reply(&work.key, &work.reply);
 }
 

@@ -8,8 +8,8 @@ pub(super) const LONG_FORM_ONLY: [&str; 7] =
     ["answers", "barriers", "doctor", "health", "liveness", "refusals", "renewal"];
 /// The same under emulation, where an hour isn't enough for all: what an engine does on a kernel with a compiler is in
 /// the groups that are left, what else there is runs in user-mode Linux.
-pub(super) const NATIVE_ONLY: [&str; 7] =
-    ["admission", "connect", "flood", "lane", "members", "ports", "repair"];
+pub(super) const NATIVE_ONLY: [&str; 8] =
+    ["admission", "connect", "driver::bpf", "flood", "lane", "members", "ports", "repair"];
 pub(super) const LONG_FORM: &str = "long form";
 
 /// A row, or all rows of a group, that columns of an engine or a kernel can't have.
@@ -44,9 +44,13 @@ impl Hole {
 
 /// Whether a column leaves out a row for lack of time.
 pub(super) fn is_left_out(row: &str, column: Column, form: Form) -> bool {
-    let group = row.split("::").next().unwrap_or(row);
-    let is_long = column.kernel != Kernel::Host && LONG_FORM_ONLY.contains(&group)
-        || column.kernel.is_emulated() && NATIVE_ONLY.contains(&group);
+    let is_of = |parts: &[&str]| {
+        parts
+            .iter()
+            .any(|part| row.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")))
+    };
+    let is_long = column.kernel != Kernel::Host && is_of(&LONG_FORM_ONLY)
+        || column.kernel.is_emulated() && is_of(&NATIVE_ONLY);
     form == Form::Default && is_long
 }
 

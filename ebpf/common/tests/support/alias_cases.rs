@@ -205,3 +205,43 @@ pub(crate) fn a_flow_that_is_over_is_in_nobodys_way(w: &mut dyn World) {
         assert_eq!(forwarded(w, OVERLAY, &first, Out::Peer(IFINDEX)).sport, 40_000, "and back");
     }
 }
+
+/// The first of two flows is forgotten; the other was given a port for its sake.
+pub(crate) fn a_translated_port_is_kept_when_the_other_flow_is_gone(w: &mut dyn World) {
+    node(w);
+    w.set_router(RouterKey::new(THIRD_ROUTER));
+    for (family, proto) in MATRIX {
+        forwarded(w, OVERLAY, &by_router(&family, proto, OTHER_ROUTER), Out::Peer(IFINDEX));
+        let sent = by_router(&family, proto, THIRD_ROUTER);
+        let second = forwarded(w, OVERLAY, &sent, Out::Peer(IFINDEX));
+        assert_ne!(second.sport, 40_000);
+        w.forget(&key(proto, 0, (family.task, 80), (family.client, 40_000)));
+        let more = forwarded(w, OVERLAY, &sent.clone().flags(ACK), Out::Peer(IFINDEX));
+        assert_eq!(more.sport, second.sport);
+        goes_to_router(w, &second, THIRD_ROUTER);
+    }
+}
+
+/// A client's port goes to another address of the node when its connection has ended, and then comes a last packet.
+pub(crate) fn a_late_packet_does_not_take_anothers_answers(w: &mut dyn World) {
+    node(w);
+    w.set_service(SERVICE, &[LOCAL]);
+    for family in [V4, V6] {
+        let first = Segment::new(TCP, (family.client, 40_000), (family.node, 8080));
+        for flags in [SYN, ACK, FIN | ACK] {
+            forwarded(w, MESH, &first.clone().flags(flags), Out::Peer(IFINDEX));
+        }
+        let ends = Segment::new(TCP, (family.task, 80), (family.client, 40_000)).flags(FIN | ACK);
+        forwarded(w, Program::TaskTx, &ends.macs(TASK, ROUTER), Out::Neighbor(IFINDEX));
+        let second = Segment::new(TCP, (family.client, 40_000), (family.node2, 8080));
+        let seen = forwarded(w, MESH, &second, Out::Peer(IFINDEX));
+        assert_eq!(seen.sport, 40_000);
+        // At once, and when it would be noted again.
+        for _ in 0..2 {
+            let late = forwarded(w, MESH, &first.clone().flags(ACK), Out::Peer(IFINDEX));
+            assert_ne!(late.sport, 40_000, "the task does not take it for one of the other connection");
+            goes_to_client(w, &seen, family.node2);
+            w.next_tick();
+        }
+    }
+}

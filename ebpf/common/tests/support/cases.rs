@@ -10,7 +10,7 @@ macro_rules! every_case {
             service_without_endpoint_is_refused,
             endpoint_without_the_family_is_not_chosen, removed_endpoint_ends_tcp_and_moves_udp,
             draining_endpoint_keeps_its_flows_only, withdrawn_port_keeps_its_connections,
-            endpoints_take_turns, a_client_stays_with_its_endpoint,
+            endpoints_take_turns, a_short_table_does_not_run_into_the_next, a_client_stays_with_its_endpoint,
             two_addresses_one_client_port_do_not_alias, checksums_and_options_survive,
             only_members_may_send_tunnel_packets, endpoint_that_vanished_from_under_its_slots_is_skipped,
         );
@@ -24,6 +24,7 @@ macro_rules! every_case {
             a_client_whose_own_port_was_given_away_gets_another, a_connection_whose_address_moved_is_taken_over,
             a_client_of_the_node_and_a_router_do_not_alias, a_balancers_flow_and_one_of_another_node_do_not_alias,
             without_a_port_left_a_flow_is_dropped, a_flow_that_is_over_is_in_nobodys_way,
+            a_translated_port_is_kept_when_the_other_flow_is_gone, a_late_packet_does_not_take_anothers_answers,
         );
         every_case!(@ $make, icmp_cases:
             an_error_about_an_answer_reaches_the_task, an_error_about_a_request_reaches_the_client,

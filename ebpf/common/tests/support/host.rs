@@ -21,6 +21,8 @@ use super::world::{Action, IFINDEX, Run, World};
 pub(crate) struct Host {
     pub(crate) maps: Memory,
     drops: HashMap<Reason, u64>,
+    /// What the last run counted a drop or a refusal as.
+    pub(crate) counted: Option<Reason>,
     /// MTUs of the devices there are.
     pub(crate) mtus: HashMap<u32, u32>,
 }
@@ -28,6 +30,7 @@ pub(crate) struct Host {
 impl Host {
     fn drop(&mut self, reason: Reason) -> Action {
         *self.drops.entry(reason).or_default() += 1;
+        self.counted = Some(reason);
         Action::Drop
     }
 }
@@ -100,14 +103,20 @@ impl World for Host {
 impl Host {
     /// Runs a program on a packet that came in some form.
     pub(crate) fn run_as(&mut self, program: Program, packet: &[u8], form: Form) -> Run {
+        self.run_at(IFINDEX, program, packet, form)
+    }
+
+    /// As [`Host::run_as`], on a packet that arrived at another device.
+    pub(crate) fn run_at(&mut self, ifindex: u32, program: Program, packet: &[u8], form: Form) -> Run {
+        self.counted = None;
         let mut buffer = Buffer(packet.to_vec());
         let mut work = Work::default();
         let mut verdict = match program {
-            Program::MeshIngress => mesh::decide(&buffer, &self.maps, IFINDEX, &mut work),
-            Program::OverlayRx => overlay::decide(&buffer, &self.maps, IFINDEX, &mut work),
-            Program::TaskTx => task::decide(&buffer, &self.maps, IFINDEX, &mut work),
-            Program::BalancerTx => balancer::to_network(&buffer, &self.maps, IFINDEX, &mut work),
-            Program::HostTx => local::decide(&buffer, &self.maps, IFINDEX, &mut work),
+            Program::MeshIngress => mesh::decide(&buffer, &self.maps, ifindex, &mut work),
+            Program::OverlayRx => overlay::decide(&buffer, &self.maps, ifindex, &mut work),
+            Program::TaskTx => task::decide(&buffer, &self.maps, ifindex, &mut work),
+            Program::BalancerTx => balancer::to_network(&buffer, &self.maps, ifindex, &mut work),
+            Program::HostTx => local::decide(&buffer, &self.maps, ifindex, &mut work),
             Program::GateTx => balancer::to_client(&buffer, &self.maps, &mut work),
         };
         if verdict == Verdict::Tunnel {
@@ -117,16 +126,16 @@ impl Host {
             }
         }
         if work.header.leads() && matches!(verdict, Verdict::Forward | Verdict::Redirect) {
-            fragment::remember(&self.maps, (program, IFINDEX), &mut work, verdict == Verdict::Redirect);
+            fragment::remember(&self.maps, (program, ifindex), &mut work, verdict == Verdict::Redirect);
         }
         let asked = verdict;
         match asked {
             Verdict::Follow => {
-                verdict = fragment::decide(&buffer, &self.maps, (program, IFINDEX), &mut work);
+                verdict = fragment::decide(&buffer, &self.maps, (program, ifindex), &mut work);
             }
             Verdict::Error => {
                 let known = icmp::read(&buffer, &mut work);
-                verdict = icmp::decide(&buffer, &self.maps, (program, IFINDEX), &mut work, known);
+                verdict = icmp::decide(&buffer, &self.maps, (program, ifindex), &mut work, known);
             }
             _ => {}
         }
@@ -149,7 +158,7 @@ impl Host {
             Verdict::Answer(question) => {
                 rewrite::answer(&mut buffer, question, work.forward.src_mac)
                     .expect("the answer fits the question");
-                (out, action) = (Some(Out::Device(IFINDEX)), Action::Redirect);
+                (out, action) = (Some(Out::Device(ifindex)), Action::Redirect);
             }
             Verdict::Announce => {
                 rewrite::announce(&mut buffer, &work.forward.src).expect("an ARP packet");

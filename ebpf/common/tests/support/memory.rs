@@ -83,6 +83,16 @@ impl<K: Eq + Hash + Copy, V: Copy + 'static> Map<K, V> {
         self.0.borrow().get(key).copied()
     }
 
+    /// Its keys, in order.
+    pub(crate) fn keys(&self) -> Vec<K>
+    where
+        K: Ord,
+    {
+        let mut keys: Vec<K> = self.0.borrow().keys().copied().collect();
+        keys.sort_unstable();
+        keys
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.borrow().len()
     }
@@ -112,6 +122,8 @@ pub(crate) struct Memory {
     pub(crate) fragments: Map<FragmentKey, FragmentVal>,
     pub(crate) clock: Cell<u32>,
     pub(crate) cursor: Cell<u32>,
+    /// Places of the ring of new flows, if not [`PLACES`].
+    pub(crate) places: Cell<Option<u32>>,
     pub(crate) parked: Map<u32, Parked>,
     pub(crate) proposals: Map<u32, Proposal>,
     pub(crate) connections: RefCell<HashMap<u64, u64>>,
@@ -223,7 +235,7 @@ impl Tables for Memory {
         self.clock.get()
     }
     fn next_place(&self) -> u32 {
-        self.cursor.replace((self.cursor.get() + 1) % PLACES)
+        self.cursor.replace((self.cursor.get() + 1) % self.places.get().unwrap_or(PLACES))
     }
     fn parked(&self, place: u32) -> Option<&Parked> {
         if self.parked.get(&place).is_none() {

@@ -64,6 +64,24 @@ pub(crate) fn endpoints_take_turns(w: &mut dyn World) {
     }
 }
 
+/// A table of turns has as many slots as the service has endpoints: a search must not leave it.
+pub(crate) fn a_short_table_does_not_run_into_the_next(w: &mut dyn World) {
+    node(w);
+    w.set_policy(SERVICE, &[LOCAL], Policy::Turn);
+    w.set_policy(2, &[REMOTE, REMOTE], Policy::Turn);
+    w.set_endpoint(
+        LOCAL,
+        EndpointVal { flags: local_endpoint().flags | ENDPOINT_DRAINING, ..local_endpoint() },
+    );
+    for (family, proto) in MATRIX {
+        let before = w.drops(Reason::NoEndpoint);
+        passed(w, MESH, &request(&family, proto, 40_000).bytes());
+        assert_eq!(w.drops(Reason::NoEndpoint), before + 1, "not by an endpoint of another service");
+    }
+    w.set_endpoint(LOCAL, local_endpoint());
+    w.set_service(SERVICE, &[LOCAL, REMOTE]);
+}
+
 pub(crate) fn a_client_stays_with_its_endpoint(w: &mut dyn World) {
     node(w);
     w.set_policy(SERVICE, &[LOCAL, REMOTE], Policy::Source);
