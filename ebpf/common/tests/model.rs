@@ -2,10 +2,8 @@
 //!
 //! `SHOAL_MODEL_CASES` says how many histories are run; `SHOAL_MODEL_SEED` runs the one of a seed.
 
-#![allow(clippy::result_large_err, reason = "what became of a packet has the packet in it")]
-#![allow(clippy::struct_excessive_bools, reason = "what is known of a flow is a row of yes and no")]
-#![allow(clippy::too_many_arguments, reason = "a packet, where it came from and where it went")]
-
+#[path = "model/flow.rs"]
+mod flow;
 #[path = "model/history.rs"]
 mod history;
 #[path = "model/mesh.rs"]

@@ -8,9 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use shoal_ebpf_common::keys::FlowKey;
 use shoal_ebpf_common::maglev::Policy;
 
+use super::flow::{Leg, Peer, State, View};
 use super::mesh::Mesh;
 use super::place::{self, Client, FLOATING, Line, PORTS, Place, SERVICES, Target};
-use super::rules::{Leg, Model, Peer, State, Tally, View};
+use super::rules::{Model, Tally};
 use super::support::fuzz::Random;
 use super::support::packet::{ACK, FIN, RST, SYN, Segment, TCP};
 

@@ -1,5 +1,7 @@
 //! The nodes: the programs of each over its own tables, joined by bridges and tunnels.
 
+use std::ops::ControlFlow::{self, Break, Continue};
+
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::lane::Form;
@@ -12,8 +14,8 @@ use shoal_ebpf_common::values::{
 };
 use shoal_ebpf_common::verdict::Out;
 
+use super::flow::{Leg, State};
 use super::place::{self, FLOATING, INGRESS, OVERLAY, Place, SERVICES};
-use super::rules::{Leg, State};
 use super::support::host::Host;
 use super::support::lane_cases::{MEMBER, tunneled};
 use super::support::packet::{Mac, Segment, TCP, UDP};
@@ -326,17 +328,17 @@ impl Mesh {
                     return Fate::OnNode(at.node, Segment::parse(&at.bytes));
                 }
                 (Action::Redirect, Some(Out::Device(INGRESS_VXLAN))) => match self.tunnel(at, INGRESS) {
-                    Ok(next) => at = next,
-                    Err(fate) => return fate,
+                    Continue(next) => at = next,
+                    Break(fate) => return fate,
                 },
                 (Action::Redirect, Some(Out::Device(OVERLAY_VXLAN))) => match self.tunnel(at, OVERLAY) {
-                    Ok(next) => at = next,
-                    Err(fate) => return fate,
+                    Continue(next) => at = next,
+                    Break(fate) => return fate,
                 },
                 (Action::Redirect, _) => return Fate::Astray("out of a device that is none"),
                 (Action::Pass, _) => match self.pass(at, counted) {
-                    Ok(next) => at = next,
-                    Err(fate) => return fate,
+                    Continue(next) => at = next,
+                    Break(fate) => return fate,
                 },
             }
         }
@@ -344,32 +346,32 @@ impl Mesh {
     }
 
     /// Where the kernel takes a packet that a program lets pass.
-    fn pass(&mut self, at: At, counted: Option<Reason>) -> Result<At, Fate> {
+    fn pass(&mut self, at: At, counted: Option<Reason>) -> ControlFlow<Fate, At> {
         let network = match (at.program, at.ifindex) {
-            (Program::MeshIngress | Program::HostTx, _) => return Err(Fate::Stack(at.node, counted)),
+            (Program::MeshIngress | Program::HostTx, _) => return Break(Fate::Stack(at.node, counted)),
             (Program::OverlayRx, INGRESS_VXLAN) | (Program::TaskTx, INGRESS_VETH..OVERLAY_VETH) => INGRESS,
             (Program::OverlayRx, _) | (Program::TaskTx, OVERLAY_VETH..EGRESS_VETH) => OVERLAY,
-            _ => return Err(Fate::Astray("egress")),
+            _ => return Break(Fate::Astray("egress")),
         };
         match self.owner(first_mac(&at.bytes)) {
-            Some((n, Some(veth))) if n == at.node => Err(self.deliver(n, veth, &at.bytes)),
-            Some((n, None)) if n == at.node => Err(Fate::Astray("router")),
+            Some((n, Some(veth))) if n == at.node => Break(self.deliver(n, veth, &at.bytes)),
+            Some((n, None)) if n == at.node => Break(Fate::Astray("router")),
             Some(_) if at.program == Program::TaskTx => self.tunnel(at, network),
-            _ => Err(Fate::Astray("bridge")),
+            _ => Break(Fate::Astray("bridge")),
         }
     }
 
     /// Takes a frame through a tunnel to the node of its receiver.
-    fn tunnel(&mut self, at: At, network: u32) -> Result<At, Fate> {
-        let Some((n, _)) = self.owner(first_mac(&at.bytes)) else { return Err(Fate::Astray("tunnel")) };
+    fn tunnel(&mut self, at: At, network: u32) -> ControlFlow<Fate, At> {
+        let Some((n, _)) = self.owner(first_mac(&at.bytes)) else { return Break(Fate::Astray("tunnel")) };
         if n == at.node {
-            return Err(Fate::Astray("a tunnel to itself"));
+            return Break(Fate::Astray("a tunnel to itself"));
         }
         let vxlan = if network == INGRESS { INGRESS_VXLAN } else { OVERLAY_VXLAN };
         let behind = At { node: n, program: Program::OverlayRx, ifindex: vxlan, bytes: at.bytes };
         self.nodes[n].opened += 1;
         if self.nodes[n].opened.is_multiple_of(2) {
-            return Ok(behind);
+            return Continue(behind);
         }
         // By the lane, unless that leaves it to the device.
         let packet = tunneled(&behind.bytes, network);
@@ -377,12 +379,12 @@ impl Mesh {
         let run = host.run_at(UPLINK, Program::MeshIngress, &packet, Form::Single);
         let counted = host.counted;
         match (run.action, run.out) {
-            (Action::Pass, _) => Ok(behind),
-            (Action::Drop, _) => Err(Fate::Dropped(counted)),
-            (_, Some(Out::Peer(veth))) => Err(self.deliver(n, veth, &run.bytes)),
-            (_, Some(Out::Neighbor(UPLINK))) => Err(Fate::Outside(n, Segment::parse(&run.bytes))),
-            (_, Some(Out::Host(LOOPBACK))) => Err(Fate::OnNode(n, Segment::parse(&run.bytes))),
-            _ => Err(Fate::Astray("out of the lane")),
+            (Action::Pass, _) => Continue(behind),
+            (Action::Drop, _) => Break(Fate::Dropped(counted)),
+            (_, Some(Out::Peer(veth))) => Break(self.deliver(n, veth, &run.bytes)),
+            (_, Some(Out::Neighbor(UPLINK))) => Break(Fate::Outside(n, Segment::parse(&run.bytes))),
+            (_, Some(Out::Host(LOOPBACK))) => Break(Fate::OnNode(n, Segment::parse(&run.bytes))),
+            _ => Break(Fate::Astray("out of the lane")),
         }
     }
 

@@ -117,7 +117,7 @@ impl Line {
     pub(crate) fn source(&self) -> IpAddr {
         match (self.client, self.target) {
             (Client::Outside(k), _) => client(k, self.v4),
-            (Client::OnNode(_), Target::Loopback(n)) => loopback(n, self.v4),
+            (Client::OnNode(_), Target::Loopback(_)) => loopback(self.v4),
             (Client::OnNode(n), _) => node(n, self.v4),
             (Client::Task(t), _) => overlay(t, self.v4),
         }
@@ -127,7 +127,7 @@ impl Line {
         match self.target {
             Target::Node(n) => node(n, self.v4),
             Target::Floating(f) => floating(f, self.v4),
-            Target::Loopback(n) => loopback(n, self.v4),
+            Target::Loopback(_) => loopback(self.v4),
             Target::Vip(s) => vip(s, self.v4),
         }
     }
@@ -179,7 +179,7 @@ pub(crate) fn egress(task: usize, v4: bool) -> IpAddr {
 pub(crate) fn vip(service: usize, v4: bool) -> IpAddr {
     ip(v4, 8, service)
 }
-fn loopback(_node: usize, v4: bool) -> IpAddr {
+fn loopback(v4: bool) -> IpAddr {
     if v4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() }
 }
 

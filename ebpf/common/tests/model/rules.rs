@@ -10,69 +10,10 @@ use std::net::IpAddr;
 use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::Reason;
 
+use super::flow::{Flow, Leg, Peer, State, View, as_seen, is_syn, seconds, without_macs};
 use super::mesh::Fate;
 use super::place::{self, Client, Line, PORTS, Place, Target};
 use super::support::packet::{ACK, FIN, RST, SYN, Segment, TCP};
-
-/// A leg of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Leg {
-    Ingress,
-    Overlay,
-    Egress,
-}
-
-/// What a node knows of an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
-    In,
-    Draining,
-    Gone,
-}
-
-/// What a node was told.
-#[derive(Clone, Debug)]
-pub(crate) struct View {
-    /// By [`PORTS`], without the last.
-    pub(crate) published: [bool; 3],
-    pub(crate) state: Vec<State>,
-    /// By service: who has slots.
-    pub(crate) slots: Vec<BTreeSet<usize>>,
-    pub(crate) policy: Vec<Policy>,
-}
-
-/// What a task sees of a flow's other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Peer {
-    pub(crate) task: usize,
-    pub(crate) leg: Leg,
-    pub(crate) proto: u8,
-    /// The task's port.
-    pub(crate) tport: u16,
-    pub(crate) addr: IpAddr,
-    pub(crate) port: u16,
-}
-
-/// A flow by the node it enters by.
-#[derive(Clone, Debug)]
-struct Flow {
-    peer: Peer,
-    service: usize,
-    /// Its client went on, or a datagram of it was answered.
-    open: bool,
-    client_fin: bool,
-    server_fin: bool,
-    reset: bool,
-    /// When it was last used, in ticks.
-    last: u32,
-    /// Whether the mesh must know where it goes, and how its answers come back.
-    request: bool,
-    answers: bool,
-    /// Whether part of it was ever forgotten: the mesh then knows less of its state than we do.
-    tampered: bool,
-    /// Another flow has its place, as it was over.
-    dead: bool,
-}
 
 /// Where a packet may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,33 +51,6 @@ pub(crate) struct Model {
     aliased: BTreeSet<Id>,
     now: u32,
     pub(crate) tally: Tally,
-}
-
-fn seconds(ticks: u32) -> u64 {
-    (u64::from(ticks) << 30) / 1_000_000_000
-}
-
-fn is_syn(proto: u8, flags: u8) -> bool {
-    proto == TCP && flags & (SYN | ACK | FIN | RST) == SYN
-}
-
-impl Flow {
-    fn is_closed(&self) -> bool {
-        self.reset || self.client_fin && self.server_fin
-    }
-
-    /// How long it may be idle; two seconds are for ticks and rounding.
-    fn limit(&self) -> u64 {
-        match (self.is_closed(), self.open, self.peer.proto) {
-            (true, ..) | (_, false, _) => 60,
-            (_, true, TCP) => 432_000,
-            _ => 180,
-        }
-    }
-
-    fn is_over(&self, now: u32) -> bool {
-        !self.tampered && (self.is_closed() || seconds(now - self.last) >= self.limit() + 2)
-    }
 }
 
 impl Model {
@@ -291,7 +205,7 @@ impl Model {
             }
             _ => return Err(format!("may be {right:?}")),
         };
-        let peer = Self::as_seen(&line, n, task, leg, got, segment)?;
+        let peer = as_seen(&line, n, (task, leg, got), segment)?;
         let fits = |one: &Right| {
             matches!(*one, Right::To(to, tport, port)
                 if to == task && tport == peer.tport && port.is_none_or(|port| port == peer.port))
@@ -309,42 +223,6 @@ impl Model {
             (flow.client_fin, flow.server_fin) = (true, true);
         }
         Ok(())
-    }
-
-    /// What the task sees of a packet; nothing but its receiver and the client's port may be another.
-    fn as_seen(
-        line: &Line,
-        n: usize,
-        task: usize,
-        leg: Leg,
-        got: &Segment,
-        segment: &Segment,
-    ) -> Result<Peer, String> {
-        let is_vip = matches!(line.target, Target::Vip(_));
-        let (want_leg, own) = if is_vip {
-            (Leg::Overlay, place::overlay(task, line.v4))
-        } else {
-            (Leg::Ingress, place::ingress(task, line.v4))
-        };
-        let addr = match (line.client, line.target) {
-            (Client::Task(client), Target::Vip(_)) if client == task => line.destination(),
-            (_, Target::Loopback(_)) => place::router(n, line.v4),
-            _ => line.source(),
-        };
-        let tport = got.dport;
-        let want = Segment {
-            src: addr,
-            dst: own,
-            sport: if is_vip { segment.sport } else { got.sport },
-            dport: tport,
-            src_mac: got.src_mac,
-            dst_mac: got.dst_mac,
-            ..segment.clone()
-        };
-        if leg != want_leg || *got != want {
-            return Err(format!("by {want_leg:?} it should be {want:?}"));
-        }
-        Ok(Peer { task, leg, proto: line.proto, tport, addr, port: got.sport })
     }
 
     /// The same flow, among the same endpoints, is led to the same one wherever it comes in.
@@ -418,11 +296,16 @@ impl Model {
         }
         let own = Peer { port: line.cport, ..peer };
         // By the node it enters by, or by the task's, which may have translated a port already.
-        let is_taken =
-            self.flows.iter().any(|(&id, flow)| {
-                let between = Peer { port: self.lines[id.1].cport, ..flow.peer };
-                id != (n, c) && (flow.peer == own || id.0 == n && between == own) && !flow.is_over(self.now)
-            }) || self.left.iter().any(|(&(left, _), flow)| left == own && !flow.is_over(self.now));
+        // A connection that goes on by another node than before is not in its own way.
+        let goes_on = line.proto == TCP && !is_syn(line.proto, flags);
+        let now = self.flows.iter().map(|(&id, flow)| (id, flow));
+        let before_now = self.left.iter().map(|(&(_, id), flow)| (id, flow));
+        let is_taken = now.filter(|&(id, _)| id != (n, c)).chain(before_now).any(|(id, flow)| {
+            let between = Peer { port: self.lines[id.1].cport, ..flow.peer };
+            !(goes_on && id.1 == c)
+                && (flow.peer == own || id.0 == n && between == own)
+                && !flow.is_over(self.now)
+        });
         if peer.port != line.cport && !is_known {
             if !is_taken && !self.aliased.contains(&(n, c)) {
                 return Err("its port is translated, and nobody else has it".to_owned());
@@ -437,7 +320,8 @@ impl Model {
         let line = self.lines[c];
         let syn = is_syn(line.proto, flags);
         // If the packet was taken for one of the flow that was, nothing was written.
-        let answers = before.as_ref().is_none_or(|flow| syn || flow.peer != peer || self.now > flow.last);
+        let answers =
+            before.as_ref().is_none_or(|flow| syn || flow.peer.task != peer.task || self.now > flow.last);
         if let Some(flow) = before.as_ref().filter(|flow| flow.peer != peer) {
             self.left.insert((flow.peer, (n, c)), flow.clone());
         }
@@ -524,6 +408,12 @@ impl Model {
             if !is_doubtful && (must || !(is_lost || is_anothers || is_plain)) {
                 return Err(format!("should be {want:?}"));
             }
+            // It may have been noted before it was lost, and of whatever flow it was taken for.
+            for flow in self.flows.values_mut().filter(|flow| flow.peer == peer) {
+                flow.tampered = true;
+                flow.server_fin |= answer.flags & FIN != 0;
+                flow.reset |= answer.flags & RST != 0;
+            }
             self.count("answer lost with what was forgotten");
             return Ok(());
         }
@@ -584,16 +474,5 @@ impl Model {
                 flow.tampered = true;
             }
         }
-    }
-}
-
-/// Ethernet addresses beyond the last hop are not what this is about.
-fn without_macs(fate: Fate) -> Fate {
-    let strip = |segment: Segment| segment.macs([0; 6], [0; 6]);
-    match fate {
-        Fate::Task(task, leg, segment) => Fate::Task(task, leg, strip(segment)),
-        Fate::Outside(n, segment) => Fate::Outside(n, strip(segment)),
-        Fate::OnNode(n, segment) => Fate::OnNode(n, strip(segment)),
-        other => other,
     }
 }
