@@ -248,13 +248,15 @@ pub fn maps(fills: &[pb::MapFill]) -> pb::Check {
         let fullest = fills.iter().max_by_key(|fill| percent(fill));
         return ok("maps", fullest.map_or_else(|| "not looked at yet".to_owned(), say));
     }
-    let of_flows = full.iter().all(|fill| ["FLOWS", "REPLIES"].contains(&fill.map.as_str()));
-    let fix = if of_flows {
-        "the flows that were idle longest make room for new ones; raise network.flow_entries"
-    } else {
-        "what doesn't fit is not programmed: spread services over more swarms"
-    };
-    warn("maps", full.into_iter().map(say).collect::<Vec<_>>().join("; "), fix)
+    let of_flows = |fill: &&pb::MapFill| ["FLOWS", "REPLIES"].contains(&fill.map.as_str());
+    let mut fixes = Vec::new();
+    if full.iter().any(of_flows) {
+        fixes.push("the flows that were idle longest make room for new ones: raise network.flow_entries");
+    }
+    if !full.iter().all(of_flows) {
+        fixes.push("what doesn't fit is not programmed: spread services over more swarms");
+    }
+    warn("maps", full.into_iter().map(say).collect::<Vec<_>>().join("; "), fixes.join("; "))
 }
 
 /// What the membership is like.

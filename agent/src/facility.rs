@@ -445,24 +445,19 @@ impl Facility for HostFacility {
     }
 
     fn tend(&mut self) -> InUse {
-        let live = match self.bpf.collect(bpf::clock()) {
-            Ok(collected) => {
-                if collected.proposed > 0 {
-                    tracing::debug!(?collected, "flows");
-                }
-                collected.live
+        let collected = self.bpf.collect(bpf::clock());
+        let counted = collected.and_then(|collected| {
+            if collected.proposed > 0 {
+                tracing::debug!(?collected, "flows");
             }
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "flows that ended are not taken away");
-                BTreeMap::new()
-            }
-        };
-        let new = self.bpf.connections().unwrap_or_else(|error| {
-            tracing::debug!(error = &error as &dyn std::error::Error, "the counters of flows can't be read");
-            BTreeMap::new()
+            Ok((self.bpf.connections()?, collected.live))
         });
-        InUse { maps: self.bpf.fills(), flows: mesh::flows(&new, &live) }
+        let unread = |error: &BpfError| {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(error, "flows that ended are not taken away, or flows not counted");
+        };
+        let flows = counted.inspect_err(unread).ok().map(|(new, live)| mesh::flows(&new, &live));
+        InUse { maps: self.bpf.fills(), flows }
     }
 
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf {

@@ -38,8 +38,8 @@ pub struct Flows {
 pub struct InUse {
     /// Maps that can fill.
     pub maps: Vec<MapFill>,
-    /// Flows by table.
-    pub flows: BTreeMap<ServiceKey, Flows>,
+    /// Flows by table; none if they can't be read.
+    pub flows: Option<BTreeMap<ServiceKey, Flows>>,
 }
 
 /// A service in a network: what `shoal_lb_*` tells of it.

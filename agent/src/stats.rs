@@ -107,9 +107,13 @@ impl Stats {
         self.services.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes over what a sweep found.
-    pub fn set_in_use(&self, maps: Vec<MapFill>, services: BTreeMap<(String, String), ServiceUse>) {
+    /// Takes over how full maps are.
+    pub fn set_maps(&self, maps: Vec<MapFill>) {
         *self.maps.lock().unwrap_or_else(PoisonError::into_inner) = maps;
+    }
+
+    /// Takes over what services carry.
+    pub fn set_services(&self, services: BTreeMap<(String, String), ServiceUse>) {
         *self.services.lock().unwrap_or_else(PoisonError::into_inner) = services;
     }
 

@@ -109,9 +109,10 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work)
         Verdict::Forward => rewrite::apply(skb, &work.header, &work.forward).ok_or(Reason::RewriteFailed),
         Verdict::Redirect => Ok(()),
         Verdict::Error => match aside(skb, program, work) {
-            Aside::FORWARD if icmp_rewrite(skb.copied(), work) & icmp_requote(skb.copied(), work) == 0 => {
-                Err(Reason::RewriteFailed)
-            }
+            // One after the other: had the first answer to wait for the second in a register, Linux 6.1 would take that
+            // for 0, whatever it is, and cut off what follows.
+            Aside::FORWARD if icmp_rewrite(skb.copied(), work) == 0 => Err(Reason::RewriteFailed),
+            Aside::FORWARD if icmp_requote(skb.copied(), work) == 0 => Err(Reason::RewriteFailed),
             Aside::FORWARD | Aside::REDIRECT => Ok(()),
             Aside::SPOOFED4 => Err(Reason::SpoofedIpv4),
             Aside::SPOOFED6 => Err(Reason::SpoofedIpv6),

@@ -103,6 +103,8 @@ fn maps_that_fill() {
     assert!(flows.fix.contains("network.flow_entries"), "{flows:?}");
     let ports = maps(&[fill("PORTS", 1000), fill("FLOWS", 800)]);
     assert!(ports.evidence.contains("PORTS") && ports.evidence.contains("FLOWS"), "{ports:?}");
+    assert!(ports.fix.contains("network.flow_entries") && ports.fix.contains("services"), "{ports:?}");
+    let ports = maps(&[fill("PORTS", 1000), fill("FLOWS", 8)]);
     assert!(!ports.fix.contains("flow_entries"), "{ports:?}");
 }
 

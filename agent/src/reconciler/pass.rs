@@ -99,8 +99,11 @@ impl<F: Facility> Reconciler<F> {
         };
         if why == Wake::Sweep {
             let in_use = self.facility.tend();
-            let services = in_use::by_name(&assignment, &in_use.flows);
-            self.stats.set_in_use(in_use.maps, services);
+            self.stats.set_maps(in_use.maps);
+            // What could not be read stays as it was: a counter must not fall.
+            if let Some(flows) = in_use.flows {
+                self.stats.set_services(in_use::by_name(&assignment, &flows));
+            }
         }
         if !outcome.behind {
             self.applied = assignment.generation;

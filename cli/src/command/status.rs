@@ -107,6 +107,14 @@ fn node_text(local: &pb::LocalNode, with_swarm: bool, now: u64) -> String {
         .map(|drop| format!("{} {}", drop.reason, drop.packets))
         .collect();
     rest.push(format!("drops {}", if drops.is_empty() { "none".to_owned() } else { drops.join(", ") }));
+    // As `shoal doctor` has it, which says what to do.
+    let full =
+        local.maps.iter().filter(|fill| fill.entries.saturating_mul(100) >= fill.limit.saturating_mul(80));
+    let full: Vec<String> =
+        full.map(|fill| format!("{} {} of {}", fill.map, fill.entries, fill.limit)).collect();
+    if !full.is_empty() {
+        rest.push(format!("maps filling: {}", full.join(", ")));
+    }
     if !local.warnings.is_empty() {
         let warnings: Vec<String> = local.warnings.iter().map(|w| one_line(w)).collect();
         rest.push(format!("warnings: {}", warnings.join("; ")));
@@ -224,6 +232,10 @@ mod tests {
                 pb::DropCount { reason: "spoofed".into(), packets: 0 },
             ],
             warnings: vec!["clock +310 ms".into()],
+            maps: vec![
+                pb::MapFill { map: "FLOWS".into(), entries: 80, limit: 100 },
+                pb::MapFill { map: "PORTS".into(), entries: 79, limit: 100 },
+            ],
             cert_expires_at_ms: 3_601_000 + 1_000,
             ..Default::default()
         };
@@ -231,7 +243,7 @@ mod tests {
             node_text(&local, true, 2_000),
             "Node n2   worker of swarm otter   session 1s   tasks 4   applied generation 8 of 9   engine ebpf   \
              drift repairs 0\nManagers 10.0.0.1:7377\n\
-             Cert expires in 1h   drops foreign-vtep 3   warnings: clock +310 ms"
+             Cert expires in 1h   drops foreign-vtep 3   maps filling: FLOWS 80 of 100   warnings: clock +310 ms"
         );
     }
 }

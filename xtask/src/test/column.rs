@@ -69,7 +69,7 @@ impl Kernel {
     /// When a guest is taken for hung.
     pub(super) fn time_limit(self, form: Form) -> Duration {
         match (self, form) {
-            (Self::Host | Self::Uml, _) => Duration::from_mins(20),
+            (Self::Host | Self::Uml, _) => Duration::from_mins(30),
             (_, Form::Default) => Duration::from_mins(40),
             (_, Form::Long) => Duration::from_mins(90),
         }

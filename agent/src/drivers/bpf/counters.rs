@@ -30,7 +30,13 @@ impl BpfDriver {
     /// How full the maps are that can fill, as of the last time that each was read.
     pub fn fills(&self) -> Vec<MapFill> {
         let slots = u64::from(aya::maps::Array::len(&self.slots));
+        let counters = self.connections.keys().filter_map(Result::ok).count();
         vec![
+            MapFill {
+                map: "CONNECTIONS",
+                entries: counters.try_into().unwrap_or(u64::MAX),
+                limit: self.services.fill().limit,
+            },
             self.flows.fill(),
             self.replies.fill(),
             self.services.fill(),
