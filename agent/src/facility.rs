@@ -456,8 +456,9 @@ impl Facility for HostFacility {
             let error = error as &dyn std::error::Error;
             tracing::warn!(error, "flows that ended are not taken away, or flows not counted");
         };
-        let flows = counted.inspect_err(unread).ok().map(|(new, live)| mesh::flows(&new, &live));
-        InUse { maps: self.bpf.fills(), flows }
+        let counted = counted.inspect_err(unread).ok();
+        let maps = self.bpf.fills(counted.as_ref().map_or(0, |(new, _)| new.len()));
+        InUse { maps, flows: counted.map(|(new, live)| mesh::flows(&new, &live)) }
     }
 
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf {

@@ -109,8 +109,8 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work)
         Verdict::Forward => rewrite::apply(skb, &work.header, &work.forward).ok_or(Reason::RewriteFailed),
         Verdict::Redirect => Ok(()),
         Verdict::Error => match aside(skb, program, work) {
-            // One after the other: had the first answer to wait for the second in a register, Linux 6.1 would take that
-            // for 0, whatever it is, and cut off what follows.
+            // One after the other: where the first answer waited in a register for the second to be joined with it,
+            // they came out as 0 on Linux 6.1 whatever they were (its verifier follows no value through a call).
             Aside::FORWARD if icmp_rewrite(skb.copied(), work) == 0 => Err(Reason::RewriteFailed),
             Aside::FORWARD if icmp_requote(skb.copied(), work) == 0 => Err(Reason::RewriteFailed),
             Aside::FORWARD | Aside::REDIRECT => Ok(()),

@@ -249,7 +249,7 @@ fn flows_that_had_their_time_are_collected() {
     let collected = driver.collect(now).unwrap();
     let live = [(SERVICE, 2)].into();
     assert_eq!(collected, Collected { entries: (202, 202), proposed: 0, removed: 0, live });
-    let fills: Vec<_> = driver.fills().into_iter().filter(|fill| fill.entries == 202).collect();
+    let fills: Vec<_> = driver.fills(1).into_iter().filter(|fill| fill.entries == 202).collect();
     assert_eq!(fills.iter().map(|fill| fill.map).collect::<Vec<_>>(), ["FLOWS", "REPLIES"]);
     assert!(fills.iter().all(|fill| fill.limit == 4096), "{fills:?}");
     for (ticks, left) in MINUTES.into_iter().zip([2, 1, 0]) {

@@ -27,10 +27,10 @@ impl BpfDriver {
         Ok(stats)
     }
 
-    /// How full the maps are that can fill, as of the last time that each was read.
-    pub fn fills(&self) -> Vec<MapFill> {
+    /// How full the maps are that can fill, as of the last time that each was read; `counters`: how many services
+    /// [`BpfDriver::connections`] told of.
+    pub fn fills(&self, counters: usize) -> Vec<MapFill> {
         let slots = u64::from(aya::maps::Array::len(&self.slots));
-        let counters = self.connections.keys().filter_map(Result::ok).count();
         vec![
             MapFill {
                 map: "CONNECTIONS",

@@ -195,8 +195,8 @@ impl BpfDriver {
     }
 
     /// Removes what daemons with other map layouts left: to be called once this one's programs are attached, as theirs
-    /// carry packets until then. What flows they have taken on since this one opened the maps is brought over before. (A clsact filter was replaced by the one attached in its place.) Returns whether there
-    /// was any.
+    /// carry packets until then. What flows they have taken on since this one opened the maps is brought over before. (A
+    /// clsact filter was replaced by the one attached in its place.) Returns whether there was any.
     pub fn remove_other_layouts(&mut self) -> Result<bool, BpfError> {
         let others = self.other_generations()?;
         for generation in &others {

@@ -4,8 +4,8 @@
 //! Draining at index G -> every ready node has programmed G -> PassBarrier -> no connection left, or drain time over
 //!     -> Shutdown or Remove
 //! ```
-//! The task's node counts its connections once it has been told that the barrier is passed. A node that comes back in between may still hold an older view: what every ready node has programmed is looked
-//! at again before the stop.
+//! The task's node counts its connections once it has been told that the barrier is passed. A node that comes back in
+//! between may still hold an older view: what every ready node has programmed is looked at again before the stop.
 
 use shoal_types::id::TaskId;
 use shoal_types::object::{DesiredState, NodeState, Service, Task, Timestamp};
