@@ -9,6 +9,7 @@
 //! is such a descriptor: keep it for the length of one operation, not in a cache.
 
 mod dir;
+mod names;
 mod netlink;
 pub(crate) mod sys;
 

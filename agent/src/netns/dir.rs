@@ -1,7 +1,7 @@
 //! Persistent namespaces: bind mounts below `RUN_DIR/netns`, which outlive the daemon.
 //!
-//! They are not `ip netns` names (those live in `/run/netns` and are shared by everything on the machine);
-//! to look into one: `nsenter --net=RUN_DIR/netns/NAME ip addr`.
+//! To look into one: `nsenter --net=RUN_DIR/netns/NAME ip addr`, or, with the usual run directory,
+//! `ip netns exec shoal-NAME ip addr` (`names`).
 //!
 //! The directory is bind-mounted on itself and made shared, as `ip netns` does with its own: a mount
 //! namespace made later by anybody receives our unmounts, so a copy there can't keep a namespace alive.
@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 
+use super::names::Names;
 use super::{Netns, NetnsError, on_own_thread, sys};
 
 const NONE: Option<&str> = None;
@@ -23,12 +24,20 @@ const NONE: Option<&str> = None;
 #[derive(Clone, Debug)]
 pub struct NetnsDir {
     root: PathBuf,
+    names: Option<Names>,
 }
 
 impl NetnsDir {
     /// The namespaces of the node with this run directory. Touches nothing yet.
     pub fn new(run_dir: &Path) -> Self {
-        Self { root: run_dir.join("netns") }
+        let root = run_dir.join("netns");
+        Self { names: Names::of(run_dir, &root), root }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_names(run_dir: &Path, names: &Path) -> Self {
+        let root = run_dir.join("netns");
+        Self { names: Some(Names::new(names, &root)), root }
     }
 
     /// Where the namespaces are mounted.
@@ -51,6 +60,14 @@ impl NetnsDir {
 
     /// Opens a namespace, making it first (with its loopback up) if it isn't there.
     pub fn ensure(&self, name: &str) -> Result<Netns, NetnsError> {
+        let netns = self.open_or_make(name)?;
+        if let Some(names) = &self.names {
+            names.add(name);
+        }
+        Ok(netns)
+    }
+
+    fn open_or_make(&self, name: &str) -> Result<Netns, NetnsError> {
         let path = self.path(name)?;
         match Netns::open(&path) {
             Ok(netns) => return Ok(netns),
@@ -84,6 +101,9 @@ impl NetnsDir {
     /// Removing what isn't there is done already.
     pub fn remove(&self, name: &str) -> Result<(), NetnsError> {
         let path = self.path(name)?;
+        if let Some(names) = &self.names {
+            names.remove(name);
+        }
         // Several mounts can be stacked on one point after a crash; stop at the first "not mounted".
         for _ in 0..16 {
             match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
@@ -123,6 +143,9 @@ impl NetnsDir {
     /// Removes mount points without a mount, which a crash between two steps leaves. Not to be called while a namespace is
     /// being made. Returns how many there were.
     pub fn sweep(&self) -> Result<usize, NetnsError> {
+        if let Some(names) = &self.names {
+            names.sweep();
+        }
         let entries = match fs::read_dir(&self.root) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),

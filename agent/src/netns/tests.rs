@@ -46,6 +46,27 @@ fn a_mount_point_that_a_crash_left_is_swept_and_a_namespace_is_not() {
 }
 
 #[test]
+fn ip_netns_knows_a_namespace_by_name_and_names_of_others_stay() {
+    let run = run_dir();
+    let names = run.path().join("names");
+    let dir = NetnsDir::with_names(run.path(), &names);
+    dir.ensure("task-1").expect("makes");
+    dir.ensure("task-1").expect("finds");
+    assert_eq!(std::fs::read_link(names.join("shoal-task-1")).expect("a link"), dir.root().join("task-1"));
+    assert!(Netns::open(&names.join("shoal-task-1")).is_ok());
+    // Somebody else's of the same name, one that leads nowhere, and one that a crash left.
+    std::os::unix::fs::symlink("/elsewhere", names.join("shoal-task-2")).expect("linked");
+    std::os::unix::fs::symlink(dir.root().join("task-3"), names.join("shoal-task-3")).expect("linked");
+    dir.ensure("task-2").expect("makes");
+    dir.sweep().expect("sweeps");
+    dir.remove("task-1").expect("removes");
+    dir.remove_all().expect("removes the rest");
+    let left: Vec<_> =
+        std::fs::read_dir(&names).expect("lists").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left, ["shoal-task-2"]);
+}
+
+#[test]
 fn names_stay_inside_the_directory() {
     let dir = NetnsDir::new(Path::new("/nowhere"));
     for name in ["", ".", "..", "a/b", "../x", "a b", &"x".repeat(65)] {
