@@ -102,9 +102,10 @@ impl Tier<'_> {
     fn script(&self, column: Column) -> String {
         let GuestPrograms { scenarios, bpf, ipvs } = self.programs;
         let mut words = vec![format!("exec '{}'", scenarios.display())];
-        for group in hole::LONG_FORM_ONLY.into_iter().chain(hole::NATIVE_ONLY) {
-            if hole::is_left_out(group, column, self.form) {
-                words.push(format!("--skip {group}::"));
+        for part in hole::LONG_FORM_ONLY.into_iter().chain(hole::NATIVE_ONLY) {
+            if hole::is_left_out(part, column, self.form) {
+                let end = if part.contains("::") { "" } else { "::" };
+                words.push(format!("--skip {part}{end}"));
             }
         }
         words.extend(self.filter.map(|filter| format!("'{filter}'")));
