@@ -7,6 +7,8 @@ mod support;
 mod driver;
 #[path = "bpf/fixture.rs"]
 mod fixture;
+#[path = "bpf/pool.rs"]
+mod pool;
 #[path = "bpf/upgrade.rs"]
 mod upgrade;
 
@@ -31,15 +33,40 @@ const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
 
 /// The kernel's data plane.
-struct Kernel(Plane);
+struct Kernel {
+    plane: Option<Plane>,
+    is_shared: bool,
+}
 
 impl Kernel {
+    /// One of its own.
     fn new() -> Self {
-        Self(Plane::new())
+        Self { plane: Some(Plane::new()), is_shared: false }
+    }
+
+    /// One that was somebody else's before and will be, for who does no more to it than [`World`] has.
+    fn shared() -> Self {
+        Self { plane: Some(pool::take()), is_shared: true }
+    }
+
+    fn plane(&mut self) -> &mut Plane {
+        self.plane.as_mut().expect("held until dropped")
     }
 
     fn driver(&mut self) -> &mut BpfDriver {
-        self.0.driver()
+        self.plane().driver()
+    }
+
+    fn opened(&self) -> &BpfDriver {
+        self.plane.as_ref().expect("held until dropped").opened()
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if let Some(plane) = self.plane.take().filter(|_| self.is_shared) {
+            pool::give_back(plane);
+        }
     }
 }
 
@@ -88,10 +115,10 @@ impl World for Kernel {
         self.driver().tunnels.upsert(&vni, &device).expect("set a tunnel");
     }
     fn flow(&self, key: &FlowKey) -> Option<FlowVal> {
-        self.0.opened().flows().expect("list flows").get(key).copied()
+        self.opened().flows().expect("list flows").get(key).copied()
     }
     fn reply(&self, key: &FlowKey) -> Option<ReplyVal> {
-        self.0.opened().replies().expect("list answers").get(key).copied()
+        self.opened().replies().expect("list answers").get(key).copied()
     }
     fn forget(&mut self, key: &FlowKey) {
         self.driver().forget(key).expect("forget a record");
@@ -103,7 +130,7 @@ impl World for Kernel {
         }
     }
     fn drops(&self, reason: Reason) -> u64 {
-        self.0.opened().drops().expect("read the drop counters")[&reason]
+        self.opened().drops().expect("read the drop counters")[&reason]
     }
 
     fn run(&mut self, program: Program, packet: &[u8]) -> Run {
@@ -126,4 +153,4 @@ impl World for Kernel {
     }
 }
 
-every_case!(Kernel::new());
+every_case!(Kernel::shared());

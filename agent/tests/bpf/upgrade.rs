@@ -39,7 +39,7 @@ fn connect(kernel: &mut Kernel, port: u16) {
 fn an_upgrade_to_another_abi_carries_flows_over() {
     let mut kernel = with_connections(40);
     let (flows, replies) = (kernel.driver().flows().unwrap(), kernel.driver().replies().unwrap());
-    let old = upgrade(&mut kernel.0, 900);
+    let old = upgrade(kernel.plane(), 900);
     assert_eq!(kernel.driver().flows().unwrap(), flows, "before the first program is attached");
     assert_eq!(kernel.driver().replies().unwrap(), replies);
     assert!(kernel.driver().services().unwrap().is_empty(), "all else is programmed anew");
@@ -65,7 +65,7 @@ fn an_upgrade_to_another_abi_carries_flows_over() {
 #[test]
 fn flows_of_an_endpoint_that_went_during_an_upgrade_are_not_brought_back() {
     let mut kernel = with_connections(8);
-    upgrade(&mut kernel.0, 900);
+    upgrade(kernel.plane(), 900);
     world::node(&mut kernel);
     kernel.remove_endpoint(LOCAL);
     assert_eq!(kernel.driver().purge(|_, _| true).unwrap(), 8);
@@ -83,7 +83,7 @@ fn flows_that_are_laid_out_differently_are_left_and_nothing_is_read_of_them() {
         if let Some(mark) = mark {
             std::fs::create_dir(generation.join(mark)).unwrap();
         }
-        upgrade(&mut kernel.0, number);
+        upgrade(kernel.plane(), number);
         assert!(kernel.driver().flows().unwrap().is_empty(), "{number}");
         assert!(kernel.driver().remove_other_layouts().unwrap());
         assert!(kernel.driver().flows().unwrap().is_empty(), "{number}");
