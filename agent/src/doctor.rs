@@ -1,11 +1,14 @@
 //! What `shoal doctor` makes of what it finds: pure judgements, each with evidence and remedy. [`look`] gathers.
 
 pub mod look;
+mod peers;
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use shoal_api::pb;
+
+pub use peers::{clocks, tunnels};
 
 /// Kernels before this one lack helpers that the programs call.
 const KERNEL: (u32, u32) = (5, 15);

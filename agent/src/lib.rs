@@ -19,6 +19,7 @@ pub mod netns;
 pub mod node;
 pub mod notify;
 pub mod pki;
+pub mod probe;
 pub mod reconciler;
 pub mod session;
 pub mod stats;

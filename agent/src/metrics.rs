@@ -1,6 +1,8 @@
 //! Metrics and health over HTTP, on the node's loopback. Three paths and GET only: small enough to read a request by
 //! hand, with limits on its size and time.
 
+mod peers;
+
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -143,6 +145,7 @@ impl Exporter {
         out.connects(stats);
         out.services(stats);
         out.maps(stats);
+        peers::text(&mut out, &stats.probes);
         out.0.push_str(&stats.dns.text());
         out.head("shoal_agent_program_seconds", "gauge", "Time of the last pass");
         let seconds = Duration::from_micros(Stats::get(&stats.last_pass_us)).as_secs_f64();

@@ -5,6 +5,7 @@ mod diagnose;
 mod form;
 mod leave;
 mod member;
+mod peers;
 mod preflight;
 mod record;
 
@@ -137,6 +138,7 @@ impl Node {
                 .collect(),
             session_since_ms: Stats::get(&stats.session_since_ms),
             cert_expires_at_ms: Stats::get(&stats.cert_expires_ms),
+            peers: peers::shown(&stats.probes),
             connected: Stats::get(&stats.session_since_ms) > 0,
             ..Default::default()
         };

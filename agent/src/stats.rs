@@ -9,6 +9,7 @@ use shoal_types::LbInUse;
 use crate::drivers::dns::{DnsMetrics, Told};
 use crate::drivers::link::Writes;
 use crate::in_use::{MapFill, ServiceUse};
+use crate::probe::Probes;
 
 /// Counters and gauges of a running daemon.
 #[derive(Debug, Default)]
@@ -33,6 +34,8 @@ pub struct Stats {
     pub dns: DnsMetrics,
     /// Whether a session keeps the node up to date.
     pub told: Told,
+    /// What probes of other nodes tell.
+    pub probes: Probes,
     /// Programs of tasks that run.
     pub tasks_running: AtomicU64,
     checks: Mutex<BTreeMap<&'static str, u64>>,

@@ -15,6 +15,7 @@ pub mod name;
 pub mod object;
 mod phase;
 pub mod ports;
+pub mod probe;
 
 pub use desired::{EgressFacts, Engine, Facts, Uplink};
 pub use diff::{Op, Plan, plan};

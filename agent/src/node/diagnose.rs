@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shoal_api::pb;
@@ -36,7 +37,10 @@ impl Node {
         if let Some(record) = &*self.record.load() {
             managers.extend(&record.managers);
         }
-        checks.extend(look::managers(managers.into_iter().collect()).await);
+        let managers = look::managers(managers.into_iter().collect());
+        let (managers, peers) = tokio::join!(managers, self.with_peers());
+        checks.extend(peers);
+        checks.extend(managers);
         Ok(pb::Diagnosis { checks })
     }
 
@@ -70,6 +74,23 @@ impl Node {
         checks.push(look::sysctls());
         let data_addr = self.record.load().as_ref().map(|record| record.data_addr);
         checks.extend(look::overlay(data_addr).await);
+        checks
+    }
+}
+
+impl Node {
+    /// Asks the other members through the tunnels.
+    async fn with_peers(&self) -> Vec<pb::Check> {
+        let probes = &self.stats.probes;
+        if self.membership.load(Ordering::Relaxed) != i32::from(pb::Membership::Active) {
+            return Vec::new();
+        }
+        let Some((reports, left_out)) = probes.check().await else {
+            let why = probes.trouble().unwrap_or_else(|| "the probes were not over in time".to_owned());
+            return vec![doctor::unseen("tunnels", &why)];
+        };
+        let mut checks = doctor::tunnels(&reports, left_out, |report| probes.told(report));
+        checks.extend(doctor::clocks(&reports));
         checks
     }
 }

@@ -28,6 +28,7 @@ use crate::facts::EgressBook;
 use crate::ledger::Ledger;
 use crate::netns::{Netlink, Netns, NetnsDir};
 use crate::pki::{Credentials, Identity};
+use crate::probe::Prober;
 use crate::reconciler::{Context, KernelEvents, Reconciler, Reports, chain};
 use crate::session::{ManagerAddrs, Renewal, Session};
 use crate::stats::Stats;
@@ -143,6 +144,12 @@ impl Member {
             stats: Arc::clone(stats),
             closing: closing.clone(),
         };
+        let prober = Prober {
+            nl: Nl::new(netlink.handle(), &stats.writes),
+            assignment: assignment.subscribe(),
+            stats: Arc::clone(stats),
+            closing: closing.clone(),
+        };
         let record = Arc::new(ArcSwap::from_pointee(record));
         let keep =
             keep_managers(Arc::clone(config), Arc::clone(&record), managers.subscribe(), closing.clone());
@@ -153,7 +160,12 @@ impl Member {
             reports,
             closing,
             reconciler: tokio::spawn(reconciler.run()),
-            others: vec![tokio::spawn(session.run()), tokio::spawn(renewal.run()), tokio::spawn(keep)],
+            others: vec![
+                tokio::spawn(session.run()),
+                tokio::spawn(renewal.run()),
+                tokio::spawn(prober.run()),
+                tokio::spawn(keep),
+            ],
             supervisor,
             netlink,
         })

@@ -89,6 +89,9 @@ fn node_text(local: &pb::LocalNode, with_swarm: bool, now: u64) -> String {
     ];
     first.push(format!("tasks {}", local.tasks_running));
     first.push(format!("applied generation {} of {}", local.applied_generation, local.generation));
+    if let Some(peers) = &local.peers {
+        first.push(format!("peers {}/{}", peers.answering, peers.total));
+    }
     first.push(format!("engine {}", if local.lb_engine.is_empty() { "-" } else { &local.lb_engine }));
     first.push(format!("drift repairs {}", local.drift_repairs_total));
     let mut text = first.join("   ");
@@ -115,11 +118,21 @@ fn node_text(local: &pb::LocalNode, with_swarm: bool, now: u64) -> String {
     if !full.is_empty() {
         rest.push(format!("maps filling: {}", full.join(", ")));
     }
-    if !local.warnings.is_empty() {
-        let warnings: Vec<String> = local.warnings.iter().map(|w| one_line(w)).collect();
+    let warnings: Vec<String> = local.warnings.iter().cloned().chain(of_peers(local)).collect();
+    if !warnings.is_empty() {
+        let warnings: Vec<String> = warnings.iter().map(|w| one_line(w)).collect();
         rest.push(format!("warnings: {}", warnings.join("; ")));
     }
     format!("{text}\n{}", rest.join("   "))
+}
+
+/// What probes of the other nodes found; `shoal doctor` says what to do.
+fn of_peers(local: &pb::LocalNode) -> impl Iterator<Item = String> {
+    let peers = local.peers.iter();
+    peers.flat_map(|peers| {
+        let troubles = peers.troubles.iter().map(|trouble| trouble.evidence.clone());
+        troubles.chain(peers.clocks.iter().map(|clock| format!("clock of {clock}")))
+    })
 }
 
 fn cluster_item(cluster: &pb::ClusterInfo) -> Value {
@@ -216,6 +229,10 @@ mod tests {
             swarm_text(&cluster, &nodes, 7_201_000),
             line("ipvs") + "\nWarning: changing over from engine ebpf to ipvs: n3"
         );
+    }
+
+    #[test]
+    fn the_lines_of_a_node() {
         let local = pb::LocalNode {
             node_name: "n2".into(),
             cluster_name: "otter".into(),
@@ -231,19 +248,29 @@ mod tests {
                 pb::DropCount { reason: "foreign-vtep".into(), packets: 3 },
                 pb::DropCount { reason: "spoofed".into(), packets: 0 },
             ],
-            warnings: vec!["clock +310 ms".into()],
+            warnings: vec!["no bridge".into()],
             maps: vec![
                 pb::MapFill { map: "FLOWS".into(), entries: 80, limit: 100 },
                 pb::MapFill { map: "PORTS".into(), entries: 79, limit: 100 },
             ],
+            peers: Some(pb::Peers {
+                total: 2,
+                answering: 1,
+                troubles: vec![pb::PeerTrouble {
+                    evidence: "nothing comes from n3 (10.0.0.3) by the tunnel".into(),
+                    ..Default::default()
+                }],
+                clocks: vec!["n4 +310 ms".into()],
+            }),
             cert_expires_at_ms: 3_601_000 + 1_000,
             ..Default::default()
         };
         assert_eq!(
             node_text(&local, true, 2_000),
-            "Node n2   worker of swarm otter   session 1s   tasks 4   applied generation 8 of 9   engine ebpf   \
+            "Node n2   worker of swarm otter   session 1s   tasks 4   applied generation 8 of 9   peers 1/2   engine ebpf   \
              drift repairs 0\nManagers 10.0.0.1:7377\n\
-             Cert expires in 1h   drops foreign-vtep 3   maps filling: FLOWS 80 of 100   warnings: clock +310 ms"
+             Cert expires in 1h   drops foreign-vtep 3   maps filling: FLOWS 80 of 100   warnings: no bridge; nothing comes from n3 (10.0.0.3) \
+             by the tunnel; clock of n4 +310 ms"
         );
     }
 }

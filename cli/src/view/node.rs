@@ -157,7 +157,30 @@ pub(crate) fn local_item(local: &pb::LocalNode) -> Value {
         "lbEngine": local.lb_engine,
         "drops": drops,
         "warnings": local.warnings,
+        "peers": local.peers.as_ref().map(peers_item),
         "maps": maps,
         "certExpiresAt": rfc3339(local.cert_expires_at_ms),
+    })
+}
+
+fn peers_item(peers: &pb::Peers) -> Value {
+    let troubles: Vec<Value> = peers
+        .troubles
+        .iter()
+        .map(|trouble| {
+            json!({
+                "name": trouble.name,
+                "address": trouble.address,
+                "state": trouble.state,
+                "evidence": trouble.evidence,
+                "fix": trouble.fix,
+            })
+        })
+        .collect();
+    json!({
+        "total": peers.total,
+        "answering": peers.answering,
+        "troubles": troubles,
+        "clocks": peers.clocks,
     })
 }

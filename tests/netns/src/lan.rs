@@ -73,6 +73,16 @@ impl Lan {
         self.bridge.ip(&format!("link set {} up", port(place))).map(drop)
     }
 
+    /// Sets what the cable of a host carries: it drops what is larger, and tells nobody.
+    pub fn narrow(&self, place: Place, mtu: u32) -> anyhow::Result<()> {
+        // A bridge that has IP look at what it carries would cut it into fragments.
+        const IP_LOOKS: &str = "bridge/bridge-nf-call-iptables";
+        if self.bridge.read_sysctl(IP_LOOKS).is_ok() {
+            self.bridge.sysctl(IP_LOOKS, "0")?;
+        }
+        self.bridge.ip(&format!("link set {} mtu {mtu}", port(place))).map(drop)
+    }
+
     /// The namespace that holds the bridge.
     pub fn host(&self) -> &Host {
         &self.bridge

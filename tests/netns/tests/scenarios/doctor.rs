@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use shoal_netns::{Node, Swarm};
+use shoal_netns::{Need, Node, Swarm, wait_for};
 
-use crate::harness::{Scenario, scenario};
+use crate::harness::{PATIENCE, Scenario, scenario};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("members_that_are_well_have_no_failed_check", well),
@@ -15,6 +15,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("an_mtu_beyond_the_link_s_is_found", too_large),
     scenario("a_key_that_others_can_read_is_found", open_key),
     scenario("who_does_not_listen_is_named", silent_peer),
+    scenario("a_tunnel_that_is_closed_one_way_is_told_at_both_ends", one_way).needs(&[Need::Nftables]),
+    scenario("a_tunnel_that_is_too_narrow_is_told_with_its_sizes", too_narrow),
 ];
 
 /// The checks that failed, as the command's exit code must say as well.
@@ -76,7 +78,10 @@ fn too_large(swarm: &mut Swarm) -> anyhow::Result<()> {
     set(swarm, "[network]\nmtu = 1600\n")?;
     let found = failed(&swarm.nodes[1], &[]);
     set(swarm, "")?;
-    ensure_only(&found?, "mtu", &["1500", "1550"])?;
+    // What must not be fragmented gets nowhere then, and the probes tell.
+    let (tunnels, other): (Vec<_>, Vec<_>) = found?.into_iter().partition(|check| check["name"] == "tunnels");
+    ensure_only(&other, "mtu", &["1500", "1550"])?;
+    ensure!(tunnels.iter().all(|check| check.to_string().contains("those of 1550 do not")), "{tunnels:?}");
     ensure_well(&swarm.nodes[1])
 }
 
@@ -100,4 +105,59 @@ fn silent_peer(swarm: &mut Swarm) -> anyhow::Result<()> {
     let found = failed(node, &["--peer", &manager])?;
     ensure!(found.is_empty(), "the manager listens: {found:?}");
     Ok(())
+}
+
+/// What `shoal status` of a node says of the ways to the others.
+fn peers(node: &Node) -> Result<Value, String> {
+    let items = node.items(&["status"]).map_err(|error| format!("{error:#}"))?;
+    items.first().map(|item| item["node"]["peers"].clone()).ok_or_else(|| "no status".to_owned())
+}
+
+/// Both ends of what n3 lets in from n2 no more: its own packets still get there, and are answered in vain.
+fn one_way(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let [first, near, far] = swarm.nodes.as_slice() else { anyhow::bail!("not three nodes") };
+    let rule = format!("ip saddr {} udp dport 7378 drop", near.place.v4);
+    let nft = |line: &str| far.host.run_line(&format!("nft {line}")).stdout().map(drop);
+    nft("add table inet cut")?;
+    nft("add chain inet cut in { type filter hook input priority 0 ; }")?;
+    nft(&format!("add rule inet cut in {rule}"))?;
+    let told = || -> anyhow::Result<()> {
+        let (here, there) = std::thread::scope(|scope| {
+            let here = scope.spawn(|| failed(near, &[]));
+            let there = failed(far, &[]);
+            (here.join().unwrap_or_else(|_| Err(anyhow::anyhow!("panicked"))), there)
+        });
+        ensure_only(&here?, "tunnels", &["n3", "10.77.0.3"])?;
+        ensure_only(&there?, "tunnels", &["nothing comes from n2", "10.77.0.2"])?;
+        wait_for("n2 to know which way is closed", PATIENCE, || {
+            let peers = peers(near)?;
+            let trouble = &peers["troubles"][0];
+            let words = trouble["evidence"].as_str().unwrap_or_default();
+            let known = trouble["state"] == "silent" && words.contains("do not arrive at n3");
+            if known && peers["answering"] == 1 { Ok(()) } else { Err(peers.to_string()) }
+        })?;
+        let text = near.shoal(&["status"])?;
+        ensure!(text.contains("peers 1/2") && text.contains("do not arrive at n3"), "{text}");
+        let answering = near.metric("shoal_peer_reachable")?;
+        ensure!((answering - 1.0).abs() < 0.1, "of two peers {answering} can be reached");
+        ensure_well(first)
+    };
+    let outcome = told();
+    nft("delete table inet cut")?;
+    outcome?;
+    ensure_well(near)?;
+    ensure_well(far)
+}
+
+/// A link on the way carries less than the nodes' own do, and says nothing of it.
+fn too_narrow(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let (near, far) = (&swarm.nodes[1], &swarm.nodes[2]);
+    let cable = |mtu: u32| swarm.lan.narrow(far.place, mtu);
+    cable(1460)?;
+    let found = failed(near, &[]);
+    cable(1500)?;
+    let found = found?;
+    ensure_only(&found, "tunnels", &["n3", "1400", "1450"])?;
+    ensure!(found[0]["fix"].as_str().is_some_and(|fix| fix.contains("1500")), "{found:?}");
+    ensure_well(near)
 }

@@ -1,0 +1,320 @@
+//! Probes of the other nodes, through the tunnels: sends and answers them, and keeps what they tell.
+//!
+//! They go by the VXLAN device of the ingress network, as what the bridge sends there does: through the host's firewall
+//! and the kernel's tunnel to the peer's port, past its admission of members, and out of its device. Nothing of it is in
+//! the way of anybody's traffic; while this daemon is away, probes of others are not answered, and that is all.
+
+mod tap;
+mod tell;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use shoal_plan::IfName;
+use shoal_plan::probe::frame::{self, Kind};
+use shoal_plan::probe::{Book, Own, Peer, Report, Ticket};
+use shoal_types::NodeId;
+use shoal_types::assignment::{Assignment, Member};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::drivers::link::{Link, Nl};
+use crate::reconciler::{chain, now};
+use crate::stats::Stats;
+
+use tap::Tap;
+
+pub(crate) use tell::clock;
+pub use tell::{Told, Way};
+
+/// The device is looked at this often, and so long after an assignment has come.
+const LOOK: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_millis(500);
+/// The same while it is not there.
+const RETRY: Duration = Duration::from_secs(1);
+/// Rounds that somebody waits for take half of it.
+const PATIENCE: Duration = Duration::from_secs(6);
+const GLANCE: Duration = Duration::from_millis(20);
+/// The largest frame there is.
+const FRAME: usize = 1 << 16;
+
+/// What the probes of this node tell, shared between those who send them and those who ask.
+#[derive(Debug)]
+pub struct Probes {
+    book: Mutex<Book>,
+    way: Mutex<Way>,
+    /// Why nothing is sent.
+    trouble: Mutex<Option<String>>,
+    began: Instant,
+    /// Who waits for a check to begin.
+    waiting: Mutex<Vec<oneshot::Sender<Option<Ticket>>>>,
+    asked: Notify,
+}
+
+impl Default for Probes {
+    fn default() -> Self {
+        Self {
+            book: Mutex::new(Book::new(rand::random())),
+            way: Mutex::default(),
+            trouble: Mutex::default(),
+            began: Instant::now(),
+            waiting: Mutex::default(),
+            asked: Notify::new(),
+        }
+    }
+}
+
+impl Probes {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// What is known of every peer.
+    pub fn reports(&self) -> Vec<Report> {
+        self.book().reports().collect()
+    }
+
+    /// A report in words.
+    pub fn told(&self, report: &Report) -> Told {
+        tell::told(report, self.elapsed(), &self.way())
+    }
+
+    /// How long ago something was, in the time of reports.
+    pub fn since(&self, at: Duration) -> Duration {
+        self.elapsed().saturating_sub(at)
+    }
+
+    fn way(&self) -> Way {
+        self.way.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why nothing can be sent.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks the peers now: what came of it, and how many were left out because there are too many. `None` if nothing can
+    /// be sent, or was in time.
+    pub async fn check(&self) -> Option<(Vec<Report>, usize)> {
+        let (tell, begun) = oneshot::channel();
+        self.waiting().push(tell);
+        self.asked.notify_one();
+        let over = async {
+            let ticket = begun.await.ok()??;
+            loop {
+                if let Some(reports) = self.book().checked(&ticket) {
+                    return Some((reports, ticket.left_out));
+                }
+                sleep(GLANCE).await;
+            }
+        };
+        timeout(PATIENCE, over).await.ok()?
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<oneshot::Sender<Option<Ticket>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins what is waited for.
+    fn begin_check(&self) {
+        let waiting = std::mem::take(&mut *self.waiting());
+        let ticket = self.book().check(self.elapsed());
+        for tell in waiting {
+            // Who has gone does not want to know.
+            drop(tell.send(ticket.clone()));
+        }
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(trouble) = &trouble
+            && known.as_ref() != Some(trouble)
+        {
+            tracing::debug!(trouble, "other nodes are not probed");
+        }
+        *known = trouble;
+    }
+}
+
+/// What sends and answers probes while the node is a member.
+pub(crate) struct Prober {
+    /// Links of the host.
+    pub(crate) nl: Nl,
+    /// What the node was told.
+    pub(crate) assignment: watch::Receiver<Arc<Assignment>>,
+    /// Where what is found goes.
+    pub(crate) stats: Arc<Stats>,
+    /// Ends it.
+    pub(crate) closing: CancellationToken,
+}
+
+/// Where probes go in and out.
+struct Place {
+    node: NodeId,
+    own: Own,
+    way: Way,
+    device: Link,
+    peers: Vec<Peer>,
+}
+
+impl Prober {
+    /// Runs until it is told to close. What was known is forgotten then.
+    pub(crate) async fn run(mut self) {
+        let mut tap = None;
+        let mut buffer = vec![0; FRAME];
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_soon = false;
+        loop {
+            let next = self.stats.probes.book().next().map(|at| self.stats.probes.began + at);
+            // Every arm waits for one thing; one that loses loses nothing.
+            tokio::select! {
+                () = self.closing.cancelled() => break,
+                changed = self.assignment.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    // Many come together.
+                    if !is_soon {
+                        look.reset_after(SETTLE);
+                        is_soon = true;
+                    }
+                }
+                _ = look.tick() => {
+                    is_soon = false;
+                    self.look(&mut tap).await;
+                    if tap.is_none() {
+                        look.reset_after(RETRY);
+                    }
+                }
+                () = self.stats.probes.asked.notified() => {
+                    // As the device is now.
+                    self.look(&mut tap).await;
+                    self.stats.probes.begin_check();
+                }
+                ready = readable(tap.as_ref()) => {
+                    if ready.is_err() {
+                        tap = None;
+                    }
+                }
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+            if let Some(open) = &tap
+                && let Err(error) = self.exchange(open, &mut buffer)
+            {
+                self.give_up(format!("the tunnel's device takes no frames: {error}"));
+                tap = None;
+            }
+        }
+        self.stats.probes.book().clear();
+    }
+
+    /// Reads what has come, answers, and sends what is due: in this order, as what has come may make sending needless.
+    fn exchange(&self, tap: &Tap, buffer: &mut [u8]) -> std::io::Result<()> {
+        let probes = &self.stats.probes;
+        let mut answers = Vec::new();
+        tap.drain(buffer, |bytes| {
+            let Some((ends, message)) = frame::parse(bytes) else { return };
+            let (at, clock) = (probes.elapsed(), now().0);
+            match message.kind {
+                Kind::Answer => probes.book().answered(&ends, &message, at, clock),
+                Kind::Probe => {
+                    let back = probes.book().asked(&ends, at);
+                    answers.extend(back.map(|ends| frame::build(&ends, &message.answer(clock))));
+                }
+            }
+        })?;
+        let due = probes.book().due(probes.elapsed());
+        let clock_ms = now().0;
+        let due = due.iter().map(|out| frame::build(&out.ends, &frame::Message { clock_ms, ..out.message }));
+        for frame in answers.into_iter().chain(due) {
+            match tap.send(&frame) {
+                Err(error) if is_fatal(&error) => return Err(error),
+                // Not sent is as good as lost.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self, tap: &mut Option<Tap>) {
+        let place = match self.place().await {
+            Ok(place) => place,
+            Err(trouble) => {
+                *tap = None;
+                return self.give_up(trouble);
+            }
+        };
+        let (own, device) = (place.own, place.device.index);
+        if tap.as_ref().is_none_or(|open| (open.device, open.ip) != (device, own.ip)) {
+            match Tap::open(device, own.ip) {
+                Ok(open) => *tap = Some(open),
+                Err(error) => {
+                    *tap = None;
+                    return self.give_up(format!("no socket at {}: {error}", place.device.name));
+                }
+            }
+        }
+        let mtu = u16::try_from(place.device.mtu).unwrap_or(u16::MAX);
+        let probes = &self.stats.probes;
+        probes.book().set(own, &place.node, mtu, place.peers);
+        *probes.way.lock().unwrap_or_else(PoisonError::into_inner) = place.way;
+        probes.set_trouble(None);
+    }
+
+    fn give_up(&self, trouble: String) {
+        self.stats.probes.book().pause();
+        self.stats.probes.set_trouble(Some(trouble));
+    }
+
+    async fn place(&self) -> Result<Place, String> {
+        let assignment = self.assignment.borrow().clone();
+        let nothing = || "no manager has said yet what the swarm is".to_owned();
+        let cluster = assignment.cluster().ok_or_else(nothing)?;
+        let ingress = assignment.networks().find(|network| network.ingress).ok_or_else(nothing)?;
+        let name = IfName::vxlan(&ingress.id);
+        let device = match self.nl.link(&name).await {
+            Ok(Some(link)) if link.up => link,
+            Ok(Some(_)) => return Err(format!("the tunnel's device {name} is down")),
+            Ok(None) => return Err(format!("the tunnel's device {name} is not there")),
+            Err(error) => return Err(chain(&error)),
+        };
+        let (own, others): (Vec<_>, Vec<_>) =
+            assignment.members().partition(|member| member.node == cluster.node);
+        let own = own.first().ok_or_else(nothing)?;
+        Ok(Place {
+            node: cluster.node.clone(),
+            own: Own { mac: own.router.mac(), ip: own.router.addr.v4 },
+            way: Way::new(own.data_addr, cluster.data_port),
+            device,
+            peers: others.into_iter().map(peer).collect(),
+        })
+    }
+}
+
+fn peer(member: &Member) -> Peer {
+    Peer {
+        node: member.node.clone(),
+        name: member.name.clone(),
+        address: member.data_addr,
+        mac: member.router.mac(),
+        ip: member.router.addr.v4,
+    }
+}
+
+/// Whether the socket is of no more use: its device is down or gone.
+fn is_fatal(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO))
+}
+
+async fn readable(tap: Option<&Tap>) -> std::io::Result<()> {
+    match tap {
+        Some(tap) => tap.readable().await,
+        None => std::future::pending().await,
+    }
+}
