@@ -7,6 +7,7 @@ mod former;
 mod mesh;
 mod names;
 mod reserved;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -99,6 +100,11 @@ pub trait Facility: Send + 'static {
         InUse::default()
     }
 
+    /// Whether something was taken away that nobody tells of, since it was looked at: asked often, so quick to say.
+    fn is_touched(&self) -> bool {
+        false
+    }
+
     /// Where a task's namespace is.
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf;
 
@@ -151,6 +157,8 @@ pub struct HostFacility {
     firewall: Option<Firewall>,
     resolvers: BTreeMap<TaskId, Resolver>,
     zones: ZoneCache,
+    /// The service whose slots are to be compared next.
+    turn: u64,
 }
 
 /// The parts of a real node.
@@ -225,6 +233,7 @@ impl HostFacility {
             firewall: None,
             resolvers: BTreeMap::new(),
             zones: ZoneCache::default(),
+            turn: 0,
         }
     }
 
@@ -310,8 +319,12 @@ impl Facility for HostFacility {
         more.push(self.observe_reserved(desired)?);
         more.extend(self.firewall.clone().map(Object::Firewall));
         mesh::observe(&self.bpf, &self.links, &mut more)?;
+        if self.bpf.is_pinned() {
+            more.push(Object::Pins);
+        }
         if leaves {
-            mesh::observe_leaves(&self.bpf, &self.links, desired, &mut more)?;
+            let turn = thorough.then_some(&mut self.turn);
+            mesh::observe_leaves(&self.bpf, &self.links, desired, turn, &mut more)?;
         }
         self.clients.observe(&self.overlay, &mut self.bpf, &self.writes, &mut more)?;
         let serving = self.dns.observe();
@@ -366,6 +379,11 @@ impl Facility for HostFacility {
                 self.balancers.ensure_balancer(&self.overlay, balancer).await?;
                 self.refresh_links().await?;
             }
+            Object::Pins => {
+                if self.bpf.restore_pins()? {
+                    self.writes.count();
+                }
+            }
             Object::Virtual(service) => self.balancers.ensure(&self.overlay, service)?,
             Object::Resolver(resolver) => self.ensure_resolver(resolver).await?,
             Object::Task(_) => {}
@@ -405,7 +423,7 @@ impl Facility for HostFacility {
 
     async fn remove(&mut self, object: &Object) -> Result<(), FacilityError> {
         match object {
-            Object::Sysctl(_) | Object::Task(_) => {}
+            Object::Sysctl(_) | Object::Task(_) | Object::Pins => {}
             Object::Firewall(_) => {
                 self.egress.remove().await?;
                 self.firewall = None;
@@ -459,6 +477,16 @@ impl Facility for HostFacility {
         let counted = counted.inspect_err(unread).ok();
         let maps = self.bpf.fills(counted.as_ref().map_or(0, |(new, _)| new.len()));
         InUse { maps, flows: counted.map(|(new, live)| mesh::flows(&new, &live)) }
+    }
+
+    fn is_touched(&self) -> bool {
+        let touched =
+            self.bpf.is_touched().and_then(|touched| Ok(touched || self.clients.is_touched(&self.bpf)?));
+        touched.unwrap_or_else(|error| {
+            // The next sweep says what is wrong.
+            tracing::debug!(error = &error as &dyn std::error::Error, "the attachments can't be looked at");
+            false
+        })
     }
 
     fn sandbox_path(&self, task: &TaskId) -> std::path::PathBuf {

@@ -46,6 +46,9 @@ const SWEEP_SHARE: u32 = 20;
 /// Events of the kernel come in bursts: they are waited out for so long.
 const SETTLE: Duration = Duration::from_millis(50);
 
+/// How often it is asked whether something is gone of which the kernel tells nobody.
+const GLANCE: Duration = Duration::from_millis(500);
+
 /// What changes again and again is looked at with pauses of so many times what a look takes,
 const KERNEL_SHARE: u32 = 4;
 /// yet none longer than this, so that what is lost is back within a second.
@@ -58,7 +61,7 @@ pub enum Wake {
     Start,
     /// The managers sent something new.
     Assignment,
-    /// A link or an address changed, or something on a link of ours was lost.
+    /// A link or an address changed, or something on a link of ours was lost, or a program or a pin.
     Kernel,
     /// A task ended, or an operation on one is done.
     Task,
@@ -155,6 +158,9 @@ impl<F: Facility> Reconciler<F> {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick comes at once.
         sweep.tick().await;
+        let mut glance = interval(GLANCE);
+        glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut was_touched = false;
         let mut ended = self.runtime.subscribe();
         // Others lead flows to a task until they hear of its end: that must not wait for a pass that is under way.
         let ends =
@@ -201,6 +207,11 @@ impl<F: Facility> Reconciler<F> {
                     tokio::time::sleep(SETTLE).await;
                     self.events.drain();
                     Some(Wake::Kernel)
+                }
+                _ = glance.tick() => {
+                    // What stays so is not repaired by another look: sweeps and retries go on.
+                    let touched = self.facility.is_touched();
+                    (!std::mem::replace(&mut was_touched, touched) && touched).then_some(Wake::Kernel)
                 }
                 _ = sweep.tick() => Some(Wake::Sweep),
                 // Without anything to retry it must not come in a sweep's place: what sweeps find is drift.

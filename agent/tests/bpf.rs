@@ -7,6 +7,8 @@ mod support;
 mod driver;
 #[path = "bpf/fixture.rs"]
 mod fixture;
+#[path = "bpf/harm.rs"]
+mod harm;
 #[path = "bpf/pool.rs"]
 mod pool;
 #[path = "bpf/upgrade.rs"]

@@ -12,6 +12,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::AddressFamily;
 use shoal_agent::drivers::link::{LinkTable, Nl, Writes, link_message};
 use shoal_agent::drivers::overlay::Overlay;
@@ -327,10 +328,59 @@ async fn what_others_change_is_put_right_and_no_more_than_that() {
     let message = RouteNetlinkMessage::NewAddress(address(eth0.index, Ipv4Addr::new(10, 1, 9, 9).into(), 16));
     inner.create("damage", message).await.expect("changed");
     connection.close().await;
+    // A route of the host's, to the egress bridge.
+    let before = without_routes(&nl, &IfName::egress_bridge()).await;
 
     let repair = host.converge(&wanted).await;
     host.assert_is(&wanted).await;
-    assert!(repair <= removed + 8, "{repair} writes for {removed} + 4 changes");
+    assert!(repair <= removed + 10, "{repair} writes for {removed} + 6 changes");
+    assert_eq!(host.converge(&wanted).await, 0);
+    assert_eq!(routes(&nl, &IfName::egress_bridge()).await, before, "as the kernel had made them");
+}
+
+/// The routes to subnets by a link.
+async fn routes(nl: &Nl, name: &IfName) -> Vec<RouteMessage> {
+    let index = nl.link(name).await.expect("listed").expect("there").index;
+    let mut found = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        found.extend(nl.routes(family).await.expect("listed"));
+    }
+    found.retain(|route| {
+        route.header.kind == RouteType::Unicast && route.attributes.contains(&RouteAttribute::Oif(index))
+    });
+    found
+}
+
+/// Removes them; which they were.
+async fn without_routes(nl: &Nl, name: &IfName) -> Vec<RouteMessage> {
+    let routes = routes(nl, name).await;
+    assert!(routes.len() >= 2, "{routes:?}");
+    for route in &routes {
+        nl.change("damage", RouteNetlinkMessage::DelRoute(route.clone())).await.expect("changed");
+    }
+    routes
+}
+
+#[tokio::test]
+async fn routes_of_a_task_that_somebody_removes_are_made_again() {
+    let host = TestHost::new();
+    let wanted = wanted(0, true);
+    host.converge(&wanted).await;
+    let inside = host.namespaces.open(task(0).as_str()).expect("there");
+    let connection = inside.netlink().expect("netlink");
+    let inner = Nl::new(connection.handle(), &Writes::default());
+    let names: Vec<IfName> =
+        inner.links().await.expect("listed").iter().map(|link| link.name.clone()).collect();
+    let mut lost = Vec::new();
+    for name in names.iter().filter(|name| name.as_str() != "lo") {
+        lost.push((name, without_routes(&inner, name).await));
+    }
+    assert!(host.converge(&wanted).await > 0);
+    host.assert_is(&wanted).await;
+    for (name, lost) in lost {
+        assert_eq!(routes(&inner, name).await.len(), lost.len(), "{name}");
+    }
+    connection.close().await;
     assert_eq!(host.converge(&wanted).await, 0);
 }
 

@@ -256,6 +256,7 @@ fn host(view: &View<'_>, out: &mut Vec<Object>) {
             .map(|(path, value)| Object::Sysctl(Sysctl { path: (*path).into(), value: (*value).into() })),
     );
     reserved_ports(view, out);
+    out.push(Object::Pins);
     let egress = &view.facts.egress;
     if view.facts.firewall {
         out.push(Object::Firewall(Firewall {

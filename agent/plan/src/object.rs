@@ -33,6 +33,8 @@ pub enum Key {
     Sysctl(String),
     /// The nftables table `inet shoal`.
     Firewall,
+    /// The names under which the maps and programs of the data plane are found.
+    Pins,
     /// A bridge.
     Bridge(IfName),
     /// A VXLAN device.
@@ -94,6 +96,8 @@ pub enum Object {
     Sysctl(Sysctl),
     /// See [`Key::Firewall`].
     Firewall(Firewall),
+    /// See [`Key::Pins`].
+    Pins,
     /// See [`Key::Bridge`].
     Bridge(Box<Bridge>),
     /// See [`Key::Vxlan`].
@@ -182,6 +186,7 @@ impl Object {
         match self {
             Self::Sysctl(o) => Key::Sysctl(o.path.clone()),
             Self::Firewall(_) => Key::Firewall,
+            Self::Pins => Key::Pins,
             Self::Bridge(o) => Key::Bridge(o.name.clone()),
             Self::Vxlan(o) => Key::Vxlan(o.name.clone()),
             Self::Fdb(o) => Key::Fdb(o.link.clone(), o.mac),
@@ -216,6 +221,7 @@ impl Object {
         match self {
             Self::Sysctl(_) => "sysctl",
             Self::Firewall(_) => "firewall",
+            Self::Pins => "pin",
             Self::Bridge(_) => "bridge",
             Self::Vxlan(_) => "vxlan",
             Self::Fdb(_) => "fdb",

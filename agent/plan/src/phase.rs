@@ -6,7 +6,7 @@ use crate::object::{Goal, Key, Object};
 /// leads somewhere is gone before what it leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
-    /// Kernel parameters and the firewall table.
+    /// Kernel parameters, the firewall table, and the names of the data plane's maps and programs.
     PrepareHost,
     /// Bridges and VXLAN devices.
     AddLinks,
@@ -43,7 +43,7 @@ impl Phase {
             return Self::StopTasks;
         }
         match object.key() {
-            Key::Sysctl(_) | Key::Firewall => Self::PrepareHost,
+            Key::Sysctl(_) | Key::Firewall | Key::Pins => Self::PrepareHost,
             Key::Bridge(_) | Key::Vxlan(_) => Self::AddLinks,
             Key::Fdb(..) | Key::Neighbor(..) => Self::AddForwarding,
             Key::Sandbox(_) | Key::Leg(_) | Key::Balancer(_) => Self::AddSandboxes,
@@ -93,7 +93,7 @@ impl Phase {
             | Key::Sandbox(_)
             | Key::Balancer(_) => Self::RemoveSandboxes,
             Key::Fdb(..) | Key::Neighbor(..) => Self::RemoveForwarding,
-            Key::Bridge(_) | Key::Vxlan(_) | Key::Firewall | Key::Sysctl(_) => Self::RemoveLinks,
+            Key::Bridge(_) | Key::Vxlan(_) | Key::Firewall | Key::Pins | Key::Sysctl(_) => Self::RemoveLinks,
         }
     }
 }

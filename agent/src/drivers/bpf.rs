@@ -21,17 +21,20 @@ mod carry;
 mod collect;
 mod connect;
 mod counters;
+mod filter;
 mod flows;
 mod load;
+mod pins;
 mod pod;
 mod services;
 mod slots;
 mod sys;
 mod table;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 
 use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use aya::programs::{ProgramError, SchedClassifier};
@@ -212,6 +215,8 @@ pub struct BpfDriver {
     pub(crate) proposed: Array<MapData, Plain<Proposal>>,
     pub(crate) slots: Array<MapData, Plain<u64>>,
     pub(crate) free_slots: Slots,
+    /// The region that each service's table was given: where it begins, and how many slots.
+    pub(crate) regions: BTreeMap<u64, (u32, u32)>,
     /// Slots written and not yet told.
     pub(crate) slot_writes: u64,
     /// UDP ports that were withdrawn and whose flows are still to be purged.
@@ -221,6 +226,14 @@ pub struct BpfDriver {
     pub(crate) stats: PerCpuArray<MapData, u64>,
     pub(crate) connects: PerCpuArray<MapData, u64>,
     pub(crate) connections: PerCpuHashMap<MapData, u64, u64>,
+    /// Every map, to be pinned again.
+    pub(crate) maps: Vec<(&'static str, MapData)>,
+    /// Attachments that there were when all were looked at.
+    pub(crate) seen: AtomicUsize,
+    /// Whether the kernel has taken the programs at control groups.
+    pub(crate) hooks: bool,
+    /// What it was opened with.
+    pub(crate) opened: BpfConfig,
     pub(crate) dirs: load::Dirs,
 }
 

@@ -2,6 +2,7 @@
 //! of tasks and balancers. This baseline carries traffic by itself; `ip`, `bridge` and `tcpdump` show all of it.
 
 mod balancer;
+mod connected;
 mod forwarding;
 mod inside;
 mod leg;
@@ -106,7 +107,10 @@ impl Overlay {
         for link in links.iter() {
             match (link.mark(), &link.kind) {
                 (Some(mark @ (Mark::Bridge(_) | Mark::EgressBridge)), Some(InfoKind::Bridge)) => {
-                    found.push(Object::from(observed_bridge(link, mark, &addresses)));
+                    let mut bridge = observed_bridge(link, mark, &addresses);
+                    let own = addresses_of(&addresses, link.index);
+                    bridge.intact &= connected::lost(&self.nl, link, links, &own).await?.is_empty();
+                    found.push(Object::from(bridge));
                 }
                 (Some(mark @ Mark::Vxlan(_)), Some(InfoKind::Vxlan)) => {
                     found.extend(observed_vxlan(link, mark, links).map(Object::from));
@@ -142,12 +146,10 @@ impl Overlay {
         }
         self.settle(&link, &bridge.mark, bridge.mtu, None).await?;
         if let Some((v4, v6)) = bridge.gateway {
-            self.ensure_addresses(
-                link.index,
-                name,
-                &[(v4.addr().into(), v4.prefix_len()), (v6.addr().into(), v6.prefix_len())],
-            )
-            .await?;
+            let own = [(v4.addr().into(), v4.prefix_len()), (v6.addr().into(), v6.prefix_len())];
+            self.ensure_addresses(link.index, name, &own).await?;
+            let lost = connected::lost(&self.nl, &link, &self.nl.links().await?, &own).await?;
+            connected::restore(&self.nl, name, link.index, lost).await?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use shoal_ebpf_common::values::ClientVal;
 use shoal_plan::object::{Client, Object};
 use shoal_types::{MacAddr, TaskId, Vni};
 
-use crate::drivers::bpf::{BpfDriver, Connecting};
+use crate::drivers::bpf::{BpfDriver, BpfError, Connecting};
 use crate::drivers::link::{LinkError, Writes};
 use crate::drivers::overlay::Overlay;
 use crate::netns::NetnsError;
@@ -22,6 +22,8 @@ pub(super) struct Clients {
     group: Option<PathBuf>,
     /// Whether it is wanted and possible.
     enabled: bool,
+    /// Whether the programs were in place when that was looked at last.
+    whole: bool,
     /// Cookies of namespaces, which cost a thread to ask for: by task, with the inode number they hold for.
     cookies: BTreeMap<TaskId, (u64, u64)>,
 }
@@ -38,12 +40,20 @@ impl Clients {
             };
             tracing::warn!(lacking, "packets to virtual IPs are translated one by one");
         }
-        Self { group, enabled: able && wanted != Some(false), cookies: BTreeMap::new() }
+        Self { group, enabled: able && wanted != Some(false), whole: false, cookies: BTreeMap::new() }
     }
 
     /// Whether connections are led.
     pub(super) fn enabled(&self) -> bool {
         self.enabled
+    }
+
+    /// Whether the programs were in place and are not any more.
+    pub(super) fn is_touched(&self, bpf: &BpfDriver) -> Result<bool, BpfError> {
+        match &self.group {
+            Some(group) if self.whole => Ok(bpf.connecting(group)? != Connecting::Whole),
+            _ => Ok(false),
+        }
     }
 
     /// What is in place. What is left of namespaces that are gone is cleared away.
@@ -55,7 +65,9 @@ impl Clients {
         found: &mut Vec<Object>,
     ) -> Result<(), FacilityError> {
         let group = self.group.clone().unwrap_or_default();
-        match bpf.connecting(&group)? {
+        let connecting = bpf.connecting(&group)?;
+        self.whole = connecting == Connecting::Whole;
+        match connecting {
             Connecting::Off => {}
             Connecting::Partly => found.push(Object::Connecting(false)),
             Connecting::Whole => found.push(Object::Connecting(true)),

@@ -14,14 +14,14 @@ use shoal_plan::object::{
     BalancerIf, FirewallMark, IngressBalancer, IngressPlace, LbEndpoint, LbService, LegRole, Local,
     MeshConfig, Object, Peer, Port, Program, ServiceKey, TaskIf, Tunnel, Vip,
 };
-use shoal_plan::{IfName, Key, Objects};
+use shoal_plan::{IfName, Objects};
 use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, PortPlace, Protocol, Vni};
 
 use crate::drivers::bpf::{BpfDriver, BpfError, Program as BpfProgram, ServiceSpec};
 use crate::drivers::link::LinkTable;
 use crate::in_use::Flows;
 
-use super::FacilityError;
+use super::{FacilityError, tables};
 
 /// The links an object names.
 pub(super) fn links_of(object: &Object) -> Vec<&IfName> {
@@ -85,7 +85,7 @@ const NO_NETWORK: Vni = match Vni::new(0x00ff_ffff) {
 };
 
 /// A service key; for a number that is none of ours, one that no service of ours has.
-fn service_key(value: u64) -> ServiceKey {
+pub(super) fn service_key(value: u64) -> ServiceKey {
     ServiceKey::from_u64(value).unwrap_or(ServiceKey { network: NO_NETWORK, index: u32::MAX, own: true })
 }
 
@@ -142,11 +142,13 @@ pub(super) fn observe(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object
     Ok(())
 }
 
-/// Leaves in the maps: where endpoints and peers are, and the ways in.
+/// Leaves in the maps: where endpoints and peers are, and the ways in. With a `turn`, the tables of some services are
+/// compared slot by slot, from that one on, and it is moved on to the next.
 pub(super) fn observe_leaves(
     bpf: &BpfDriver,
     links: &LinkTable,
     desired: &Objects,
+    turn: Option<&mut u64>,
     found: &mut Vec<Object>,
 ) -> Result<(), BpfError> {
     found.extend(bpf.endpoints.dump()?.iter().filter_map(|(id, value)| {
@@ -159,10 +161,7 @@ pub(super) fn observe_leaves(
             link: links.name(value.ifindex),
         }))
     }));
-    for (id, value) in bpf.services()? {
-        let key = service_key(id);
-        found.push(Object::LbService(service(key, value.seed, value.digest, desired)));
-    }
+    tables::observe(bpf, desired, turn, found)?;
     found.extend(bpf.peers.dump()?.iter().filter_map(|(key, value)| {
         Some(Object::Peer(Peer {
             vxlan: links.name(key.vxlan),
@@ -226,19 +225,7 @@ fn task_if(index: u32, value: &values::TaskIf, links: &LinkTable) -> Object {
     })
 }
 
-/// The kernel holds a table and the digest of what it was made from: with an equal digest, the members are the
-/// wanted ones; else they are unknown, which differs from any that are wanted.
-fn service(key: ServiceKey, seed: u64, digest: u64, desired: &Objects) -> LbService {
-    if let Some(Object::LbService(wanted)) = desired.get(&Key::LbService(key))
-        && wanted.seed == seed
-        && spec(wanted).digest() == digest
-    {
-        return wanted.clone();
-    }
-    LbService { key, seed: !seed, policy: LbPolicy::Auto, members: Vec::new() }
-}
-
-fn spec(service: &LbService) -> ServiceSpec {
+pub(super) fn spec(service: &LbService) -> ServiceSpec {
     let members =
         service.members.iter().map(|id| maglev::Member { endpoint: u64::from(id.0), weight: 1 }).collect();
     ServiceSpec::new(service.seed, policy(service.policy), members)

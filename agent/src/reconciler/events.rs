@@ -15,13 +15,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-const GROUPS: [MulticastGroup; 6] = [
+const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Tc,
 ];
 
 /// A stream of "something changed".
@@ -104,8 +105,8 @@ impl OurLinks {
         }
     }
 
-    /// Whether a message is worth a look at everything. Every change of a link or an address is. Of neighbors,
-    /// forwarding entries and routes only losses on links of ours are: a host learns and forgets others all the time,
+    /// Whether a message is worth a look at everything. Every change of a link or an address is. Of queueing disciplines and
+    /// filters the loss is. Of neighbors, forwarding entries and routes only losses on links of ours are: a host learns and forgets others all the time,
     /// and what is made there was made by us, or is found by the next sweep.
     fn concerns(&mut self, message: &RouteNetlinkMessage) -> bool {
         match message {
@@ -125,7 +126,12 @@ impl OurLinks {
                 .attributes
                 .iter()
                 .any(|attribute| matches!(attribute, RouteAttribute::Oif(index) if self.0.contains(index))),
-            RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::NewRoute(_) => false,
+            // Programs are on links of the host's, too, so the loss of any filter may be ours.
+            RouteNetlinkMessage::DelQueueDiscipline(_) | RouteNetlinkMessage::DelTrafficFilter(_) => true,
+            RouteNetlinkMessage::NewNeighbour(_)
+            | RouteNetlinkMessage::NewRoute(_)
+            | RouteNetlinkMessage::NewQueueDiscipline(_)
+            | RouteNetlinkMessage::NewTrafficFilter(_) => false,
             _ => true,
         }
     }

@@ -133,7 +133,7 @@ impl<F: Facility> Reconciler<F> {
         let Some(desired) = desired::derive(assignment, facts) else { return Some(Outcome::default()) };
         self.looked_at = desired.len();
         self.backoffs.retain(|key| desired.contains_key(key));
-        let is_drift = matches!(why, Wake::Kernel | Wake::Sweep)
+        let mut is_drift = matches!(why, Wake::Kernel | Wake::Sweep)
             && self.settled.as_ref().is_some_and(|settled| settled.is_current(assignment, facts));
         let mut outcome = Outcome::default();
         // Without leaves, once these are made.
@@ -167,13 +167,15 @@ impl<F: Facility> Reconciler<F> {
             if plan.is_empty() {
                 break;
             }
-            outcome = self.carry_out(&plan, &desired, is_drift && round == 0).await;
+            outcome = self.carry_out(&plan, &desired, is_drift).await;
             if outcome.done == 0 || !outcome.errors.is_empty() || many::is_final(&plan) {
                 break;
             }
-            let settles = few.is_none() && many::settles_leaves(&plan);
+            // What was replaced took along what hung on it; else what differs next was changed meanwhile.
+            let settles = many::settles_leaves(&plan);
+            is_drift &= settles;
             drop(plan);
-            if settles {
+            if settles && few.is_none() {
                 few = Some(many::few(&desired));
             }
         }

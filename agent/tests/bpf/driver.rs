@@ -20,7 +20,7 @@ use super::support::host::Host;
 use super::support::packet::{ACK, SYN, Segment, TCP, UDP};
 use super::support::world::{self, Action, LOCAL, REMOTE, SERVICE, V4, World};
 
-fn service(endpoints: &[u64]) -> ServiceSpec {
+pub(crate) fn service(endpoints: &[u64]) -> ServiceSpec {
     ServiceSpec::new(
         7,
         Policy::Flow,
@@ -267,7 +267,7 @@ fn flows_that_had_their_time_are_collected() {
 }
 
 /// Runs a check on a thread with a network namespace of its own, where a veth `t0` has been made.
-fn in_namespace(check: impl FnOnce(u32) + Send + 'static) {
+pub(crate) fn in_namespace(check: impl FnOnce(u32) + Send + 'static) {
     let thread = std::thread::spawn(move || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace (needs root)");
         ip(&["link", "add", "t0", "type", "veth", "peer", "name", "t1"]);
@@ -390,7 +390,7 @@ fn connections_through_a_tunnel_keep_within_its_mtu() {
 }
 
 /// A control group of its own, where the unified hierarchy is mounted.
-fn own_group() -> std::path::PathBuf {
+pub(crate) fn own_group() -> std::path::PathBuf {
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("list mounts");
     let mut points = mounts.lines().filter(|line| line.split(' ').nth(2) == Some("cgroup2"));
     let point = points.next().and_then(|line| line.split(' ').nth(1)).expect("a unified hierarchy");

@@ -39,6 +39,18 @@ impl Plane {
     /// Opens it again, as a restarted daemon does.
     pub(crate) fn reopen(&mut self) -> Opened {
         self.driver = None;
+        self.open()
+    }
+
+    /// Does something between one daemon and the next.
+    pub(crate) fn while_closed<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        self.driver = None;
+        let done = work();
+        self.open();
+        done
+    }
+
+    fn open(&mut self) -> Opened {
         let (driver, opened) = BpfDriver::open(&self.config).expect("open the data plane again");
         self.driver = Some(driver);
         opened

@@ -12,6 +12,7 @@ mod command;
 mod host;
 mod lan;
 mod node;
+pub mod pinned;
 mod residue;
 mod scrub;
 mod swarm;

@@ -1,21 +1,25 @@
 //! Programs at devices: TCX links where the kernel has them, else clsact filters.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::{SchedClassifier, TcAttachType};
 use nix::net::if_::if_indextoname;
 use shoal_ebpf_common::reason::Program;
 
-use super::{BpfDriver, BpfError, sys};
+use super::{BpfDriver, BpfError, filter, sys};
 
 /// First priority of our filters on a clsact qdisc: one for each program, by which it is found again.
 const FILTER_PRIORITY: u16 = 7370;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
+/// The same, as the kernel tells it.
+const HANDLE: u32 = 1;
 
 /// A program at a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +45,7 @@ impl BpfDriver {
         let at = Attachment { ifindex, program };
         let pinned = self.pinned(at)?;
         if let Some(pinned) = pinned {
-            if is_alive(&pinned, ifindex) {
+            if is_alive(&pinned, at).map_err(|e| error(Box::new(e)))? {
                 return self.replace(at, &pinned);
             }
             self.unpin(at)?;
@@ -64,35 +68,64 @@ impl BpfDriver {
     pub fn detach(&self, ifindex: u32, program: Program) -> Result<bool, BpfError> {
         let at = Attachment { ifindex, program };
         let Some(pinned) = self.pinned(at)? else { return Ok(false) };
-        if matches!(pinned, Pinned::Filter(_)) && is_alive(&pinned, ifindex) {
-            detach_filter(ifindex, program)
-                .map_err(|source| attach_error("detach", ifindex, program, source))?;
+        let error = |source| attach_error("detach", ifindex, program, source);
+        if matches!(pinned, Pinned::Filter(_)) && is_alive(&pinned, at).map_err(|e| error(Box::new(e)))? {
+            detach_filter(ifindex, program).map_err(error)?;
         }
         self.unpin(at)?;
         Ok(true)
     }
 
-    /// The live attachments. Marks of devices that are gone are cleared away on the way.
+    /// The live attachments that run this build's programs. Marks of those that are gone, with their devices or by
+    /// somebody's doing, are cleared away on the way.
     pub fn attached(&self) -> Result<BTreeSet<Attachment>, BpfError> {
         let mut attached = BTreeSet::new();
+        let mut ids = BTreeMap::new();
         for at in self.pins()? {
+            let error = |e| attach_error("inspect", at.ifindex, at.program, Box::new(e));
             match self.pinned(at)? {
-                Some(pinned) if is_alive(&pinned, at.ifindex) => {
-                    attached.insert(at);
+                Some(pinned) if is_alive(&pinned, at).map_err(error)? => {
+                    let ours = match ids.entry(at.program) {
+                        Entry::Vacant(entry) => *entry.insert(self.program_id(at.program)?),
+                        Entry::Occupied(entry) => *entry.get(),
+                    };
+                    if ours.is_none_or(|ours| ours == pinned.program()) {
+                        attached.insert(at);
+                    }
                 }
                 Some(_) => self.unpin(at)?,
                 None => {}
             }
         }
+        self.seen.store(self.pins()?.len(), Ordering::Relaxed);
         Ok(attached)
+    }
+
+    /// Whether an attachment that is pinned is still there, as far as that is quickly told: who takes a filter away is told
+    /// of by the kernel.
+    pub(super) fn is_linked(&self, at: Attachment) -> Result<bool, BpfError> {
+        Ok(match self.pinned(at)? {
+            Some(Pinned::Link(_, info)) => info.ifindex == at.ifindex,
+            Some(Pinned::Filter(_)) => true,
+            None => false,
+        })
+    }
+
+    /// The id of this build's program; none if it is not pinned any more.
+    fn program_id(&self, program: Program) -> Result<Option<u32>, BpfError> {
+        let path = self.dirs.program(program);
+        let error = |source| BpfError::Pin { path: path.clone(), action: "read", source };
+        let Some(fd) = sys::object_get(&path).map_err(error)? else { return Ok(None) };
+        sys::program_id(fd.as_fd()).map(Some).map_err(error)
     }
 
     /// Makes every attachment run this build's program. Returns how many were replaced.
     pub(crate) fn replace_programs(&self) -> Result<usize, BpfError> {
         let mut replaced = 0;
         for at in self.pins()? {
+            let error = |e| attach_error("inspect", at.ifindex, at.program, Box::new(e));
             if let Some(pinned) = self.pinned(at)?
-                && is_alive(&pinned, at.ifindex)
+                && is_alive(&pinned, at).map_err(error)?
             {
                 replaced += usize::from(self.replace(at, &pinned)?);
             }
@@ -154,14 +187,22 @@ impl BpfDriver {
 
     fn unpin(&self, at: Attachment) -> Result<(), BpfError> {
         let path = self.pin(at);
-        fs::remove_file(&path).map_err(|source| BpfError::Pin { path, action: "remove", source })
+        fs::remove_file(&path).map_err(|source| BpfError::Pin { path, action: "remove", source })?;
+        self.seen.store(self.seen.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+        Ok(())
     }
 
     /// What our pins name, alive or not.
-    fn pins(&self) -> Result<Vec<Attachment>, BpfError> {
+    pub(super) fn pins(&self) -> Result<Vec<Attachment>, BpfError> {
         let error = |source| BpfError::Pin { path: self.dirs.links.clone(), action: "list", source };
         let mut pins = Vec::new();
-        for entry in fs::read_dir(&self.dirs.links).map_err(error)? {
+        let entries = match fs::read_dir(&self.dirs.links) {
+            Ok(entries) => entries,
+            // Somebody has removed the directory.
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(pins),
+            Err(source) => return Err(error(source)),
+        };
+        for entry in entries {
             let name = entry.map_err(error)?.file_name();
             if let Some(at) = name.to_str().and_then(parse_pin) {
                 pins.push(at);
@@ -187,11 +228,28 @@ fn parse_pin(name: &str) -> Option<Attachment> {
     Some(Attachment { ifindex: ifindex.parse().ok()?, program })
 }
 
-fn is_alive(pinned: &Pinned, ifindex: u32) -> bool {
+impl Pinned {
+    /// The id of the program that is attached.
+    const fn program(&self) -> u32 {
+        match self {
+            Self::Link(_, info) => info.program,
+            Self::Filter(program) => *program,
+        }
+    }
+}
+
+/// Whether what is pinned is still attached.
+fn is_alive(pinned: &Pinned, at: Attachment) -> io::Result<bool> {
     match pinned {
-        // A link outlives its device and then names none.
-        Pinned::Link(_, info) => info.ifindex == ifindex,
-        Pinned::Filter(_) => interface_name(ifindex).is_ok(),
+        // A link outlives its device, and being detached, and then names none.
+        Pinned::Link(_, info) => Ok(info.ifindex == at.ifindex),
+        // The pin is a mark, and outlives the filter.
+        Pinned::Filter(program) => {
+            let filters = filter::at(at.ifindex)?;
+            Ok(filters.iter().any(|found| {
+                (found.priority, found.program) == (priority(at.program), *program) && found.handle == HANDLE
+            }))
+        }
     }
 }
 

@@ -69,7 +69,7 @@ pub(super) fn load(object: &mut Ebpf, dirs: &load::Dirs) -> Result<(), BpfError>
 impl BpfDriver {
     /// Whether the kernel has taken the programs.
     pub fn can_lead_connections(&self) -> bool {
-        HOOKS.iter().all(|hook| self.dirs.programs.join(hook.name).exists())
+        are_loaded(&self.dirs)
     }
 
     /// How the programs are attached to a control group, by its directory.
@@ -167,6 +167,11 @@ impl BpfDriver {
             Err(source) => Err(error(source)),
         }
     }
+}
+
+/// Whether the programs are pinned.
+pub(super) fn are_loaded(dirs: &load::Dirs) -> bool {
+    HOOKS.iter().all(|hook| dirs.programs.join(hook.name).exists())
 }
 
 fn pin_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> BpfError {

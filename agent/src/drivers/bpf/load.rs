@@ -1,9 +1,11 @@
 //! Loading, pinning, adopting and removing the data plane.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 
 use aya::maps::{Array, MapData};
 use aya::programs::SchedClassifier;
@@ -16,10 +18,10 @@ use super::carry::{self, Moment};
 use super::pod::Plain;
 use super::slots::Slots;
 use super::table::{Table, map_error, open_map};
-use super::{BpfConfig, BpfDriver, BpfError, OBJECT, connect, sys};
+use super::{BpfConfig, BpfDriver, BpfError, OBJECT, connect, pins, sys};
 
 /// Every map, by the name it has in the object and on bpffs.
-const MAPS: [&str; 25] = [
+pub(super) const MAPS: [&str; 25] = [
     "CONFIG",
     "PORTS",
     "SERVICES",
@@ -46,6 +48,9 @@ const MAPS: [&str; 25] = [
     "STATS",
     "CONNECTIONS",
 ];
+
+/// Where the table of each service begins, and how many slots it has.
+type Regions = BTreeMap<u64, (u32, u32)>;
 
 /// What opening found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +90,13 @@ impl Dirs {
         }
     }
 
+    /// Makes those that are not there.
+    pub(super) fn make(&self) -> io::Result<()> {
+        [&self.maps, &self.programs, &self.links, &carry::mark(&self.generation)]
+            .into_iter()
+            .try_for_each(fs::create_dir_all)
+    }
+
     pub(crate) fn collector(&self) -> PathBuf {
         self.programs.join(COLLECTOR)
     }
@@ -101,16 +113,15 @@ impl BpfDriver {
         let dirs = Dirs::new(&config.dir);
         let directory = |source| BpfError::Directory { path: config.dir.clone(), source };
         sys::ensure_bpffs(&config.dir).map_err(directory)?;
+        pins::recover(&dirs)?;
         let complete = MAPS.iter().all(|map| dirs.maps.join(map).exists())
             && Program::ALL.iter().all(|&program| dirs.program(program).exists())
             && dirs.collector().exists();
         if !complete {
-            for dir in [&dirs.maps, &dirs.programs, &dirs.links, &carry::mark(&dirs.generation)] {
-                fs::create_dir_all(dir).map_err(directory)?;
-            }
+            dirs.make().map_err(directory)?;
             load(config, &dirs)?;
         }
-        let mut driver = Self::adopt(dirs)?;
+        let mut driver = Self::adopt(dirs, config)?;
         driver.carry_all()?;
         let replaced = driver.replace_programs()?;
         driver.remove_old_programs()?;
@@ -119,11 +130,16 @@ impl BpfDriver {
     }
 
     /// Opens pinned maps.
-    fn adopt(dirs: Dirs) -> Result<Self, BpfError> {
+    fn adopt(dirs: Dirs, config: &BpfConfig) -> Result<Self, BpfError> {
         let maps = &dirs.maps;
         let services = Table::open(maps, "SERVICES")?;
         let slots = typed(maps, "SLOTS")?;
-        let free_slots = free_slots(&services, aya::maps::Array::len(&slots))?;
+        let (free_slots, regions) = regions(&services, aya::maps::Array::len(&slots))?;
+        let open = |name: &'static str| {
+            let opened = MapData::from_pin(maps.join(name));
+            Ok((name, opened.map_err(|source| map_error(name, "open", source))?))
+        };
+        let all = MAPS.iter().copied().map(open).collect::<Result<Vec<_>, BpfError>>()?;
         Ok(Self {
             ports: Table::open(maps, "PORTS")?,
             endpoints: Table::open(maps, "ENDPOINTS")?,
@@ -148,8 +164,13 @@ impl BpfDriver {
             services,
             slots,
             free_slots,
+            regions,
             slot_writes: 0,
             withdrawn: std::collections::BTreeSet::new(),
+            maps: all,
+            seen: AtomicUsize::new(0),
+            hooks: connect::are_loaded(&dirs),
+            opened: config.clone(),
             dirs,
         })
     }
@@ -232,21 +253,24 @@ fn typed<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
     open_map(maps, name)?.try_into().map_err(|source| map_error(name, "open", source))
 }
 
-/// Which slots no service uses.
-fn free_slots(services: &Table<u64, ServiceVal>, capacity: u32) -> Result<Slots, BpfError> {
-    let mut slots = Slots::new(capacity);
-    for service in services.dump()?.values() {
-        if !slots.reserve(service.base, service.len) {
-            return Err(BpfError::Layout { map: "SLOTS" });
+/// Which slots no service uses, and which region each service has. One that claims slots of another's was changed by
+/// somebody, and has none.
+fn regions(services: &Table<u64, ServiceVal>, capacity: u32) -> Result<(Slots, Regions), BpfError> {
+    let (mut slots, mut regions) = (Slots::new(capacity), Regions::new());
+    for (id, service) in services.dump()? {
+        if slots.reserve(service.base, service.len) {
+            regions.insert(id, (service.base, service.len));
+        } else {
+            tracing::warn!(service = id, "its table is not its own: it is made anew");
         }
     }
-    Ok(slots)
+    Ok((slots, regions))
 }
 
 /// The program that removes flows, which is attached nowhere.
 pub(super) const COLLECTOR: &str = "flow_gc";
 
-fn load(config: &BpfConfig, dirs: &Dirs) -> Result<(), BpfError> {
+pub(super) fn load(config: &BpfConfig, dirs: &Dirs) -> Result<(), BpfError> {
     // Flows that have only begun may take a quarter of the tables.
     let cpus = aya::util::nr_cpus().map_err(|(path, source)| BpfError::Load {
         program: None,
@@ -303,7 +327,7 @@ fn load_program(
 }
 
 /// Removes a directory of pins. (On bpffs, removing a pin drops the kernel's reference to the object.)
-fn remove_tree(path: &Path) -> Result<(), BpfError> {
+pub(super) fn remove_tree(path: &Path) -> Result<(), BpfError> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(()),
         Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -46,32 +46,58 @@ impl BpfDriver {
         self.services.dump()
     }
 
+    /// Whether a service's entry, as it was read, is one of this driver's: it names the region that the driver gave the
+    /// service. Entries are also changed by others.
+    pub fn is_ours(&self, id: u64, value: &ServiceVal) -> bool {
+        self.regions.get(&id) == Some(&(value.base, value.len))
+    }
+
+    /// Whether a service's region, as of an entry that is ours, holds the table of these members. It is built for that.
+    pub fn holds(&self, value: &ServiceVal, spec: &ServiceSpec) -> Result<bool, BpfError> {
+        Ok(self.read_slots(value.base, value.len)? == spec.policy.build(&spec.members, spec.seed))
+    }
+
     /// Sets the members of a service, which must be in `endpoints` before. Returns whether it wrote.
     ///
     /// A table of the same size is changed in place, slot by slot: each names an endpoint that new flows may go to,
     /// before and after. Else the table is written to a new region, the service switched to it, and the old one freed.
+    /// What somebody else did to the entry or to slots is put right.
     pub fn upsert_service(&mut self, id: u64, spec: &ServiceSpec) -> Result<bool, BpfError> {
         let digest = spec.digest();
-        let old = self.services.get(&id)?;
-        if old.is_some_and(|old| old.digest == digest && old.seed == spec.seed) {
-            return Ok(false);
-        }
+        let old = self.services.get(&id)?.filter(|old| self.is_ours(id, old));
         let table = spec.policy.build(&spec.members, spec.seed);
         let len = u32::try_from(table.len()).unwrap_or(u32::MAX);
         let (seed, policy) = (spec.seed, spec.policy.number());
         let value = ServiceVal { seed, digest, base: 0, len, policy, pad: 0 };
-        match old {
-            Some(old) if (old.seed, old.len, old.policy) == (seed, len, policy) => {
+        let former = self.regions.get(&id).copied();
+        match (old, former) {
+            (Some(old), _) if old == (ServiceVal { base: old.base, ..value }) => {
+                return self.put_right(old, &table);
+            }
+            (Some(old), _) if (old.seed, old.len, old.policy) == (seed, len, policy) => {
                 self.change_table(id, &table, ServiceVal { base: old.base, ..value })?;
             }
+            // The entry is lost or was changed by somebody: its region is still its own.
+            (None, Some((base, had))) if had == len => {
+                self.change_table(id, &table, ServiceVal { base, ..value })?;
+            }
             _ => {
-                self.replace_table(id, &table, value)?;
-                if let Some(old) = old {
-                    self.free_slots.retire(old.base, old.len, Instant::now());
+                let base = self.replace_table(id, &table, value)?;
+                self.regions.insert(id, (base, len));
+                if let Some((base, len)) = former {
+                    self.free_slots.retire(base, len, Instant::now());
                 }
             }
         }
         Ok(true)
+    }
+
+    /// Writes the slots of a table that differ from what they should be. Returns whether it wrote.
+    fn put_right(&mut self, value: ServiceVal, table: &[u64]) -> Result<bool, BpfError> {
+        let found = self.read_slots(value.base, value.len)?;
+        let changed = differing(value.base, table, &found);
+        self.write_slots(&changed)?;
+        Ok(!changed.is_empty())
     }
 
     /// How many slots were written since this was asked last.
@@ -83,17 +109,13 @@ impl BpfDriver {
         // Until it is whole it is no table of any members: who finds it half done must not take it for the former one.
         self.services.upsert(&id, &ServiceVal { digest: !value.digest, ..value })?;
         let found = self.read_slots(value.base, value.len)?;
-        let slots = (value.base..).zip(table).zip(found);
-        let changed: Vec<(u32, u64)> = slots
-            .filter(|((_, wanted), found)| *wanted != found)
-            .map(|((slot, id), _)| (slot, *id))
-            .collect();
-        self.write_slots(&changed)?;
+        self.write_slots(&differing(value.base, table, &found))?;
         self.services.upsert(&id, &value)?;
         Ok(())
     }
 
-    fn replace_table(&mut self, id: u64, table: &[u64], value: ServiceVal) -> Result<(), BpfError> {
+    /// Writes a table to a new region and switches the service to it. Returns where it is.
+    fn replace_table(&mut self, id: u64, table: &[u64], value: ServiceVal) -> Result<u32, BpfError> {
         let (len, now) = (value.len, Instant::now());
         let base = match len {
             0 => 0,
@@ -106,16 +128,20 @@ impl BpfDriver {
             self.free_slots.retire(base, len, now);
             return Err(error);
         }
-        Ok(())
+        Ok(base)
     }
 
     /// Removes a service and frees its region. Returns whether it was there.
     pub fn remove_service(&mut self, id: u64) -> Result<bool, BpfError> {
-        let Some(old) = self.services.get(&id)? else { return Ok(false) };
-        self.services.remove(&id)?;
-        self.free_slots.retire(old.base, old.len, Instant::now());
-        self.forget_connections(id)?;
-        Ok(true)
+        let removed = self.services.remove(&id)?;
+        // Not by the entry: somebody may have changed it.
+        if let Some((base, len)) = self.regions.remove(&id) {
+            self.free_slots.retire(base, len, Instant::now());
+        }
+        if removed {
+            self.forget_connections(id)?;
+        }
+        Ok(removed)
     }
 
     /// The endpoint in each slot of a service; for tests and inspection.
@@ -149,4 +175,10 @@ impl BpfDriver {
         self.slot_writes += u64::try_from(slots.len()).unwrap_or(0);
         Ok(())
     }
+}
+
+/// The slots of a table, from `base` on, that hold something else.
+fn differing(base: u32, table: &[u64], found: &[u64]) -> Vec<(u32, u64)> {
+    let slots = (base..).zip(table).zip(found);
+    slots.filter(|((_, wanted), found)| wanted != found).map(|((slot, id), _)| (slot, *id)).collect()
 }

@@ -1,6 +1,7 @@
 //! Requests: dumps that are whole, and writes that are acknowledged and counted.
 
 use std::io;
+use std::net::IpAddr;
 
 use futures_util::StreamExt;
 use netlink_packet_core::{
@@ -13,7 +14,7 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
 };
 use netlink_packet_route::neighbour::NeighbourMessage;
-use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::RuleMessage;
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
@@ -125,6 +126,35 @@ impl Nl {
             .into_iter()
             .filter_map(|m| if let RouteNetlinkMessage::NewNeighbour(m) = m { Some(m) } else { None })
             .collect())
+    }
+
+    /// The link by which the namespace sends to an address; none if it has no route there.
+    pub async fn way_to(&self, ip: IpAddr) -> Result<Option<u32>, LinkError> {
+        let mut message = RouteMessage::default();
+        (message.header.address_family, message.header.destination_prefix_length) = match ip {
+            IpAddr::V4(_) => (AddressFamily::Inet, 32),
+            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+        };
+        message.attributes.push(RouteAttribute::Destination(ip.into()));
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(message));
+        request.header.flags = NLM_F_REQUEST;
+        let action = format!("look up the route to {ip}");
+        let mut answers = self.request(&action, request)?;
+        let mut found = None;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
+                    found = route.attributes.iter().find_map(|attribute| match attribute {
+                        RouteAttribute::Oif(index) => Some(*index),
+                        _ => None,
+                    });
+                }
+                // Unreachable, prohibited, or sent nowhere: all of them are no way.
+                NetlinkPayload::Error(error) if error.code.is_some() => return Ok(None),
+                _ => {}
+            }
+        }
+        Ok(found)
     }
 
     /// All routes of a family, in every table.

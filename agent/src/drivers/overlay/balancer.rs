@@ -227,6 +227,9 @@ fn observed(place: Place, links: &LinkTable, forwarding: &[NeighbourMessage], in
             && inside.link_local(inner.index).is_some()
             && is_settled_port(host, false, leg.mac, forwarding)
             && addresses_of(&inside.addresses, inner.index).len() == 2
+            && [(leg.v4.addr().into(), leg.v4.prefix_len()), (leg.v6.addr().into(), leg.v6.prefix_len())]
+                .into_iter()
+                .all(|(ip, len)| inside.is_connected(inner.index, ip, len))
     };
     let (leg, leg_settled) = match host_of(LEG) {
         Some(pair) => {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
 
+use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
@@ -82,6 +83,18 @@ impl Inside {
             }
         }
         Some(DualAddr { v4: found.0?, v6: found.1? })
+    }
+
+    /// Whether the subnet of an address at a link is reached by that link.
+    pub(super) fn is_connected(&self, index: u32, ip: IpAddr, len: u8) -> bool {
+        let Ok(net) = IpNet::new(ip, len) else { return true };
+        let subnet = RouteAttribute::Destination(net.network().into());
+        self.routes.iter().any(|route| {
+            route.header.destination_prefix_length == len
+                && route.header.kind == RouteType::Unicast
+                && route.attributes.contains(&subnet)
+                && route.attributes.contains(&RouteAttribute::Oif(index))
+        })
     }
 
     /// Whether a table makes every address of a family the namespace's own.

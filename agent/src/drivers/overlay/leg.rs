@@ -69,6 +69,7 @@ pub(super) fn observe(
         && inner.up
         && inner.mtu == link.mtu
         && addresses.len() == 2
+        && addresses.iter().all(|(ip, len)| inside.is_connected(inner.index, *ip, *len))
         && is_settled_port(link, egress, leg.mac, forwarding);
     Some(leg)
 }

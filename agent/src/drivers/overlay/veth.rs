@@ -16,7 +16,7 @@ use shoal_types::MacAddr;
 
 use super::forwarding::mac_of;
 use super::inside::Inside;
-use super::{Overlay, address_message, addresses_of, set_addresses};
+use super::{Overlay, address_message, addresses_of, connected, set_addresses};
 use crate::drivers::link::{Link, LinkError, Nl, link_message};
 use crate::netns::Netns;
 
@@ -194,6 +194,11 @@ async fn ensure_inner(nl: &Nl, veth: &Veth<'_>, inner: &Link, inside: &Inside) -
     }
     let found = addresses_of(&inside.addresses, inner.index);
     set_addresses(nl, inner.index, &veth.inner, &found, &veth.addresses).await?;
+    // Those of addresses that were there already: with the others, and with a link that comes up, the kernel makes them.
+    let lost = veth.addresses.iter().copied().filter(|(ip, len)| {
+        inner.up && found.contains(&(*ip, *len)) && !inside.is_connected(inner.index, *ip, *len)
+    });
+    connected::restore(nl, &veth.inner, inner.index, lost).await?;
     let Some(mac) = veth.mac else { return Ok(()) };
     match (veth.link_local, inside.link_local(inner.index)) {
         (true, None) => {

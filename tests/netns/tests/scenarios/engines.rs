@@ -186,7 +186,13 @@ fn repair(swarm: &mut Swarm) -> anyhow::Result<()> {
     let before = node.metric("shoal_agent_drift_repairs_total").unwrap_or_default();
     ipvsadm(ingress(node), "-A -t 192.0.2.1:80 -s rr")?;
     ipvsadm(ingress(node), "-D -f 608080")?;
+    // One destination of another service, and one that is to get nothing.
+    let lines = wait_destinations(&ingress(node), "608082", "Masq    1", 3)?;
+    let at = |line: &String| line.split_whitespace().nth(1).map(str::to_owned).context("a destination");
+    ipvsadm(ingress(node), &format!("-d -f 608082 -r {}", at(&lines[1])?))?;
+    ipvsadm(ingress(node), &format!("-e -f 608082 -r {} -m -w 0", at(&lines[2])?))?;
     wait_destinations(&ingress(node), "608080", "Masq    1", 3)?;
+    wait_destinations(&ingress(node), "608082", "Masq    1", 3)?;
     wait_for("a service of somebody else's to be gone", PATIENCE, || {
         let table = ipvsadm(ingress(node), "-Ln").map_err(|error| format!("{error:#}"))?;
         if table.contains("192.0.2.1") { Err(table) } else { Ok(()) }

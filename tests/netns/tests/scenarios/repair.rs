@@ -1,9 +1,12 @@
 //! What somebody takes away from a node by hand comes back, is counted under what it was, and breaks no stream beside it.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, ensure};
-use shoal_netns::{Need, Node, Swarm, Traffic, wait_for};
+use shoal_netns::pinned::{Pinned, index};
+use shoal_netns::{DEVICE, Need, Node, Run, Swarm, Traffic, wait_for};
 
 use crate::harness::{
     PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, answered_by, ask_node, host_names, scenario, web,
@@ -12,6 +15,8 @@ use crate::harness::{
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("forwarding_neighbors_and_parameters_come_back_under_streams", under_streams),
     scenario("a_table_comes_back_under_streams", table).needs(&[Need::Nftables]),
+    scenario("entries_routes_programs_and_pins_come_back_under_streams", quietly),
+    scenario("entries_that_connections_hang_on_come_back", loudly),
     scenario("links_and_programs_come_back_with_all_that_hangs_on_them", links),
 ];
 
@@ -130,8 +135,173 @@ fn links(swarm: &mut Swarm) -> anyhow::Result<()> {
     every_node_answers(swarm, &host_names(&tasks)).context("after the hook")
 }
 
+/// Something done to a node: what kind of object it is done to, how, and how it is seen that it is back.
+struct Harm {
+    object: &'static str,
+    harm: Box<dyn Fn() -> anyhow::Result<()>>,
+    is_back: Box<dyn Fn() -> anyhow::Result<bool>>,
+}
+
+/// Does many things to a node at once, and waits until each was repaired.
+fn repairs_all(node: &Node, harms: &[Harm]) -> anyhow::Result<()> {
+    for Harm { object, is_back, .. } in harms {
+        ensure!(is_back()?, "{object}: it is not there to begin with");
+    }
+    let before: Vec<_> = harms.iter().map(|harm| repaired(node, harm.object)).collect();
+    for Harm { object, harm, .. } in harms {
+        harm().with_context(|| format!("cannot harm the {object}"))?;
+    }
+    wait_for(&format!("{} to repair all of it", node.name()), PATIENCE, || {
+        for (Harm { object, is_back, .. }, before) in harms.iter().zip(&before) {
+            let (back, now) = (is_back().map_err(|error| format!("{error:#}"))?, repaired(node, object));
+            if !back || now <= *before {
+                return Err(format!("{object}: back: {back}; {before} repairs, then {now}"));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The map of a name.
+fn map(node: &Node, name: &str) -> anyhow::Result<Pinned> {
+    Pinned::open(&generation(node)?.join("maps").join(name))
+}
+
+/// Removes the first entry of each of these maps, those of objects.
+fn entries(node: &Node, maps: &[(&'static str, &'static str)]) -> anyhow::Result<Vec<Harm>> {
+    let mut harms = Vec::new();
+    for (name, object) in maps {
+        let map = Rc::new(map(node, name)?);
+        // Not every engine and kernel uses each of them.
+        let Some(key) = map.first_key()?.map(Rc::new) else { continue };
+        let (same, at) = (Rc::clone(&map), Rc::clone(&key));
+        harms.push(Harm {
+            object,
+            harm: Box::new(move || same.delete(&at)),
+            is_back: Box::new(move || Ok(map.get(&key)?.is_some())),
+        });
+    }
+    ensure!(harms.len() * 2 >= maps.len(), "hardly a map has entries");
+    Ok(harms)
+}
+
+/// Without these, new connections go astray, and those that are known go on.
+const QUIET: [(&str, &str); 7] = [
+    ("PORTS", "port"),
+    ("VIPS", "vip"),
+    ("ROUTERS", "router"),
+    ("TUNNELS", "tunnel"),
+    ("PEERS", "peer"),
+    ("LOCAL", "local"),
+    ("LOCAL_ADDRS", "local_addr"),
+];
+/// Without these, packets of known connections may be refused, too.
+const LOUD: [(&str, &str); 5] = [
+    ("SERVICES", "service"),
+    ("MEMBERS", "member"),
+    ("ENDPOINTS", "endpoint"),
+    ("TASK_IFS", "task_if"),
+    ("CLIENTS", "client"),
+];
+
+fn quietly(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let tasks = web(swarm, 3)?;
+    let node = swarm.manager();
+    let long = streams(swarm)?;
+    let mut harms = entries(node, &QUIET)?;
+    harms.extend(slot(node)?);
+    harms.push(way_out(node)?);
+    harms.push(way_in(node)?);
+    repairs_all(node, &harms)?;
+    program(node, "overlay_rx", &link_named(node, "shx-")?)?;
+    let pin = generation(node)?.join("maps/FLOWS");
+    repairs(node, "pin", || Ok(std::fs::remove_file(&pin)?), || Ok(pin.exists()))?;
+    finish(long)?;
+    every_node_answers(swarm, &host_names(&tasks))
+}
+
+fn loudly(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let tasks = web(swarm, 3)?;
+    let node = swarm.manager();
+    let mut harms = entries(node, &LOUD)?;
+    let config = Rc::new(map(node, "CONFIG")?);
+    let wanted = config.get(&index(0))?.context("no configuration")?;
+    let (same, none) = (Rc::clone(&config), vec![0; wanted.len()]);
+    harms.push(Harm {
+        object: "mesh_config",
+        harm: Box::new(move || same.set(&index(0), &none)),
+        is_back: Box::new(move || Ok(config.get(&index(0))?.as_ref() == Some(&wanted))),
+    });
+    repairs_all(node, &harms)?;
+    program(node, "mesh_ingress", DEVICE)?;
+    every_node_answers(swarm, &host_names(&tasks))
+}
+
+/// One place of a service's table, which leads nowhere then. None with an engine that has tables of its own.
+fn slot(node: &Node) -> anyhow::Result<Option<Harm>> {
+    let (services, slots) = (map(node, "SERVICES")?, Rc::new(map(node, "SLOTS")?));
+    let Some(service) = services.first_key()? else { return Ok(None) };
+    let entry = services.get(&service)?.context("it was there")?;
+    let key = index(u32::from_ne_bytes(entry[16..20].try_into()?));
+    let wanted = slots.get(&key)?.context("no such slot")?;
+    let (same, at, other) = (Rc::clone(&slots), key.clone(), vec![0xee; wanted.len()]);
+    Ok(Some(Harm {
+        object: "service",
+        harm: Box::new(move || same.set(&at, &other)),
+        is_back: Box::new(move || Ok(slots.get(&key)?.as_ref() == Some(&wanted))),
+    }))
+}
+
+/// A program detached from a device, its pin in place; where programs are filters, with their qdisc.
+fn program(node: &Node, program: &str, device: &str) -> anyhow::Result<()> {
+    let link = node.host.ip(&format!("-o link show {device}"))?;
+    let number = link.split(':').next().unwrap_or_default();
+    let pin = generation(node)?.join(format!("links/{program}@{number}"));
+    let filters = format!("tc filter show dev {device} ingress");
+    let has_filter = || Ok(node.host.run_line(&filters).stdout()?.contains("bpf"));
+    if has_filter()? {
+        let harm = || node.host.run_line(&format!("tc qdisc del dev {device} clsact")).stdout().map(drop);
+        return repairs(node, "hook", harm, has_filter);
+    }
+    repairs(node, "hook", || Pinned::open(&pin)?.detach(), || Ok(pin.exists()))
+}
+
+/// A task's route out of its networks.
+fn way_out(node: &Node) -> anyhow::Result<Harm> {
+    let is_task = |path: &PathBuf| path.file_name().is_some_and(|name| name.len() > 20);
+    let netns = node.task_namespaces().into_iter().find(is_task).context("no task")?;
+    let same = netns.clone();
+    Ok(Harm {
+        object: "leg",
+        harm: Box::new(move || Run::line("ip route del default").netns(&same).stdout().map(drop)),
+        is_back: Box::new(move || {
+            Ok(Run::line("ip route show default").netns(&netns).stdout()?.contains("default"))
+        }),
+    })
+}
+
+/// The node's route to its tasks.
+fn way_in(node: &Node) -> anyhow::Result<Harm> {
+    let netns = node.host.netns_path();
+    let list = |netns: &Path| Run::line("ip route show dev shoal0").netns(netns).stdout();
+    let routes = list(&netns)?;
+    let route = routes.lines().next().context("no route to the tasks")?;
+    let (delete, same) = (format!("ip route del {route} dev shoal0"), netns.clone());
+    Ok(Harm {
+        object: "bridge",
+        harm: Box::new(move || Run::line(&delete).netns(&same).stdout().map(drop)),
+        is_back: Box::new(move || Ok(!list(&netns)?.trim().is_empty())),
+    })
+}
+
+/// The directory of the programs and maps.
+fn generation(node: &Node) -> anyhow::Result<PathBuf> {
+    let mut found = std::fs::read_dir(node.bpf_dir())?;
+    Ok(found.next().context("nothing is pinned")??.path())
+}
+
 /// What is pinned for the attachments of programs.
-fn pins(node: &Node) -> anyhow::Result<Vec<std::path::PathBuf>> {
+fn pins(node: &Node) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for generation in std::fs::read_dir(node.bpf_dir())? {
         let Ok(links) = std::fs::read_dir(generation?.path().join("links")) else { continue };
