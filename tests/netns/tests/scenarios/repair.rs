@@ -138,7 +138,7 @@ fn links(swarm: &mut Swarm) -> anyhow::Result<()> {
 /// Something done to a node: what kind of object it is done to, how, and how it is seen that it is back.
 struct Harm {
     object: &'static str,
-    harm: Box<dyn Fn() -> anyhow::Result<()>>,
+    apply: Box<dyn Fn() -> anyhow::Result<()>>,
     is_back: Box<dyn Fn() -> anyhow::Result<bool>>,
 }
 
@@ -148,8 +148,8 @@ fn repairs_all(node: &Node, harms: &[Harm]) -> anyhow::Result<()> {
         ensure!(is_back()?, "{object}: it is not there to begin with");
     }
     let before: Vec<_> = harms.iter().map(|harm| repaired(node, harm.object)).collect();
-    for Harm { object, harm, .. } in harms {
-        harm().with_context(|| format!("cannot harm the {object}"))?;
+    for Harm { object, apply, .. } in harms {
+        apply().with_context(|| format!("cannot harm the {object}"))?;
     }
     wait_for(&format!("{} to repair all of it", node.name()), PATIENCE, || {
         for (Harm { object, is_back, .. }, before) in harms.iter().zip(&before) {
@@ -177,7 +177,7 @@ fn entries(node: &Node, maps: &[(&'static str, &'static str)]) -> anyhow::Result
         let (same, at) = (Rc::clone(&map), Rc::clone(&key));
         harms.push(Harm {
             object,
-            harm: Box::new(move || same.delete(&at)),
+            apply: Box::new(move || same.delete(&at)),
             is_back: Box::new(move || Ok(map.get(&key)?.is_some())),
         });
     }
@@ -229,7 +229,7 @@ fn loudly(swarm: &mut Swarm) -> anyhow::Result<()> {
     let (same, none) = (Rc::clone(&config), vec![0; wanted.len()]);
     harms.push(Harm {
         object: "mesh_config",
-        harm: Box::new(move || same.set(&index(0), &none)),
+        apply: Box::new(move || same.set(&index(0), &none)),
         is_back: Box::new(move || Ok(config.get(&index(0))?.as_ref() == Some(&wanted))),
     });
     repairs_all(node, &harms)?;
@@ -247,7 +247,7 @@ fn slot(node: &Node) -> anyhow::Result<Option<Harm>> {
     let (same, at, other) = (Rc::clone(&slots), key.clone(), vec![0xee; wanted.len()]);
     Ok(Some(Harm {
         object: "service",
-        harm: Box::new(move || same.set(&at, &other)),
+        apply: Box::new(move || same.set(&at, &other)),
         is_back: Box::new(move || Ok(slots.get(&key)?.as_ref() == Some(&wanted))),
     }))
 }
@@ -273,7 +273,7 @@ fn way_out(node: &Node) -> anyhow::Result<Harm> {
     let same = netns.clone();
     Ok(Harm {
         object: "leg",
-        harm: Box::new(move || Run::line("ip route del default").netns(&same).stdout().map(drop)),
+        apply: Box::new(move || Run::line("ip route del default").netns(&same).stdout().map(drop)),
         is_back: Box::new(move || {
             Ok(Run::line("ip route show default").netns(&netns).stdout()?.contains("default"))
         }),
@@ -289,7 +289,7 @@ fn way_in(node: &Node) -> anyhow::Result<Harm> {
     let (delete, same) = (format!("ip route del {route} dev shoal0"), netns.clone());
     Ok(Harm {
         object: "bridge",
-        harm: Box::new(move || Run::line(&delete).netns(&same).stdout().map(drop)),
+        apply: Box::new(move || Run::line(&delete).netns(&same).stdout().map(drop)),
         is_back: Box::new(move || Ok(!list(&netns)?.trim().is_empty())),
     })
 }
