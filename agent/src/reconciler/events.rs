@@ -126,12 +126,11 @@ impl OurLinks {
                 .attributes
                 .iter()
                 .any(|attribute| matches!(attribute, RouteAttribute::Oif(index) if self.0.contains(index))),
-            // Programs are on links of the host's, too, so the loss of any filter may be ours.
-            RouteNetlinkMessage::DelQueueDiscipline(_) | RouteNetlinkMessage::DelTrafficFilter(_) => true,
             RouteNetlinkMessage::NewNeighbour(_)
             | RouteNetlinkMessage::NewRoute(_)
             | RouteNetlinkMessage::NewQueueDiscipline(_)
             | RouteNetlinkMessage::NewTrafficFilter(_) => false,
+            // Programs are on links of the host's, too, so the loss of any filter may be ours.
             _ => true,
         }
     }
@@ -141,6 +140,7 @@ impl OurLinks {
 mod tests {
     use netlink_packet_route::neighbour::NeighbourMessage;
     use netlink_packet_route::route::RouteMessage;
+    use netlink_packet_route::tc::TcMessage;
 
     use super::*;
 
@@ -179,6 +179,16 @@ mod tests {
             assert!(!ours.concerns(&RouteNetlinkMessage::NewNeighbour(neighbor(index))), "{index}");
             assert!(!ours.concerns(&RouteNetlinkMessage::NewRoute(route(index))), "{index}");
         }
+    }
+
+    #[test]
+    fn the_loss_of_a_filter_is_told_wherever_it_was() {
+        let mut ours = OurLinks::default();
+        let filter = TcMessage::default();
+        assert!(ours.concerns(&RouteNetlinkMessage::DelTrafficFilter(filter.clone())));
+        assert!(ours.concerns(&RouteNetlinkMessage::DelQueueDiscipline(filter.clone())));
+        assert!(!ours.concerns(&RouteNetlinkMessage::NewTrafficFilter(filter.clone())));
+        assert!(!ours.concerns(&RouteNetlinkMessage::NewQueueDiscipline(filter)));
     }
 
     #[test]

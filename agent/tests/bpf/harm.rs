@@ -22,11 +22,11 @@ fn bpf(command: libc::c_int, words: [u64; 2]) -> libc::c_long {
 /// Opens what is pinned.
 fn open(pin: &Path) -> OwnedFd {
     const OBJ_GET: libc::c_int = 7;
-    let path = std::ffi::CString::new(pin.to_str().unwrap()).unwrap();
+    let path = std::ffi::CString::new(pin.to_str().expect("as it was made")).expect("as it was made");
     let fd = bpf(OBJ_GET, [path.as_ptr().expose_provenance() as u64, 0]);
     assert!(fd >= 0, "{}: {}", pin.display(), std::io::Error::last_os_error());
     // SAFETY: the kernel has just returned this descriptor.
-    unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) }
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("as it was made")) }
 }
 
 /// Detaches a pinned link as `bpftool link detach` does: the pin stays.
@@ -37,7 +37,7 @@ fn detach(pin: &Path) {
 }
 
 fn generation(plane: &mut Plane) -> PathBuf {
-    plane.driver().program_pin(Program::MeshIngress).ancestors().nth(2).unwrap().to_owned()
+    plane.driver().program_pin(Program::MeshIngress).ancestors().nth(2).expect("as it was made").to_owned()
 }
 
 fn map_pin(plane: &mut Plane, name: &str) -> PathBuf {
@@ -45,8 +45,8 @@ fn map_pin(plane: &mut Plane, name: &str) -> PathBuf {
 }
 
 fn slots(plane: &mut Plane) -> Array<MapData, u64> {
-    let data = MapData::from_pin(map_pin(plane, "SLOTS")).unwrap();
-    Map::from_map_data(data).unwrap().try_into().unwrap()
+    let data = MapData::from_pin(map_pin(plane, "SLOTS")).expect("as it was made");
+    Map::from_map_data(data).expect("as it was made").try_into().expect("as it was made")
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_program_taken_from_its_device_is_told_and_attached_again() {
 /// Whether a pin names a link, not the program of a filter.
 fn is_link(pin: &Path) -> bool {
     let object = open(pin);
-    let name = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd())).unwrap();
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd())).expect("as it was made");
     name != Path::new("anon_inode:bpf-prog")
 }
 
@@ -202,6 +202,6 @@ fn entries_and_slots_that_somebody_changed_are_put_right_where_they_were() {
 }
 
 fn entries(plane: &mut Plane) -> aya::maps::HashMap<MapData, u64, [u64; 4]> {
-    let data = MapData::from_pin(map_pin(plane, "SERVICES")).unwrap();
-    Map::from_map_data(data).unwrap().try_into().unwrap()
+    let data = MapData::from_pin(map_pin(plane, "SERVICES")).expect("as it was made");
+    Map::from_map_data(data).expect("as it was made").try_into().expect("as it was made")
 }
