@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
@@ -13,13 +13,16 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use nix::net::if_::if_indextoname;
 use shoal_ebpf_common::reason::Program;
 
-use super::{BpfDriver, BpfError, filter, sys};
+use super::{BpfDriver, BpfError, filter, sys, table};
 
 /// First priority of our filters on a clsact qdisc: one for each program, by which it is found again.
 const FILTER_PRIORITY: u16 = 7370;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 /// The same, as the kernel tells it.
 const HANDLE: u32 = 1;
+
+/// So many milliseconds the kernel is given to detach what nobody holds any more.
+const DETACHES: u32 = 100;
 
 /// A program at a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +54,7 @@ impl BpfDriver {
             self.unpin(at)?;
         }
         let fd = self.program(program)?;
-        match sys::tcx_attach(fd.as_fd(), ifindex) {
+        match tcx_attach(fd.as_fd(), ifindex) {
             Ok(link) => {
                 sys::object_pin(link.as_fd(), &self.pin(at)).map_err(|e| error(Box::new(e)))?;
             }
@@ -235,6 +238,19 @@ impl Pinned {
             Self::Link(_, info) => info.program,
             Self::Filter(program) => *program,
         }
+    }
+}
+
+/// Attaches a program, if it has to be once that is detached which has just lost its pin: the kernel does it a moment later,
+/// and until then says that the program is there.
+fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let mut waited = 0;
+    loop {
+        match sys::tcx_attach(program, ifindex) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) && waited < DETACHES => table::rest(),
+            result => return result,
+        }
+        waited += 1;
     }
 }
 

@@ -35,12 +35,12 @@ const REFILLS: u32 = 20;
 /// Elements that one call writes: so many are copied for it.
 const BATCH: usize = 4096;
 
-/// Lets the kernel fill its stock: some do it by their next tick, which is 10 ms away at most.
+/// Lets the kernel fill its stock, which some do by their next tick, 10 ms away at most, or end what it does later.
 #[expect(
     clippy::disallowed_methods,
-    reason = "the driver is synchronous, and this the one thing it waits for"
+    reason = "the driver is synchronous, and such moments all that it waits for"
 )]
-fn rest() {
+pub(super) fn rest() {
     std::thread::sleep(Duration::from_millis(1));
 }
 
