@@ -53,6 +53,7 @@ fn lookup(code: ErrorCode) -> Entry {
         | ErrorCode::SubnetExhausted
         | ErrorCode::PoolExhausted
         | ErrorCode::PortsExhausted
+        | ErrorCode::PortsUnequal
         | ErrorCode::InUse
         | ErrorCode::NodeBusy => resource(code),
         ErrorCode::TasksFailing => entry(
@@ -161,6 +162,13 @@ fn resource(code: ErrorCode) -> Entry {
             "no free subnet in the pools",
             "Networks without --subnet are cut from the pools given at 'swarm init'. All of it is in use.",
             "remove networks nobody uses, or give a --subnet of your own.",
+        ),
+        ErrorCode::PortsUnequal => entry(
+            "a port of SCTP can only be published as itself",
+            "The checksum of SCTP covers its ports and is a CRC32c over the whole packet, which nothing on the way can \
+             adjust; it covers no address. So the mesh changes addresses and leaves ports alone, and what clients use and \
+             what the tasks listen on must be the same. No port can be chosen for one either.",
+            "publish the port the tasks listen on, as in -p 5060:5060/sctp, or have them listen on the one to be published.",
         ),
         ErrorCode::PortsExhausted => entry(
             "no free port in the automatic range",

@@ -12,7 +12,7 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use shoal_ebpf_common::keys::LocalKey;
-use shoal_ebpf_common::packet::Packet;
+use shoal_ebpf_common::packet::{Packet, SCTP};
 use shoal_ebpf_common::reason::{Event, Program, Reason};
 use shoal_ebpf_common::rewrite;
 use shoal_ebpf_common::tables::Tables;
@@ -245,6 +245,8 @@ fn send(skb: &mut Skb, work: &Work) -> Result<i32, Reason> {
             skb.set_mark(work.mark);
             Ok(helpers::redirect_peer(ifindex))
         }
+        // A checksum of SCTP that is left to a device is made by the tunnel's; no uplink looks for it in what we wrap.
+        Out::Device(ifindex) if work.header.proto == SCTP => Ok(helpers::redirect(ifindex)),
         Out::Device(ifindex) => by_tunnel(skb, ifindex),
         Out::Host(ifindex) => Ok(helpers::redirect_in(ifindex)),
         Out::Neighbor(ifindex) => Ok(helpers::redirect_neigh(ifindex)),

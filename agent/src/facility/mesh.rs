@@ -75,7 +75,7 @@ fn plan_program(program: BpfProgram) -> Program {
 }
 
 fn protocol(number: u8) -> Protocol {
-    if number == Protocol::Udp.number() { Protocol::Udp } else { Protocol::Tcp }
+    [Protocol::Udp, Protocol::Sctp].into_iter().find(|p| p.number() == number).unwrap_or(Protocol::Tcp)
 }
 
 /// The highest VNI.

@@ -57,8 +57,8 @@ fn protocol(text: &str) -> Result<pb::Protocol, String> {
     match text.to_ascii_lowercase().as_str() {
         "tcp" => Ok(pb::Protocol::Tcp),
         "udp" => Ok(pb::Protocol::Udp),
-        "sctp" => Err("protocol sctp is not carried by the mesh; use tcp or udp".to_owned()),
-        _ => Err(format!("protocol '{text}' is unknown; use tcp or udp")),
+        "sctp" => Ok(pb::Protocol::Sctp),
+        _ => Err(format!("protocol '{text}' is unknown; use tcp, udp or sctp")),
     }
 }
 

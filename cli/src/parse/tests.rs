@@ -109,7 +109,7 @@ fn bound(port: &pb::PortSpec, mode: pb::PublishMode, ip: &str) -> pb::PortSpec {
 
 #[test]
 fn published_ports() {
-    use pb::Protocol::{Tcp, Udp};
+    use pb::Protocol::{Sctp, Tcp, Udp};
     use pb::PublishMode::{Host, Ingress};
     for (text, want) in [
         ("8080:80", port(Tcp, 8080, 80)),
@@ -118,6 +118,8 @@ fn published_ports() {
         (":80/UDP", port(Udp, 0, 80)),
         ("published=8080,target=80", port(Tcp, 8080, 80)),
         ("target=53,protocol=udp,mode=ingress", port(Udp, 0, 53)),
+        ("5060:5060/sctp", port(Sctp, 5060, 5060)),
+        ("published=5060,target=5060,protocol=SCTP", port(Sctp, 5060, 5060)),
         ("10.0.0.1:8080:80", bound(&port(Tcp, 8080, 80), Ingress, "10.0.0.1")),
         ("10.0.0.1::80/udp", bound(&port(Udp, 0, 80), Ingress, "10.0.0.1")),
         ("[2001:DB8::1]:8080:80", bound(&port(Tcp, 8080, 80), Ingress, "2001:db8::1")),
@@ -161,7 +163,6 @@ fn published_ports() {
         ("target=80,mode=mesh", "use mode=ingress or mode=host"),
         ("target=80,ip=eth0", "is not an IP address"),
         ("target=80,proxy-protocol=v2", "'proxy-protocol=' is not available yet"),
-        ("80/sctp", "sctp is not carried by the mesh"),
         ("80/icmp", "unknown"),
         ("0:80", "1 to 65535"),
         ("70000:80", "1 to 65535"),
@@ -272,9 +273,9 @@ proptest! {
     }
 
     #[test]
-    fn ports_round_trip(published in 1u32..=65535, target in 1u32..=65535, udp in any::<bool>()) {
-        let proto = if udp { pb::Protocol::Udp } else { pb::Protocol::Tcp };
-        let name = if udp { "udp" } else { "tcp" };
+    fn ports_round_trip(published in 1u32..=65535, target in 1u32..=65535, transport in 0usize..3) {
+        let (proto, name) =
+            [(pb::Protocol::Tcp, "tcp"), (pb::Protocol::Udp, "udp"), (pb::Protocol::Sctp, "sctp")][transport];
         let want = Publish(vec![port(proto, published, target)]);
         prop_assert_eq!(publish(&format!("{published}:{target}/{name}")), Ok(want.clone()));
         prop_assert_eq!(publish(&format!("target={target},published={published},protocol={name}")), Ok(want));

@@ -104,6 +104,7 @@ pub(crate) fn chosen(
     let note = |run: &Run<'_>| {
         let (ports, were) = if run.count == 1 { ("port", "was") } else { ("ports", "were") };
         let (published, target) = (run.numbers(run.first.published), run.numbers(run.first.target));
+        // No number is chosen for SCTP.
         let udp = if run.first.protocol() == pb::Protocol::Udp { "/udp" } else { "" };
         format!("{ports} {published}{udp} {were} chosen for target {ports} {target}{udp}")
     };

@@ -104,6 +104,7 @@ pub(super) fn availability(availability: pb::Availability) -> &'static str {
 pub(super) fn protocol(protocol: pb::Protocol) -> &'static str {
     match protocol {
         pb::Protocol::Udp => "udp",
+        pb::Protocol::Sctp => "sctp",
         _ => "tcp",
     }
 }

@@ -61,7 +61,7 @@ impl ApiError {
 fn grpc_code(code: ErrorCode) -> Code {
     match code {
         ErrorCode::Internal => Code::Internal,
-        ErrorCode::InvalidField => Code::InvalidArgument,
+        ErrorCode::InvalidField | ErrorCode::PortsUnequal => Code::InvalidArgument,
         ErrorCode::NotFound => Code::NotFound,
         ErrorCode::NameTaken | ErrorCode::PortTaken | ErrorCode::AlreadyMember => Code::AlreadyExists,
         ErrorCode::VersionConflict => Code::Aborted,

@@ -107,6 +107,7 @@ impl PortTable {
         let mut mine = Places::default();
         for port in wanted {
             check_numbers(*port)?;
+            check_translation(asker, *port)?;
             let Some(place) = port.place() else { continue };
             if let Some(other) = mine.overlapping(place) {
                 return Err(twice(*port, place, other));
@@ -221,7 +222,10 @@ pub(crate) fn shown(port: PortSpec) -> String {
         port: port.published.unwrap_or_default(),
         addr: port.binding.addr,
     };
-    let text = place.to_string();
+    let mut text = place.to_string();
+    if port.published.is_none() {
+        text = text.replacen("0/", "/", 1);
+    }
     // The target belongs between the port and the transport.
     match text.rsplit_once('/') {
         Some((left, protocol)) => format!("{left}:{}/{protocol}", port.target),
@@ -241,6 +245,20 @@ fn check_numbers(port: PortSpec) -> Result<(), Rejection> {
         return Err(Rejection::invalid("publish.ip", addr, problem, help));
     }
     Ok(())
+}
+
+/// SCTP's checksum covers its ports, and is one over the whole packet that no program can adjust (RFC 9260 section 6.8): a
+/// port is published as itself, so none can be chosen either.
+fn check_translation(asker: Asker<'_>, port: PortSpec) -> Result<(), Rejection> {
+    if port.protocol != Protocol::Sctp || port.published == Some(port.target) {
+        return Ok(());
+    }
+    Err(Rejection::PortsUnequal {
+        port: shown(port),
+        protocol: port.protocol,
+        asked_by: asker.name.clone(),
+        target: port.target,
+    })
 }
 
 fn twice(port: PortSpec, place: PortPlace, other: PortPlace) -> Rejection {

@@ -361,6 +361,18 @@ pub enum Rejection {
         /// Node that has tasks of both.
         node: Name,
     },
+    /// The port would have to be translated, and its protocol does not allow that.
+    #[error("publish: '{port}' leads to another port, and {protocol} ports cannot be translated")]
+    PortsUnequal {
+        /// What was asked for.
+        port: String,
+        /// Transport.
+        protocol: Protocol,
+        /// Service that asked.
+        asked_by: Name,
+        /// Port that the tasks listen on.
+        target: u16,
+    },
 }
 
 const fn have(count: usize) -> &'static str {
@@ -418,6 +430,7 @@ impl Rejection {
             Self::PolicyUnsupported { .. } => ErrorCode::PolicyUnsupported,
             Self::EngineInUse { .. } => ErrorCode::EngineInUse,
             Self::EngineMissing { .. } => ErrorCode::EngineMissing,
+            Self::PortsUnequal { .. } => ErrorCode::PortsUnequal,
         }
     }
 }

@@ -63,6 +63,8 @@ codes! {
     EngineInUse = 222, exit 5;
     /// Nodes lack the engine.
     EngineMissing = 223, exit 5;
+    /// The port would have to be translated, and its protocol does not allow that.
+    PortsUnequal = 224, exit 2;
     /// The manager has no leader to ask, or can't be reached.
     NoLeader = 300, exit 6;
     /// The tasks of a service keep failing.

@@ -144,6 +144,8 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP, whose ports can't be translated.
+    Sctp,
 }
 
 impl Protocol {
@@ -152,6 +154,7 @@ impl Protocol {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
+            Self::Sctp => 132,
         }
     }
 }
@@ -161,6 +164,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         })
     }
 }
@@ -171,7 +175,8 @@ impl FromStr for Protocol {
         match text {
             "tcp" => Ok(Self::Tcp),
             "udp" => Ok(Self::Udp),
-            _ => Err(format!("'{text}' is not a protocol shoal publishes; use tcp or udp")),
+            "sctp" => Ok(Self::Sctp),
+            _ => Err(format!("'{text}' is not a protocol shoal publishes; use tcp, udp or sctp")),
         }
     }
 }

@@ -198,7 +198,7 @@ mod stored {
     use super::{Binding, PortSpec, PublishedPort};
     use crate::net::Protocol;
 
-    /// The first two are those of [`Protocol`], in its order.
+    /// The first two are those of [`Protocol`], in its order; the third came later.
     #[derive(Clone, Copy, Serialize, Deserialize)]
     enum Transport {
         Tcp,
@@ -211,7 +211,7 @@ mod stored {
             match protocol {
                 Protocol::Tcp if binding == Binding::EVERYWHERE => Self::Tcp,
                 Protocol::Udp if binding == Binding::EVERYWHERE => Self::Udp,
-                Protocol::Tcp | Protocol::Udp => Self::Bound { protocol, binding },
+                Protocol::Tcp | Protocol::Udp | Protocol::Sctp => Self::Bound { protocol, binding },
             }
         }
 

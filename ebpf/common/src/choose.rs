@@ -5,7 +5,7 @@ use crate::hash;
 use crate::keys::{FlowKey, Mac, same_mac};
 use crate::life;
 use crate::maglev;
-use crate::packet::{TCP, reply_key};
+use crate::packet::{connects, reply_key};
 use crate::tables::Tables;
 use crate::values::{
     BALANCED, EndpointVal, FlowVal, POLICY_SOURCE, POLICY_TURN, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER,
@@ -59,7 +59,7 @@ pub fn known<'a, T: Tables>(tables: &'a T, work: &Work) -> Known<'a> {
     }
     match tables.endpoint(flow.endpoint) {
         Some(endpoint) => Known::Flow(flow, endpoint),
-        None if work.header.proto == TCP => Known::Gone,
+        None if connects(work.header.proto) => Known::Gone,
         None => Known::New,
     }
 }
@@ -77,7 +77,7 @@ pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &M
         return Some(Choice { id: flow.endpoint, endpoint });
     }
     // A connection that is under way elsewhere has no turn: nothing tells whose it was.
-    let begins = work.header.proto != TCP || work.header.is_syn();
+    let begins = work.header.may_begin();
     by_table(tables, service, &work.key, &Asked { v4, begins }, avoid)
 }
 
@@ -155,7 +155,7 @@ pub struct Entry<'a> {
 ///
 /// If the answers could be taken for those of another flow (the same client address and port reached the same task
 /// through another address or port of this node, or through another node), the client's port is translated for this one.
-/// Returns whether it could be: not if all ports that are tried are taken.
+/// Returns whether it could be: not if all ports that are tried are taken, and never for SCTP.
 #[inline(always)]
 #[must_use]
 pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) -> bool {
@@ -168,6 +168,9 @@ pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, en
         if !is_taken {
             write(tables, work);
             return true;
+        }
+        if work.header.keeps_ports() {
+            return false;
         }
         work.flow.source_port = other_port(&work.key, salt);
         work.answers.dport = work.flow.source_port;

@@ -15,7 +15,7 @@ use crate::keys::{LocalKey, Mac, RouterKey, copied, same_mac};
 use crate::local;
 use crate::mesh::out;
 use crate::packet::{
-    self, ETH_IPV4, ETH_IPV6, ETH_LEN, Fragment, Header, ICMP, ICMPV6, Packet, TCP, UDP, be16,
+    self, ETH_IPV4, ETH_IPV6, ETH_LEN, Fragment, Header, ICMP, ICMPV6, Packet, be16, has_ports,
 };
 use crate::reason::Program;
 use crate::steer;
@@ -114,7 +114,7 @@ impl<P: Packet> Packet for Quoted<'_, P> {
     }
 }
 
-/// Reads what an error quotes, if it is the beginning of a TCP or UDP packet with its ports, and comes to who sent that.
+/// Reads what an error quotes, if it is the beginning of a TCP, UDP or SCTP packet with its ports, and comes to who sent that.
 /// [`Header::l4`] counts from the error's own Ethernet header.
 #[inline(always)]
 fn quote<P: Packet>(packet: &P, header: &Header, quote: &mut Header) -> Option<()> {
@@ -122,8 +122,8 @@ fn quote<P: Packet>(packet: &P, header: &Header, quote: &mut Header) -> Option<(
     let kind = if header.v4 { ETH_IPV4 } else { ETH_IPV6 };
     packet::ip(&Quoted { packet, shift }, kind, quote).ok()?;
     quote.l4 += shift;
-    let is_ours = quote.proto == TCP || quote.proto == UDP;
-    if !is_ours || matches!(quote.fragment, Fragment::Later) || quote.l4 + QUOTED > header.end {
+    if !has_ports(quote.proto) || matches!(quote.fragment, Fragment::Later) || quote.l4 + QUOTED > header.end
+    {
         return None;
     }
     let ports = packet.load::<4>(quote.l4)?;

@@ -10,7 +10,7 @@
 //! what has not been used since.
 
 use crate::keys::FlowKey;
-use crate::packet::{Header, TCP};
+use crate::packet::{Header, connects};
 use crate::tables::Tables;
 use crate::values::{
     PROPOSE_FLOW, PROPOSE_REPLY, REPLY_DIRECT, REPLY_HAIRPIN, REPLY_LOCAL, REPLY_STEER, ReplyVal,
@@ -50,7 +50,7 @@ pub const fn is_closed(state: u32) -> bool {
 
 /// Whether a flow is under way: neither ended nor still at its beginning, and of datagrams used lately.
 pub const fn is_live(proto: u8, state: u32, idle: u32) -> bool {
-    !is_closed(state) && state & FLOW_OPEN != 0 && (proto == TCP || seconds(idle) < DATAGRAMS_FOR)
+    !is_closed(state) && state & FLOW_OPEN != 0 && (connects(proto) || seconds(idle) < DATAGRAMS_FOR)
 }
 
 /// Whether the record of a flow that was idle for so many ticks has had its time.
@@ -59,7 +59,7 @@ pub const fn is_expired(proto: u8, state: u32, idle: u32) -> bool {
         CLOSED_FOR
     } else if state & FLOW_OPEN == 0 {
         EMBRYO_FOR
-    } else if proto == TCP {
+    } else if connects(proto) {
         CONNECTION_FOR
     } else {
         DATAGRAMS_FOR
@@ -93,7 +93,7 @@ pub const fn of_client(header: &Header) -> u32 {
 /// What an answer says of its flow.
 #[inline(always)]
 pub const fn of_answer(header: &Header) -> u32 {
-    let open = if header.proto == TCP { 0 } else { FLOW_OPEN };
+    let open = if connects(header.proto) { 0 } else { FLOW_OPEN };
     open | of_flags(header, FLOW_SERVER_FIN)
 }
 

@@ -45,6 +45,9 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return Verdict::Pass;
     }
     let Some(port) = mesh::port(tables, &work.header) else { return Verdict::Pass };
+    if work.header.is_probe() {
+        return Verdict::Drop(Reason::UnknownReply);
+    }
     let Some(choice) = choose::choose(tables, port.service, work, &[0; 6]) else {
         return Verdict::Refuse(Reason::NoEndpoint);
     };

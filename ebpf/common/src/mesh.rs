@@ -44,6 +44,9 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return Verdict::Pass;
     }
     let Some(port) = published(tables, &work.header) else { return Verdict::Pass };
+    if work.header.is_probe() {
+        return Verdict::Drop(Reason::UnknownReply);
+    }
     if port.mark != 0 && config.gate != 0 {
         narrow(work, config.ingress_vxlan);
         let target = Target { service: port.service, mark: port.mark, ifindex: config.gate };

@@ -4,7 +4,7 @@ use crate::icmp;
 use crate::keys::{LocalKey, RouterKey, VipKey, same_mac};
 use crate::life;
 use crate::local;
-use crate::packet::{self, Ethernet, Packet, UDP};
+use crate::packet::{self, Ethernet, Packet, TCP};
 use crate::reason::Reason;
 use crate::steer;
 use crate::tables::Tables;
@@ -85,8 +85,9 @@ fn from_task<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local:
 
 /// Whether a packet comes to a task by direct routing: to a virtual IP, which the task has on its loopback.
 ///
-/// A UDP server that listens on every address and answers with `sendto` gets the source of its route: what the client
-/// asked is remembered, and put back when it answers. (TCP answers from the address it was asked at.)
+/// A UDP server that listens on every address and answers with `sendto` gets the source of its route, and so do the
+/// answers of SCTP, whose system knows several addresses: what the client asked is remembered, and put back when it is
+/// answered. (TCP answers from the address it was asked at.)
 #[inline(always)]
 pub(crate) fn direct<T: Tables>(tables: &T, work: &mut Work, local: &LocalVal) -> bool {
     let own = if work.header.v4 { &local.ip4 } else { &local.ip6 };
@@ -94,7 +95,7 @@ pub(crate) fn direct<T: Tables>(tables: &T, work: &mut Work, local: &LocalVal) -
     if addr == *own || tables.vip(&VipKey { addr, network }).is_none() {
         return false;
     }
-    if work.header.proto == UDP {
+    if work.header.proto != TCP {
         work.answers = work.header.reverse_key(network);
         work.answers.src = *own;
         remember(tables, work);

@@ -12,6 +12,8 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// IP protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
+/// IP protocol number of SCTP.
+pub const SCTP: u8 = 132;
 
 /// Ethertype of IPv4.
 pub const ETH_IPV4: u16 = 0x0800;
@@ -26,6 +28,8 @@ const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
+/// No flag of TCP that means anything here: SCTP asks whether a path works.
+const PROBE: u8 = 0x40;
 
 /// Extension headers walked before a packet counts as malformed.
 const MAX_EXTENSIONS: u32 = 6;
@@ -70,9 +74,9 @@ pub struct Header {
     pub src: Addr,
     /// Destination address.
     pub dst: Addr,
-    /// Source port of TCP and UDP, else 0.
+    /// Source port of TCP, UDP and SCTP, else 0.
     pub sport: u16,
-    /// Destination port of TCP and UDP, else 0.
+    /// Destination port of TCP, UDP and SCTP, else 0.
     pub dport: u16,
     /// Where the upper layer starts, from the Ethernet header.
     pub l4: u32,
@@ -84,7 +88,7 @@ pub struct Header {
     pub proto: u8,
     /// Identification of a fragment's datagram; of no meaning if it is whole.
     pub id: u32,
-    /// Flags of TCP, else 0.
+    /// Flags of TCP; of SCTP those that mean the same ([`sctp_flags`]); else 0.
     pub tcp_flags: u8,
     /// Type of service of IPv4, else 0.
     pub tos: u8,
@@ -127,10 +131,24 @@ impl Header {
         }
     }
 
-    /// Whether it is a TCP or UDP packet with its ports, so that it has a flow: whole, or the first fragment.
+    /// Whether it is a TCP, UDP or SCTP packet with its ports, so that it has a flow: whole, or the first fragment.
     #[inline(always)]
     pub fn has_flow(&self) -> bool {
-        (self.proto == TCP || self.proto == UDP) && !self.follows()
+        has_ports(self.proto) && !self.follows()
+    }
+
+    /// Whether its ports can't be translated: SCTP's checksum is over the whole packet, and no program sums that up. It has
+    /// no pseudo header, so that addresses can be (RFC 9260 section 6.8).
+    #[inline(always)]
+    pub const fn keeps_ports(&self) -> bool {
+        self.proto == SCTP
+    }
+
+    /// Whether it asks if a path of an SCTP association works. If that is another one than it began on, nothing tells
+    /// which endpoint has the association, and any other would end it: such a packet must reach none.
+    #[inline(always)]
+    pub const fn is_probe(&self) -> bool {
+        self.tcp_flags & PROBE != 0 && self.proto == SCTP
     }
 
     /// Whether it is a fragment that has others after it, and goes before them.
@@ -148,10 +166,10 @@ impl Header {
     /// Whether it is of the two that open a TCP connection, which say how much may come.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
-        self.tcp_flags & TCP_SYN != 0
+        self.tcp_flags & TCP_SYN != 0 && self.proto == TCP
     }
 
-    /// Whether it answers a SYN: it belongs to a connection this side opened.
+    /// Whether it answers a SYN or INIT: it belongs to a connection this side opened.
     #[inline(always)]
     pub const fn is_syn_ack(&self) -> bool {
         self.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK
@@ -169,16 +187,49 @@ impl Header {
         self.tcp_flags & TCP_RST != 0
     }
 
-    /// Whether it may be the first of its flow: of TCP only a SYN is, any datagram may be.
+    /// Whether it may be the first of its flow: of TCP only a SYN is, of SCTP only an INIT; any datagram may be.
     #[inline(always)]
     pub const fn may_begin(&self) -> bool {
-        self.proto != TCP || self.is_syn()
+        !connects(self.proto) || self.is_syn()
     }
 
-    /// Whether it asks to open a TCP connection.
+    /// Whether it asks to open a TCP connection or an SCTP association.
     #[inline(always)]
     pub const fn is_syn(&self) -> bool {
         self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN
+    }
+}
+
+/// Whether a protocol has ports, and so flows.
+#[inline(always)]
+pub const fn has_ports(proto: u8) -> bool {
+    proto == TCP || proto == UDP || proto == SCTP
+}
+
+/// Whether a protocol has connections, which say where they begin and end (SCTP calls them associations).
+#[inline(always)]
+pub const fn connects(proto: u8) -> bool {
+    proto == TCP || proto == SCTP
+}
+
+/// What the first chunk of an SCTP packet says (RFC 9260 section 3.2), as flags of TCP. The chunks that open an association
+/// and the one that ends it stand alone; others may stand behind data and are not seen then.
+#[inline(always)]
+const fn sctp_flags(chunk: u8) -> u8 {
+    const INIT: u8 = 1;
+    const INIT_ACK: u8 = 2;
+    const HEARTBEAT: u8 = 4;
+    const ABORT: u8 = 6;
+    const SHUTDOWN: u8 = 7;
+    const SHUTDOWN_ACK: u8 = 8;
+    const SHUTDOWN_COMPLETE: u8 = 14;
+    match chunk {
+        INIT => TCP_SYN,
+        INIT_ACK => TCP_SYN | TCP_ACK,
+        HEARTBEAT => PROBE,
+        ABORT | SHUTDOWN_COMPLETE => TCP_RST,
+        SHUTDOWN | SHUTDOWN_ACK => TCP_FIN,
+        _ => TCP_ACK,
     }
 }
 
@@ -223,6 +274,13 @@ pub fn header<P: Packet>(packet: &P, kind: u16, header: &mut Header) -> Result<(
             let h = packet.load::<8>(header.l4).ok_or(ParseError::Malformed)?;
             header.sport = be16(h[0], h[1]);
             header.dport = be16(h[2], h[3]);
+        }
+        SCTP => {
+            // The common header and that of the first chunk: there is no packet without one.
+            let h = packet.load::<16>(header.l4).ok_or(ParseError::Malformed)?;
+            header.sport = be16(h[0], h[1]);
+            header.dport = be16(h[2], h[3]);
+            header.tcp_flags = sctp_flags(h[12]);
         }
         _ => {}
     }

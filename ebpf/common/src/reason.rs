@@ -34,7 +34,8 @@ indices! {
         NotMember => "not_member",
         /// Published port or virtual IP whose service has no endpoint.
         NoEndpoint => "no_endpoint",
-        /// Frame for our router that belongs to no flow.
+        /// Frame for our router that belongs to no flow, or an SCTP association's question whether a path works that is
+        /// not the one it began on.
         UnknownReply => "unknown_reply",
         /// Task sent from an Ethernet address that is not its own.
         SpoofedMac => "spoofed_mac",

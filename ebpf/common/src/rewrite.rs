@@ -5,7 +5,7 @@ use crate::csum;
 use crate::guard;
 use crate::icmp::ICMP_LEN;
 use crate::keys::Mac;
-use crate::packet::{ETH_LEN, Header, Packet, UDP};
+use crate::packet::{ETH_LEN, Header, Packet, SCTP, UDP};
 use crate::verdict::{Ends, Forward, Out, Question, Work};
 
 /// How a transport checksum is changed.
@@ -116,6 +116,10 @@ fn change_quote<P: PacketMut>(packet: &mut P, header: &Header, quote: &Header, t
         sum = ports;
     }
     packet.store(quote.l4, &csum::port_word((to.sport, to.dport)).to_ne_bytes(), false)?;
+    if quote.proto == SCTP {
+        // Its checksum is of another kind, and stands behind what a quote must hold; its ports are as they were.
+        return Some(sum);
+    }
     let field = quote.l4 + if quote.proto == UDP { UDP_CHECK } else { TCP_CHECK };
     // Of TCP the quote may end before (RFC 792 asks for eight bytes).
     if field + 2 > header.end {
@@ -143,6 +147,10 @@ fn addresses<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -
     let diff =
         csum::add(csum::addr_diff(&header.src, &forward.src), csum::addr_diff(&header.dst, &forward.dst));
     store_addresses(packet, header, forward, diff)?;
+    if header.proto == SCTP {
+        // Its checksum covers no addresses.
+        return Some(());
+    }
     change_transport(packet, header, diff, true)
 }
 
@@ -176,6 +184,9 @@ fn ports<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Op
     let (from, to) = ((header.sport, header.dport), (forward.sport, forward.dport));
     if csum::port_word(from) == csum::port_word(to) {
         return Some(());
+    }
+    if header.proto == SCTP {
+        return None;
     }
     packet.store(header.l4, &csum::port_word(to).to_ne_bytes(), false)?;
     change_transport(packet, header, csum::port_diff(from, to), false)

@@ -36,7 +36,8 @@ fn note<T: Tables>(tables: &T, work: &Work, known: &ReplyVal) {
 }
 
 /// Sees to it that answers to a packet, which `router` brought and whose [`Work::answers`] are set, go to that router.
-/// Returns the source port that the task sees; `None` if no port is left to tell the flow from others.
+/// Returns the source port that the task sees; `None` if no port is left to tell the flow from others, of which SCTP has
+/// none but its own.
 ///
 /// A packet that begins nothing, by a router that has no flow yet, is of a connection that began by another router (the
 /// address it was sent to has moved): it takes the answers over.
@@ -66,6 +67,9 @@ pub(crate) fn lead<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Opti
     if !work.header.may_begin() {
         set(tables, work, router);
         return Some(own);
+    }
+    if work.header.keeps_ports() {
+        return None;
     }
     for salt in 1..=PORT_TRIES {
         work.answers.dport = other_port(&work.key, salt | u64::from(scope_of(router)) << 8);

@@ -5,7 +5,7 @@ use crate::balancer::{self, Target};
 use crate::choose::{self, Choice, Known};
 use crate::guard::{self, Speech};
 use crate::icmp;
-use crate::keys::{LocalKey, Mac, VipKey, copied, same_mac};
+use crate::keys::{LocalKey, Mac, PortKey, VipKey, copied, same_mac};
 use crate::life;
 use crate::local;
 use crate::mesh::out;
@@ -97,7 +97,7 @@ fn ip<P: Packet, T: Tables>(
         return Verdict::Drop(reason);
     }
     if task.network == 0 {
-        return Verdict::Pass;
+        return to_elsewhere(tables, work);
     }
     if !work.header.has_flow() {
         return match guard::solicited(packet, &work.header) {
@@ -114,6 +114,21 @@ fn ip<P: Packet, T: Tables>(
         None if work.header.is_syn() => to_task(tables, task, work),
         None => Verdict::Pass,
     }
+}
+
+/// What leaves by the task's way to other networks.
+///
+/// An SCTP server asks whether the other addresses work that its client has told it of. From here it would ask as the node,
+/// which the client has no association with, and whose answer would end the one it has. (A port of SCTP is published as
+/// itself.)
+#[inline(always)]
+fn to_elsewhere<T: Tables>(tables: &T, work: &Work) -> Verdict {
+    if work.header.is_probe()
+        && tables.port(&PortKey::new(Addr::ANY, work.header.sport, work.header.proto)).is_some()
+    {
+        return Verdict::Drop(Reason::UnknownReply);
+    }
+    Verdict::Pass
 }
 
 /// A connection to a task's own address begins. One from the same port through the virtual IP of that task's service has
@@ -232,6 +247,9 @@ fn to_vip<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, work: &mut W
             return balancer::go_on(tables, work, flow, vip.balancer);
         }
         Known::Gone => return Verdict::Drop(Reason::NoEndpoint),
+        Known::Balanced(_) | Known::New if work.header.is_probe() => {
+            return Verdict::Drop(Reason::UnknownReply);
+        }
         Known::Balanced(_) | Known::New => {}
     }
     if vip.mark != 0 && vip.balancer != 0 {

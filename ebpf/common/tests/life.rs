@@ -11,7 +11,7 @@ use shoal_ebpf_common::reason::Program;
 use shoal_ebpf_common::values::{PROPOSE_FLOW, PROPOSE_REPLY, Proposal};
 
 use support::host::Host;
-use support::packet::{ACK, Segment, TCP, UDP, split};
+use support::packet::{ACK, SCTP, Segment, TCP, UDP, split};
 use support::world::{Action, LOCAL, SERVICE, V4, World, key, node};
 
 /// The first tick at which so many seconds are over.
@@ -28,6 +28,9 @@ fn a_flow_has_the_time_that_its_state_gives_it() {
         (UDP, FLOW_OPEN, 180),
         (TCP, FLOW_OPEN, 432_000),
         (TCP, FLOW_OPEN | FLOW_CLIENT_FIN, 432_000),
+        (SCTP, 0, 60),
+        (SCTP, FLOW_OPEN, 432_000),
+        (SCTP, ENDED, 60),
         (TCP, ENDED, 60),
         (TCP, FLOW_OPEN | FLOW_RESET, 60),
     ] {

@@ -108,13 +108,19 @@ pub struct FirewallMark(u32);
 const MARK_PORTS: u32 = 100_000;
 /// Places the number of an address above the digits of protocol and port.
 const MARK_SCOPES: u32 = 2_000_000;
+/// Stands for SCTP, whose number is too large: its first two digits.
+const MARK_SCTP: u32 = 13;
 const _: () =
     assert!(17 * MARK_PORTS + 65_535 < MARK_SCOPES && FirewallMark::SCOPES < u32::MAX / MARK_SCOPES);
 
 impl FirewallMark {
-    /// The mark of a published port: protocol number and port, as digits. 608080 is TCP port 8080.
+    /// The mark of a published port: protocol number (13 for SCTP) and port, as digits. 608080 is TCP port 8080.
     pub fn of_port(protocol: Protocol, port: u16) -> Self {
-        Self(u32::from(protocol.number()) * MARK_PORTS + u32::from(port))
+        let transport = match protocol {
+            Protocol::Tcp | Protocol::Udp => u32::from(protocol.number()),
+            Protocol::Sctp => MARK_SCTP,
+        };
+        Self(transport * MARK_PORTS + u32::from(port))
     }
 
     /// The mark of a published port on one address: the digits of [`FirewallMark::of_port`] behind the number of the
@@ -209,7 +215,9 @@ mod tests {
         let mark = |protocol, port| FirewallMark::of_port(protocol, port).get();
         assert_eq!(mark(Protocol::Tcp, 8080), 608_080);
         assert_eq!(mark(Protocol::Udp, 53), 1_700_053);
-        assert!(mark(Protocol::Tcp, u16::MAX) < mark(Protocol::Udp, 1));
+        assert_eq!(mark(Protocol::Sctp, 5060), 1_305_060);
+        assert!(mark(Protocol::Tcp, u16::MAX) < mark(Protocol::Sctp, 1));
+        assert!(mark(Protocol::Sctp, u16::MAX) < mark(Protocol::Udp, 1));
         assert_eq!(FirewallMark::of_service(ServiceIndex(0)), None);
         let scoped = |number| FirewallMark::of_scoped_port(Protocol::Udp, u16::MAX, number).get();
         assert_eq!(FirewallMark::of_scoped_port(Protocol::Tcp, 8080, 1).get(), 2_608_080);

@@ -27,6 +27,8 @@ const SETTINGS: &[(&str, &str)] = &[
     // A connection that is under way when its packets come in by another node, as after an address has moved, is
     // scheduled like a new one: with Maglev to the same destination.
     ("sloppy_tcp", "1"),
+    // And so are associations of SCTP, of which else only an INIT is scheduled.
+    ("sloppy_sctp", "1"),
     // Answers leave by the only way there is: no second look at the routes.
     ("snat_reroute", "0"),
 ];

@@ -1,5 +1,5 @@
-//! The sockets of a network namespace, from `/proc/net/tcp`, `tcp6`, `udp` and `udp6` as the calling thread sees them.
-//! They need no module of the kernel's, unlike `sock_diag`.
+//! The sockets of a network namespace, from `/proc/net/tcp`, `tcp6`, `udp` and `udp6` as the calling thread sees them, and
+//! from those below `/proc/net/sctp` where the kernel has SCTP. They need no module of the kernel's, unlike `sock_diag`.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -38,6 +38,7 @@ pub(super) enum TableError {
 }
 
 /// States by the kernel's numbers (`include/net/tcp_states.h`).
+const ESTABLISHED: u8 = 1;
 const FIN_WAIT_2: u8 = 5;
 const TIME_WAIT: u8 = 6;
 const CLOSE: u8 = 7;
@@ -45,21 +46,37 @@ const LISTEN: u8 = 10;
 
 const TCP: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
 const UDP: [&str; 2] = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"];
+const ASSOCIATIONS: &str = "/proc/thread-self/net/sctp/assocs";
+const ENDPOINTS: &str = "/proc/thread-self/net/sctp/eps";
 const EPHEMERAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// Looks at the namespace of the calling thread. Blocks for as long as the kernel takes to walk its tables.
 pub(super) fn read() -> Result<Seen, TableError> {
     let (tcp, udp) = (tables(TCP)?, tables(UDP)?);
+    let mut sctp = optional(ASSOCIATIONS, association)?;
+    sctp.extend(optional(ENDPOINTS, listener)?);
     let range = text(EPHEMERAL)?;
     let mut ends = range.split_whitespace().map(str::parse);
     match (ends.next(), ends.next()) {
-        (Some(Ok(first)), Some(Ok(last))) => Ok(seen(&tcp, &udp, &(first..=last))),
+        (Some(Ok(first)), Some(Ok(last))) => Ok(seen(&tcp, &sctp, &udp, &(first..=last))),
         _ => Err(TableError::Line { path: EPHEMERAL, line: range }),
     }
 }
 
 fn text(path: &'static str) -> Result<String, TableError> {
     std::fs::read_to_string(path).map_err(|source| TableError::Read { path, source })
+}
+
+/// A table of SCTP. A kernel without it has none, and one that has not loaded its module yet.
+fn optional(path: &'static str, parse: fn(&str) -> Option<Socket>) -> Result<Vec<Socket>, TableError> {
+    let table = match text(path) {
+        Err(TableError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(Vec::new());
+        }
+        table => table?,
+    };
+    let lines = table.lines().skip(1).filter(|line| !line.trim().is_empty());
+    lines.map(|line| parse(line).ok_or_else(|| TableError::Line { path, line: line.to_owned() })).collect()
 }
 
 /// Both families' sockets. A kernel without IPv6 has no table of them.
@@ -106,6 +123,37 @@ impl Socket {
     }
 }
 
+/// An association, in the words of a connection.
+fn association(line: &str) -> Option<Socket> {
+    const CLOSED: u8 = 0;
+    const COOKIE_ECHOED: u8 = 2;
+    let mut fields = line.split_whitespace().skip(4);
+    let state: u8 = fields.next()?.parse().ok()?;
+    let inode = fields.nth(5)?.parse().ok()?;
+    let (local, remote) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    let mut addresses = fields.map(address);
+    let own = addresses.next()??;
+    let peer = addresses.skip_while(Option::is_some).nth(1)??;
+    // Our own side asks for it until then: it is nobody's from elsewhere.
+    let state = if (CLOSED..=COOKIE_ECHOED).contains(&state) { CLOSE } else { ESTABLISHED };
+    Some(Socket { local: (own, local), remote: (peer, remote), state, inode })
+}
+
+/// A socket that associations come to, in the words of one for connections.
+fn listener(line: &str) -> Option<Socket> {
+    let mut fields = line.split_whitespace().skip(3);
+    let state = fields.next()?.parse().ok()?;
+    let port = fields.nth(1)?.parse().ok()?;
+    let inode = fields.nth(1)?.parse().ok()?;
+    let any = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    Some(Socket { local: (any, port), remote: (any, 0), state, inode })
+}
+
+/// An address of an association; its first path's is marked.
+fn address(text: &str) -> Option<IpAddr> {
+    text.trim_start_matches('*').parse().ok().map(|address: IpAddr| address.to_canonical())
+}
+
 /// `0100007F:0035`: an address as words in the byte order of the machine, and a port.
 fn endpoint(text: &str) -> Option<(IpAddr, u16)> {
     let (address, port) = text.split_once(':')?;
@@ -125,14 +173,17 @@ fn endpoint(text: &str) -> Option<(IpAddr, u16)> {
     Some((address, port))
 }
 
-fn seen(tcp: &[Socket], udp: &[Socket], ephemeral: &RangeInclusive<u16>) -> Seen {
-    let listening: BTreeSet<u16> = tcp.iter().filter(|s| s.state == LISTEN).map(|s| s.local.1).collect();
-    // A program may have closed the socket it listened on.
-    let is_served = |port: u16| listening.contains(&port) || !ephemeral.contains(&port);
-    let connections = tcp.iter().filter(|s| is_open(s) && is_served(s.local.1) && is_from_elsewhere(s));
+fn seen(tcp: &[Socket], sctp: &[Socket], udp: &[Socket], ephemeral: &RangeInclusive<u16>) -> Seen {
+    let connections = |sockets: &[Socket]| {
+        let listening: BTreeSet<u16> =
+            sockets.iter().filter(|s| s.state == LISTEN).map(|s| s.local.1).collect();
+        // A program may have closed the socket it listened on.
+        let is_served = |port: u16| listening.contains(&port) || !ephemeral.contains(&port);
+        sockets.iter().filter(|s| is_open(s) && is_served(s.local.1) && is_from_elsewhere(s)).count()
+    };
     let servers = udp.iter().filter(|s| s.remote.0.is_unspecified() && !s.local.0.is_loopback());
     Seen {
-        connections: u32::try_from(connections.count()).unwrap_or(u32::MAX),
+        connections: u32::try_from(connections(tcp) + connections(sctp)).unwrap_or(u32::MAX),
         servers: servers.map(|s| s.inode).collect(),
     }
 }
@@ -171,7 +222,7 @@ mod tests {
     }
 
     fn counted(sockets: &[Socket]) -> u32 {
-        seen(sockets, &[], &RANGE).connections
+        seen(sockets, &[], &[], &RANGE).connections
     }
 
     #[test]
@@ -244,7 +295,37 @@ mod tests {
             socket("127.0.0.11:53", "0.0.0.0:0", CLOSE, 3),
             socket("10.0.0.2:40000", "192.0.2.1:53", 1, 4),
         ];
-        assert_eq!(seen(&[], &udp, &RANGE).servers, BTreeSet::from([1, 2]));
+        assert_eq!(seen(&[], &[], &udp, &RANGE).servers, BTreeSet::from([1, 2]));
+    }
+
+    #[test]
+    fn associations_count_as_connections_do() {
+        let counted = |state: u8, ends: &str, port: u16| {
+            let line = format!(
+                "7d4b25a2 de046efa 2   1   {state}  0       4        0        0       0   150 {port}  46017  {ends} \
+                 \t    3000    10    10   10    0    0        0        1        0   212992   212992"
+            );
+            let eps =
+                "d6e69d39 b9c9575f 2   10  61   5060      0   147 0000:0000:0000:0000:0000:0000:0000:0000 ";
+            let sctp = [association(&line).expect("a line"), listener(eps).expect("a line")];
+            seen(&[], &sctp, &[], &RANGE).connections
+        };
+        let elsewhere = "*10.0.0.2 0000:0000:0000:0000:0000:0000:0000:0001 <-> *192.0.2.1 192.0.2.2";
+        assert_eq!(counted(3, elsewhere, 5060), 1);
+        assert_eq!(counted(7, elsewhere, 5060), 1, "it is shut down, and its last packets are under way");
+        assert_eq!(counted(0, elsewhere, 5060), 0);
+        assert_eq!(counted(3, elsewhere, 40_000), 0, "the task's own");
+        assert_eq!(counted(3, "127.0.0.1 <-> *127.0.0.1", 5060), 0);
+        let mapped = "0000:0000:0000:0000:0000:ffff:0a00:0002 <-> *0000:0000:0000:0000:0000:ffff:c000:0201";
+        assert_eq!(counted(3, mapped, 5060), 1);
+        for torn in [
+            "",
+            "7d4b 2f 2 1 3 0 4 0 0 0 150 5060 46017",
+            "7d4b 2f 2 1 3 0 4 0 0 0 150 5060 46017 10.0.0.2 <->",
+        ] {
+            assert_eq!(association(torn), None, "{torn}");
+        }
+        assert_eq!(listener("d6e69d39 b9c9575f 2   10  61"), None);
     }
 
     /// By the kernel: needs to make a network namespace.

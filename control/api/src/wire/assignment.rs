@@ -6,7 +6,7 @@ use shoal_types::assignment::{
 };
 use shoal_types::id::Name;
 use shoal_types::object::Generation;
-use shoal_types::{Binding, DualNet, EndpointId, PublishedPort, ServiceIndex, Vni};
+use shoal_types::{Binding, DualNet, EndpointId, Protocol, PublishedPort, ServiceIndex, Vni};
 
 use super::WireError;
 use super::base::{attachment, attachment_to, field, port, required, word};
@@ -124,7 +124,13 @@ fn service(s: pb::AssignedService) -> Result<AssignedService, WireError> {
         index: ServiceIndex(s.index),
         name: field("name", &s.name)?,
         vips: s.vips.iter().map(vip).collect::<Result<_, _>>()?,
-        ports: s.ports.into_iter().chain(s.bound_ports).map(TryInto::try_into).collect::<Result<_, _>>()?,
+        ports: s
+            .ports
+            .into_iter()
+            .chain(s.bound_ports)
+            .chain(s.sctp_ports)
+            .map(TryInto::try_into)
+            .collect::<Result<_, _>>()?,
         lb: word("lb", &s.lb)?,
         dnsrr: s.dnsrr.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
     })
@@ -202,8 +208,9 @@ fn endpoint_to(e: &Endpoint) -> pb::Endpoint {
 }
 
 fn service_to(s: &AssignedService) -> pb::AssignedService {
-    let (ports, bound): (Vec<PublishedPort>, Vec<PublishedPort>) =
-        s.ports.iter().partition(|port| port.binding == Binding::EVERYWHERE);
+    let ports = |kind: fn(&PublishedPort) -> bool| -> Vec<pb::PublishedPort> {
+        s.ports.iter().copied().filter(kind).map(Into::into).collect()
+    };
     pb::AssignedService {
         id: s.id.to_string(),
         index: s.index.0,
@@ -216,9 +223,10 @@ fn service_to(s: &AssignedService) -> pb::AssignedService {
                 aliases: v.aliases.iter().map(ToString::to_string).collect(),
             })
             .collect(),
-        ports: ports.into_iter().map(Into::into).collect(),
+        ports: ports(|p| p.protocol != Protocol::Sctp && p.binding == Binding::EVERYWHERE),
         lb: s.lb.to_string(),
-        bound_ports: bound.into_iter().map(Into::into).collect(),
+        bound_ports: ports(|p| p.protocol != Protocol::Sctp && p.binding != Binding::EVERYWHERE),
+        sctp_ports: ports(|p| p.protocol == Protocol::Sctp),
         dnsrr: s.dnsrr.iter().map(Into::into).collect(),
     }
 }

@@ -68,7 +68,7 @@ macro_rules! enum_wire {
 }
 pub(super) use enum_wire;
 
-enum_wire!(Protocol, Protocol, "protocol", { Tcp <=> Tcp, Udp <=> Udp });
+enum_wire!(Protocol, Protocol, "protocol", { Tcp <=> Tcp, Udp <=> Udp, Sctp <=> Sctp });
 enum_wire!(NodeRole, NodeRole, "role", { Worker <=> Worker, Manager <=> Manager });
 enum_wire!(Availability, Availability, "availability", { Active <=> Active, Pause <=> Pause, Drain <=> Drain });
 enum_wire!(NodeState, NodeState, "state", { Unknown <=> Unknown, Ready <=> Ready, Suspect <=> Suspect, Down <=> Down });

@@ -215,6 +215,7 @@ fn a_peer_that_knows_no_bindings_never_opens_a_port_wider_than_asked_for() {
             everywhere,
             PublishedPort { binding: host, ..everywhere },
             PublishedPort { binding: one, ..everywhere },
+            PublishedPort::everywhere(Protocol::Sctp, 5060, 5060),
         ],
         lb: LbPolicy::Auto,
         dnsrr: Vec::new(),
@@ -224,5 +225,7 @@ fn a_peer_that_knows_no_bindings_never_opens_a_port_wider_than_asked_for() {
     let Some(pb::assignment_object::Object::Service(sent)) = &wire.object else { panic!("a service") };
     // What the first version reads.
     assert_eq!(sent.ports.len(), 1);
+    // What versions before SCTP read.
+    assert!(sent.bound_ports.iter().all(|port| port.protocol() == pb::Protocol::Tcp));
     assert_eq!(Object::try_from(wire), Ok(object));
 }

@@ -23,6 +23,7 @@ fn check_own_ports(state: &State, ports: &[PublishedPort]) -> Result<(), Rejecti
     let is_own = |port: &&PublishedPort| match port.protocol {
         Protocol::Tcp => is_control(port.published),
         Protocol::Udp => data == Some(port.published),
+        Protocol::Sctp => false,
     };
     let Some(port) = ports.iter().find(is_own) else { return Ok(()) };
     let PublishedPort { protocol, published, target, binding } = *port;

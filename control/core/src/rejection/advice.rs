@@ -29,7 +29,7 @@ impl Rejection {
                     format!("held by: {holder}, since {}", utc(*since)),
                 ]
             }
-            Self::PortsExhausted { asked_by, .. } => {
+            Self::PortsExhausted { asked_by, .. } | Self::PortsUnequal { asked_by, .. } => {
                 vec![format!("asked by: service '{asked_by}' (ingress)")]
             }
             Self::Ambiguous { matches, .. } => matches.iter().map(|m| format!("matches: {m}")).collect(),
@@ -116,6 +116,9 @@ impl Rejection {
                 "load the module there ('modprobe ip_vs'), or keep these nodes on eBPF by lb_engine = \"ebpf\" under \
                  [network] in their settings"
                     .into()
+            }
+            Self::PortsUnequal { protocol, target, .. } => {
+                format!("publish the port that the tasks listen on: '-p {target}:{target}/{protocol}'")
             }
             Self::PortsExhausted { .. } => "publish a port of your choice: '-p 8080:80'".into(),
             other => other.help_on_networks(),

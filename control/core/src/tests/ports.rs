@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use shoal_types::ErrorCode;
 use shoal_types::id::ServiceId;
+use shoal_types::net::Protocol;
 use shoal_types::object::{NodeState, TaskState, Timestamp};
 use shoal_types::port::{Binding, PublishMode};
 use shoal_types::spec::{PortSpec, ServiceMode, ServiceSpec, UpdateOrder};
@@ -248,4 +249,28 @@ fn bindings_are_read_back_from_logs_and_snapshots() {
     let log: Vec<(u64, Entry)> =
         postcard::from_bytes(&postcard::to_stdvec(&sim.log).expect("serializes")).expect("reads");
     assert_eq!(log, sim.log);
+}
+
+#[test]
+fn a_port_of_sctp_is_published_as_itself() {
+    let mut sim = Sim::of(1);
+    let sctp = |published, target| PortSpec { protocol: Protocol::Sctp, published, ..tcp(1, target) };
+    for (port, shown) in [(sctp(Some(5061), 5060), "5061:5060/sctp"), (sctp(None, 5060), ":5060/sctp")] {
+        let rejection = refused(&mut sim, publishing("gate", 1, &[port]));
+        assert_eq!(rejection.code(), ErrorCode::PortsUnequal);
+        assert!(rejection.to_string().contains(shown), "{rejection}");
+        assert_eq!(rejection.help(), "publish the port that the tasks listen on: '-p 5060:5060/sctp'");
+    }
+    let gate = sim.create(&publishing("gate", 1, &[sctp(Some(5060), 5060), tcp(5060, 80)]));
+    // The number is taken for SCTP alone, and is free again for it.
+    assert_eq!(
+        refused(&mut sim, publishing("other", 1, &[sctp(Some(5060), 5060)])).code(),
+        ErrorCode::PortTaken
+    );
+    let unequal = update(&mut sim, &gate, &[sctp(Some(5060), 5061)]).expect_err("refused");
+    assert_eq!(unequal.code(), ErrorCode::PortsUnequal);
+    let stored = postcard::to_stdvec(&sim.state).expect("written");
+    let read: State = postcard::from_bytes(&stored).expect("read");
+    assert_eq!(read.services()[&gate].ports, sim.state.services()[&gate].ports);
+    assert_eq!(postcard::to_stdvec(&read).expect("written"), stored);
 }

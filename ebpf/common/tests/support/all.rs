@@ -17,5 +17,6 @@ pub(crate) mod memory;
 pub(crate) mod mesh_cases;
 pub(crate) mod overlay_cases;
 pub(crate) mod packet;
+pub(crate) mod sctp_cases;
 pub(crate) mod task_cases;
 pub(crate) mod world;

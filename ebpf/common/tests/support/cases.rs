@@ -75,6 +75,14 @@ macro_rules! every_case {
             a_task_answers_from_its_virtual_ip_only_where_it_may,
             datagrams_to_a_virtual_ip_are_answered_from_it,
         );
+        every_case!(@ $make, sctp_cases:
+            an_association_reaches_a_task_and_its_client, an_association_is_followed_to_its_end,
+            ports_of_sctp_are_never_translated, unequal_ports_of_sctp_carry_nothing,
+            a_question_by_another_path_reaches_no_task, an_association_without_endpoint_is_refused,
+            an_association_with_a_virtual_ip, an_association_of_the_node_itself,
+            errors_about_an_association_reach_both_ends, fragments_of_an_association_follow_their_first,
+            an_association_goes_through_a_balancer,
+        );
     };
     (@ $make:expr, $module:ident: $($name:ident),* $(,)?) => {
         $(

@@ -1,6 +1,6 @@
 //! Packets that are almost right: valid ones with some bytes changed and some cut off.
 
-use super::packet::{Complaint, Segment, TCP, UDP, arp, neighbor};
+use super::packet::{Complaint, SCTP, Segment, TCP, UDP, arp, neighbor};
 use super::world::{Family, OTHER_ROUTER, OTHER_TASK, ROUTER, TASK, TUNNEL_PORT, V4, V6};
 
 /// A sequence that is random enough and the same every time (xorshift64*).
@@ -92,7 +92,7 @@ fn segment(random: &mut Random, family: &Family) -> Segment {
     let (from, to) = (address(random, family), address(random, family));
     let ports = [80, 8080, 40_000, 40_001, 22, TUNNEL_PORT];
     let mut segment =
-        Segment::new(random.pick(&[TCP, UDP]), (from, random.pick(&ports)), (to, random.pick(&ports)));
+        Segment::new(random.pick(&[TCP, UDP, SCTP]), (from, random.pick(&ports)), (to, random.pick(&ports)));
     segment.payload.truncate(random.below(20));
     segment.unchecked = segment.proto == UDP && segment.src.is_ipv4() && random.below(4) == 0;
     segment.flags(random.pick(&[0x02, 0x10, 0x12, 0x04, 0x11]))

@@ -147,8 +147,10 @@ impl Host {
                 self.drop(reason);
             }
             Verdict::Forward | Verdict::Redirect => {
-                if verdict == Verdict::Forward {
-                    rewritten(&mut buffer, asked, &work).expect("the packet holds its own header");
+                if verdict == Verdict::Forward && rewritten(&mut buffer, asked, &work).is_none() {
+                    assert!(work.header.keeps_ports(), "the packet holds its own header");
+                    let action = self.drop(Reason::RewriteFailed);
+                    return Run { action, bytes: buffer.0, out: None, mark: None };
                 }
                 if let Some(mtu) = self.mtus.get(&work.narrow) {
                     rewrite::narrow(&mut buffer, &work.header, *mtu).expect("the packet holds its options");

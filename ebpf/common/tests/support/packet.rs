@@ -8,12 +8,27 @@ pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 pub(crate) const ICMPV6: u8 = 58;
+pub(crate) const SCTP: u8 = 132;
 pub(crate) const FIN: u8 = 0x01;
 pub(crate) const SYN: u8 = 0x02;
 pub(crate) const RST: u8 = 0x04;
 pub(crate) const ACK: u8 = 0x10;
+/// Of SCTP: a question whether a path works.
+pub(crate) const PROBE: u8 = 0x40;
+/// Chunks of SCTP and the flags of TCP that say the same.
+const CHUNKS: [(u8, u8); 9] = [
+    (0, ACK),
+    (1, SYN),
+    (2, SYN | ACK),
+    (4, PROBE),
+    (6, RST),
+    (7, FIN | ACK),
+    (8, FIN),
+    (10, 0),
+    (14, RST | ACK),
+];
 
-/// A TCP or UDP packet.
+/// A TCP, UDP or SCTP packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) dst_mac: Mac,
@@ -43,7 +58,7 @@ impl Segment {
             proto,
             sport: src.1,
             dport: dst.1,
-            flags: if proto == TCP { SYN } else { 0 },
+            flags: if proto == UDP { 0 } else { SYN },
             payload: b"a payload of odd len".to_vec(),
             unchecked: false,
             options: Vec::new(),
@@ -56,9 +71,9 @@ impl Segment {
         self
     }
 
-    /// With other TCP flags than SYN; UDP has none.
+    /// With other TCP flags than SYN, or the chunk of SCTP that says the same; UDP has none.
     pub(crate) fn flags(mut self, flags: u8) -> Self {
-        if self.proto == TCP {
+        if self.proto != UDP {
             self.flags = flags;
         }
         self
@@ -74,6 +89,12 @@ impl Segment {
             upper.extend([0, 0, 0, 1, 0, 0, 0, 2, offset, self.flags, 0x10, 0, 0, 0, 0, 0]);
             upper.extend(&self.tcp_options);
             16
+        } else if self.proto == SCTP {
+            let (chunk, _) = CHUNKS.into_iter().find(|(_, flags)| *flags == self.flags).unwrap();
+            let length = u16::try_from(4 + self.payload.len()).unwrap();
+            upper.extend([0, 0, 0, 9, 0, 0, 0, 0, chunk, 0]);
+            upper.extend(length.to_be_bytes());
+            8
         } else {
             let len = u16::try_from(8 + self.payload.len()).unwrap();
             upper.extend(len.to_be_bytes());
@@ -81,7 +102,10 @@ impl Segment {
             6
         };
         upper.extend(&self.payload);
-        if !self.unchecked {
+        if self.proto == SCTP {
+            let check = crc32c(&upper);
+            upper[check_at..check_at + 4].copy_from_slice(&check.to_le_bytes());
+        } else if !self.unchecked {
             let mut check = upper_checksum(self.src, self.dst, self.proto, &upper);
             if self.proto == UDP && check == 0 {
                 check = 0xffff;
@@ -110,7 +134,12 @@ impl Segment {
             other => panic!("ethertype {other:#x}"),
         };
         let upper = &bytes[l4..];
-        let (header, check) = if proto == TCP {
+        let (header, check) = if proto == SCTP {
+            let mut zeroed = upper.to_vec();
+            zeroed[8..12].fill(0);
+            assert_eq!(crc32c(&zeroed).to_le_bytes(), upper[8..12], "checksum of SCTP");
+            (16, 0)
+        } else if proto == TCP {
             (usize::from(upper[12] >> 4) * 4, be16(&upper[16..]))
         } else {
             (8, be16(&upper[6..]))
@@ -118,7 +147,7 @@ impl Segment {
         let unchecked = proto == UDP && check == 0;
         if unchecked {
             assert!(src.is_ipv4(), "UDP over IPv6 must have a checksum");
-        } else {
+        } else if proto != SCTP {
             assert_eq!(fold(sum(upper) + pseudo(src, dst, proto, upper.len())), 0xffff, "transport checksum");
         }
         Self {
@@ -129,13 +158,29 @@ impl Segment {
             proto,
             sport: be16(upper),
             dport: be16(&upper[2..]),
-            flags: if proto == TCP { upper[13] } else { 0 },
+            flags: match proto {
+                TCP => upper[13],
+                SCTP => CHUNKS.into_iter().find(|(chunk, _)| *chunk == upper[12]).unwrap().1,
+                _ => 0,
+            },
             payload: upper[header..].to_vec(),
             unchecked,
             options,
             tcp_options: if proto == TCP { upper[20..header].to_vec() } else { Vec::new() },
         }
     }
+}
+
+/// The checksum of SCTP (RFC 9260 appendix A), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |sum, byte| {
+        (0..8).fold(
+            sum ^ u32::from(*byte),
+            |sum, _| {
+                if sum & 1 == 1 { (sum >> 1) ^ 0x82f6_3b78 } else { sum >> 1 }
+            },
+        )
+    })
 }
 
 /// An ICMP error.

@@ -29,6 +29,7 @@ mod renewal;
 mod repair;
 mod rotation;
 mod sameport;
+mod sctp;
 mod upstream;
 
 use std::process::ExitCode;

@@ -12,6 +12,7 @@ use crate::harness::{
     ask_node, create, ensure_same, host_names, running, scenario,
 };
 use crate::packets;
+use crate::sctp;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("a_port_on_one_address_is_closed_on_every_other", one_address),
@@ -25,6 +26,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("a_port_that_was_chosen_is_told_and_stays", chosen),
     scenario("a_port_that_nobody_listens_on_refuses_datagrams", packets::closed_ports_refuse),
     scenario("datagrams_larger_than_a_packet_pass", packets::large_datagrams),
+    scenario("associations_of_sctp_reach_tasks_and_clients", sctp::associations),
     scenario("a_smaller_mtu_on_the_way_is_learned", packets::a_smaller_mtu_is_learned),
 ];
 

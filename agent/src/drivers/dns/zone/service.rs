@@ -40,6 +40,7 @@ fn protocol(label: &str) -> Option<Protocol> {
     match label {
         "_tcp" => Some(Protocol::Tcp),
         "_udp" => Some(Protocol::Udp),
+        "_sctp" => Some(Protocol::Sctp),
         _ => None,
     }
 }
@@ -53,13 +54,14 @@ mod tests {
         let port = |number, protocol| Asked::Port(ServicePort { number, protocol });
         for (text, expected) in [
             ("_8080._tcp.web", Some((port(Some(8080), Protocol::Tcp), "web"))),
+            ("_5060._sctp.web", Some((port(Some(5060), Protocol::Sctp), "web"))),
             ("_53._udp.web.front", Some((port(Some(53), Protocol::Udp), "web.front"))),
             ("_tcp.web", Some((port(None, Protocol::Tcp), "web"))),
             ("_http._tcp.web", Some((Asked::Word, "web"))),
             ("_0._tcp.web", Some((Asked::Word, "web"))),
             ("_080._tcp.web", Some((Asked::Word, "web"))),
             ("_70000._tcp.web", Some((Asked::Word, "web"))),
-            ("_80._sctp.web", None),
+            ("_80._dccp.web", None),
             ("_80.web", None),
             ("_80._tcp", None),
             ("_tcp", None),
