@@ -468,15 +468,16 @@ impl Facility for HostFacility {
             if collected.proposed > 0 {
                 tracing::debug!(?collected, "flows");
             }
-            Ok((self.bpf.connections()?, collected.live))
+            Ok((self.bpf.connections()?, collected.live, collected.endpoints))
         });
         let unread = |error: &BpfError| {
             let error = error as &dyn std::error::Error;
             tracing::warn!(error, "flows that ended are not taken away, or flows not counted");
         };
         let counted = counted.inspect_err(unread).ok();
-        let maps = self.bpf.fills(counted.as_ref().map_or(0, |(new, _)| new.len()));
-        InUse { maps, flows: counted.map(|(new, live)| mesh::flows(&new, &live)) }
+        let maps = self.bpf.fills(counted.as_ref().map_or(0, |(new, ..)| new.len()));
+        let Some((new, live, endpoints)) = counted else { return InUse { maps, ..InUse::default() } };
+        InUse { maps, flows: Some(mesh::flows(&new, &live)), endpoints: mesh::by_endpoint(&endpoints) }
     }
 
     fn is_touched(&self) -> bool {

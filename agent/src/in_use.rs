@@ -1,8 +1,10 @@
 //! What the data plane holds and carries, as of the last sweep.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_plan::object::ServiceKey;
+use shoal_types::EndpointId;
 use shoal_types::assignment::Assignment;
 
 /// How full a map of the programs is.
@@ -40,7 +42,14 @@ pub struct InUse {
     pub maps: Vec<MapFill>,
     /// Flows by table; none if they can't be read.
     pub flows: Option<BTreeMap<ServiceKey, Flows>>,
+    /// Flows that are under way, by endpoint, as far as the tables of endpoints led them.
+    pub endpoints: BTreeMap<EndpointId, u64>,
 }
+
+/// So many endpoints are told one by one, which bounds what a scrape costs: those with the most flows.
+const TOLD: usize = 1000;
+/// What stands for the slots of the others.
+const OTHERS: &str = "other";
 
 /// A service in a network: what `shoal_lb_*` tells of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,12 +60,15 @@ pub struct ServiceUse {
     pub withdrawn: u64,
     /// Its flows that entered by this node.
     pub flows: Flows,
+    /// Those under way by the slot of their endpoint, if the node's own table of endpoints led them.
+    pub slots: BTreeMap<String, u64>,
 }
 
 /// What each service carries, by its name and the network's. What the node is no longer told of is left out.
 pub fn by_name(
     assignment: &Assignment,
     flows: &BTreeMap<ServiceKey, Flows>,
+    endpoints: &BTreeMap<EndpointId, u64>,
 ) -> BTreeMap<(String, String), ServiceUse> {
     let services: BTreeMap<_, _> =
         assignment.services().map(|service| (service.index.0, service.name.to_string())).collect();
@@ -64,6 +76,8 @@ pub fn by_name(
         assignment.networks().map(|network| (network.vni, network.name.to_string())).collect();
     let by_id: BTreeMap<_, _> = assignment.networks().map(|network| (&network.id, &network.name)).collect();
     let mut found: BTreeMap<(String, String), ServiceUse> = BTreeMap::new();
+    let live = |id: EndpointId| endpoints.get(&id).copied().unwrap_or(0);
+    let told = told(assignment.endpoints().map(|endpoint| (live(endpoint.id), endpoint.id)));
     for endpoint in assignment.endpoints() {
         let (Some(service), Some(network)) =
             (assignment.service(&endpoint.service), by_id.get(&endpoint.network))
@@ -75,6 +89,12 @@ pub fn by_name(
             of.serving += 1;
         } else {
             of.withdrawn += 1;
+        }
+        let live = live(endpoint.id);
+        if told.contains(&endpoint.id) {
+            *of.slots.entry(endpoint.slot.to_string()).or_default() += live;
+        } else if live > 0 {
+            *of.slots.entry(OTHERS.to_owned()).or_default() += live;
         }
     }
     for (key, flows) in flows {
@@ -89,13 +109,22 @@ pub fn by_name(
     found
 }
 
+/// The endpoints that are told one by one, of all with their flows.
+fn told(all: impl Iterator<Item = (u64, EndpointId)>) -> BTreeSet<EndpointId> {
+    let mut all: Vec<_> = all.map(|(live, id)| (Reverse(live), id)).collect();
+    if all.len() > TOLD {
+        all.select_nth_unstable(TOLD);
+        all.truncate(TOLD);
+    }
+    all.into_iter().map(|(_, id)| id).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use shoal_types::assignment::{AssignedNetwork, AssignedService, Endpoint, Object};
     use shoal_types::object::Slot;
     use shoal_types::{
-        DualAddr, DualNet, EndpointId, Generation, LbPolicy, NetworkId, NodeId, ServiceId, ServiceIndex,
-        TaskId, Vni,
+        DualAddr, DualNet, Generation, LbPolicy, NetworkId, NodeId, ServiceId, ServiceIndex, TaskId, Vni,
     };
 
     use super::*;
@@ -115,7 +144,7 @@ mod tests {
                 node,
                 task,
                 service,
-                slot: Slot::Number(1),
+                slot: Slot::Number(id),
                 serving,
             })
         };
@@ -152,8 +181,19 @@ mod tests {
         let flows = |new, live| Flows { new, live };
         let counted =
             [(key(7, false), flows(5, 2)), (key(7, true), flows(1, 1)), (key(8, false), flows(9, 9))];
-        let wanted = ServiceUse { serving: 2, withdrawn: 1, flows: flows(6, 3) };
-        let found = by_name(&assignment, &counted.into());
+        let slots = [("1", 2), ("2", 0), ("3", 1)].map(|(slot, live)| (slot.to_owned(), live)).into();
+        let wanted = ServiceUse { serving: 2, withdrawn: 1, flows: flows(6, 3), slots };
+        let endpoints = [(EndpointId(1), 2), (EndpointId(3), 1), (EndpointId(9), 5)].into();
+        let found = by_name(&assignment, &counted.into(), &endpoints);
         assert_eq!(found, [(("web".to_owned(), "ingress".to_owned()), wanted)].into());
+    }
+
+    #[test]
+    fn of_very_many_endpoints_those_with_the_most_flows_are_told() {
+        let all = |count: u32| (0..count).map(|id| (u64::from(id % 7 == 0), EndpointId(id)));
+        assert_eq!(told(all(1000)).len(), 1000);
+        let told = told(all(5000));
+        assert_eq!(told.len(), 1000);
+        assert!(all(5000).filter(|(live, _)| *live > 0).all(|(_, id)| told.contains(&id)));
     }
 }

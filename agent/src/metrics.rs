@@ -144,6 +144,7 @@ impl Exporter {
         }
         out.connects(stats);
         out.services(stats);
+        out.slots(stats);
         out.maps(stats);
         peers::text(&mut out, &stats.probes);
         out.0.push_str(&stats.dns.text());
@@ -236,6 +237,21 @@ impl Text {
         for (names, of) in &services {
             for (state, number) in [("serving", of.serving), ("withdrawn", of.withdrawn)] {
                 self.raw(&format!("shoal_lb_backends{{{},state=\"{state}\"}} {number}", labels(names)));
+            }
+        }
+    }
+
+    fn slots(&mut self, stats: &Stats) {
+        let name = "shoal_lb_endpoint_active_connections";
+        self.head(
+            name,
+            "gauge",
+            "Active connections by the slot of the endpoint; \"other\": endpoints beyond the thousand with the most",
+        );
+        for ((service, network), of) in stats.services() {
+            for (slot, number) in &of.slots {
+                let labels = format!("service=\"{service}\",network=\"{network}\",slot=\"{slot}\"");
+                self.raw(&format!("{name}{{{labels}}} {number}"));
             }
         }
     }

@@ -96,6 +96,11 @@ pub(super) fn flows(new: &BTreeMap<u64, u64>, live: &BTreeMap<u64, u64>) -> BTre
     keys.map(|(key, id)| (key, Flows { new: of(new, id), live: of(live, id) })).collect()
 }
 
+/// Flows by endpoint. A number that is none of ours is left out.
+pub(super) fn by_endpoint(live: &BTreeMap<u64, u64>) -> BTreeMap<EndpointId, u64> {
+    live.iter().filter_map(|(id, live)| Some((EndpointId(u32::try_from(*id).ok()?), *live))).collect()
+}
+
 /// What is in the maps but leaves, and all attachments.
 pub(super) fn observe(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Result<(), BpfError> {
     let config = bpf.config()?;

@@ -8,7 +8,7 @@ use aya::maps::{Array, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use shoal_ebpf_common::keys::FlowKey;
 use shoal_ebpf_common::life::{PROPOSALS, TICK_SHIFT, idle, is_expired, is_live};
-use shoal_ebpf_common::values::{ALIASED, PROPOSE_FLOW, PROPOSE_NOTHING, PROPOSE_REPLY, Proposal};
+use shoal_ebpf_common::values::{ALIASED, BALANCED, PROPOSE_FLOW, PROPOSE_NOTHING, PROPOSE_REPLY, Proposal};
 
 use super::pod::Plain;
 use super::table::map_error;
@@ -25,6 +25,8 @@ pub struct Collected {
     pub removed: usize,
     /// Flows that are under way, by the table of endpoints that led them.
     pub live: BTreeMap<u64, u64>,
+    /// The same, by the endpoint they were led to; without those whose endpoint a balancer knows.
+    pub endpoints: BTreeMap<u64, u64>,
 }
 
 /// The programs' clock (see [`shoal_ebpf_common::life`]), now.
@@ -37,11 +39,14 @@ impl BpfDriver {
     pub fn collect(&mut self, now: u32) -> Result<Collected, BpfError> {
         let (flows, replies) = (self.flows.scan(&self.dirs.maps)?, self.replies.scan(&self.dirs.maps)?);
         let entries = (flows.len(), replies.len());
-        let mut live: BTreeMap<u64, u64> = BTreeMap::new();
+        let (mut live, mut endpoints) = (BTreeMap::<u64, u64>::new(), BTreeMap::<u64, u64>::new());
         // A record of a translated port is a task's node's, beside that of the flow where it entered.
         for (key, flow) in flows.iter().filter(|(_, flow)| flow.endpoint != ALIASED) {
             if is_live(key.proto(), flow.state, idle(now, flow.seen)) {
                 *live.entry(flow.service).or_default() += 1;
+                if flow.endpoint != BALANCED {
+                    *endpoints.entry(flow.endpoint).or_default() += 1;
+                }
             }
         }
         let flows = flows.iter().map(|(key, flow)| (PROPOSE_FLOW, key, flow.seen, flow.state));
@@ -56,7 +61,7 @@ impl BpfDriver {
         for part in proposals.chunks(usize::try_from(PROPOSALS).unwrap_or(1)) {
             removed += self.propose(part)?;
         }
-        Ok(Collected { entries, proposed: proposals.len(), removed, live })
+        Ok(Collected { entries, proposed: proposals.len(), removed, live, endpoints })
     }
 
     /// How many live flows this node leads to each of these endpoints, datagrams aside that were answered long ago.

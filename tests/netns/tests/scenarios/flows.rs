@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use anyhow::ensure;
-use shoal_netns::{Node, Swarm, Traffic, kill_hard, wait_for};
+use shoal_netns::{Need, Node, Swarm, Traffic, kill_hard, wait_for};
 
 use crate::harness::{
     ECHO, LISTENS, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, create_web,
@@ -73,6 +73,13 @@ fn told(node: &Node, metric: &str, service: &str, further: &str) -> anyhow::Resu
     node.metric(&format!("{metric}{{service=\"{service}\",network=\"ingress\"{further}}}"))
 }
 
+/// A service's connections under way through a node, added up over its three slots.
+fn by_slot(node: &Node, service: &str) -> anyhow::Result<f64> {
+    let slot =
+        |slot| told(node, "shoal_lb_endpoint_active_connections", service, &format!(",slot=\"{slot}\""));
+    Ok(slot(1)? + slot(2)? + slot(3)?)
+}
+
 fn removal(swarm: &mut Swarm) -> anyhow::Result<()> {
     let unrelated = other(swarm)?;
     for node in &swarm.nodes {
@@ -82,11 +89,14 @@ fn removal(swarm: &mut Swarm) -> anyhow::Result<()> {
                 read("shoal_lb_active_connections", ""),
                 read("shoal_lb_new_connections_total", ""),
                 read("shoal_lb_backends", ",state=\"serving\""),
+                by_slot(node, "other"),
             ];
             let is_right = |(count, wanted): (&anyhow::Result<f64>, f64)| {
                 count.as_ref().is_ok_and(|count| (count - wanted).abs() < 0.5)
             };
-            let wanted = [6.0, 6.0, 3.0];
+            // What a balancer leads is not told by endpoint.
+            let ours = if Need::EbpfEngine.lacking().is_none() { 6.0 } else { 0.0 };
+            let wanted = [6.0, 6.0, 3.0, ours];
             if counts.iter().zip(wanted).all(is_right) { Ok(()) } else { Err(format!("{counts:?}")) }
         })?;
     }
