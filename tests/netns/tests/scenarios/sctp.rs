@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect,
     listen, recvfrom, sendto, setsockopt, socket,
@@ -173,6 +173,8 @@ fn ask_kernel(from: IpAddr, to: SocketAddr) -> anyhow::Result<String> {
     let socket = open(SockType::Stream, to.is_ipv4())?;
     // On one address, or all that the client has would be told to the task.
     bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
+    // As long as the kernel would try, the scenario would wait.
+    setsockopt(&socket, SendTimeout, &time(ANSWER * slowness())?)?;
     connect(socket.as_raw_fd(), &SockaddrStorage::from(to)).context("cannot associate")?;
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(ANSWER * slowness()))?;
