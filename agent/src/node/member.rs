@@ -92,6 +92,15 @@ pub(super) fn facility(
     }))
 }
 
+fn prober(
+    nl: Nl,
+    assignment: &watch::Sender<Arc<Assignment>>,
+    stats: &Arc<Stats>,
+    closing: &CancellationToken,
+) -> Prober {
+    Prober { nl, assignment: assignment.subscribe(), stats: Arc::clone(stats), closing: closing.clone() }
+}
+
 impl Member {
     /// Starts it: the ledger is programmed at once, whether a manager answers or not.
     pub(super) fn start(
@@ -144,12 +153,8 @@ impl Member {
             stats: Arc::clone(stats),
             closing: closing.clone(),
         };
-        let prober = Prober {
-            nl: Nl::new(netlink.handle(), &stats.writes),
-            assignment: assignment.subscribe(),
-            stats: Arc::clone(stats),
-            closing: closing.clone(),
-        };
+        let nl = Nl::new(netlink.handle(), &stats.writes);
+        let prober = prober(nl, &assignment, stats, &closing);
         let record = Arc::new(ArcSwap::from_pointee(record));
         let keep =
             keep_managers(Arc::clone(config), Arc::clone(&record), managers.subscribe(), closing.clone());
