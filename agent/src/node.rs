@@ -28,6 +28,7 @@ use crate::stats::Stats;
 use member::Member;
 use record::Record;
 
+pub(crate) use peers::troubles;
 pub use preflight::preflight;
 /// The daemon's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -27,6 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::dial;
 use crate::drivers::runtime::Runtime;
 use crate::ledger::{Ledger, LedgerError};
+use crate::node;
 use crate::pki::Credentials;
 use crate::reconciler::{Applied, Reports, chain, now};
 use crate::stats::Stats;
@@ -36,6 +37,8 @@ use inbound::Inbound;
 pub use renew::Renewal;
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// What probes find is said this often, if it is something else.
+const PROBES: Duration = Duration::from_secs(2);
 /// A manager that acknowledges nothing for so long is left for another one.
 const SILENCE: Duration = Duration::from_secs(4);
 /// The same in heartbeats of this process: while it was stopped or starved it could hear nobody.
@@ -178,6 +181,8 @@ impl Session {
         let mut patience = interval(HEARTBEAT);
         patience.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unanswered = 0;
+        let (mut probes, mut troubles) = (interval(PROBES), Vec::new());
+        probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut inbound = Inbound::new(Arc::clone(&self.runtime), out.clone());
         loop {
             // Every arm waits for one thing and loses nothing when another is first.
@@ -192,6 +197,13 @@ impl Session {
                         return Err(SessionError::Silent);
                     }
                     unanswered += 1;
+                }
+                _ = probes.tick() => {
+                    let found = node::troubles(&self.stats.probes);
+                    if found != troubles {
+                        troubles.clone_from(&found);
+                        out.say(Body::Peers(pb::PeerReport { troubles: found })).await?;
+                    }
                 }
                 changed = applied.changed() => {
                     changed.map_err(|_| SessionError::Closed)?;

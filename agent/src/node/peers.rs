@@ -8,6 +8,13 @@ use crate::probe::{self, Probes};
 /// So many are shown one by one.
 const SHOWN: usize = 16;
 
+/// What is not well, a line each.
+pub(crate) fn troubles(probes: &Probes) -> Vec<String> {
+    let Some(peers) = shown(probes) else { return Vec::new() };
+    let clocks = peers.clocks.into_iter().map(|clock| format!("clock of {clock}"));
+    peers.troubles.into_iter().map(|trouble| trouble.evidence).chain(clocks).collect()
+}
+
 /// What probes tell; `None` while there is nobody to be probed.
 pub(super) fn shown(probes: &Probes) -> Option<pb::Peers> {
     let reports = probes.reports();

@@ -118,7 +118,9 @@ fn node_text(local: &pb::LocalNode, with_swarm: bool, now: u64) -> String {
     if !full.is_empty() {
         rest.push(format!("maps filling: {}", full.join(", ")));
     }
-    let warnings: Vec<String> = local.warnings.iter().cloned().chain(of_peers(local)).collect();
+    // The swarm's warnings have this node's probes, too.
+    let of_peers = of_peers(local).filter(|_| with_swarm);
+    let warnings: Vec<String> = local.warnings.iter().cloned().chain(of_peers).collect();
     if !warnings.is_empty() {
         let warnings: Vec<String> = warnings.iter().map(|w| one_line(w)).collect();
         rest.push(format!("warnings: {}", warnings.join("; ")));

@@ -4,14 +4,17 @@ use shoal_api::pb;
 use shoal_api::status::ApiError;
 use shoal_api::wire::field;
 use shoal_core::{Command, view};
-use shoal_types::ErrorCode;
 use shoal_types::object::{NodeRole, NodeState};
 use shoal_types::token::digest_text;
+use shoal_types::{ErrorCode, NodeId};
 use tonic::Status;
 
 use super::describe::count;
 use crate::consensus::StateView;
 use crate::manager::Manager;
+
+/// So much of what nodes find between one another is shown.
+const SHOWN_BETWEEN: usize = 16;
 
 pub(super) async fn get(manager: &Manager) -> Result<pb::ClusterInfo, Status> {
     shown(manager, &manager.read().await?)
@@ -27,6 +30,21 @@ pub(super) async fn update(
     let command = Command::SetLbEngine { engine: field("lb_engine", &request.lb_engine)? };
     let (_, after) = manager.write_or_preview(&request.request_id, request.dry_run, command).await?;
     shown(manager, &after)
+}
+
+/// What the nodes' probes of one another find, a line each and a last one for the rest.
+fn between_nodes(manager: &Manager, seen: &StateView) -> Vec<String> {
+    let found = manager.sessions.peer_troubles();
+    let more = found.len().saturating_sub(SHOWN_BETWEEN);
+    let line = |(node, trouble): &(NodeId, String)| {
+        let name = seen.state.nodes().get(node).map(|node| &node.name)?;
+        Some(format!("seen from {name}: {trouble}"))
+    };
+    let mut lines: Vec<String> = found.iter().take(SHOWN_BETWEEN).filter_map(line).collect();
+    if more > 0 {
+        lines.push(format!("{more} more between nodes; 'shoal status' on each has its own"));
+    }
+    lines
 }
 
 fn shown(manager: &Manager, seen: &StateView) -> Result<pb::ClusterInfo, Status> {
@@ -72,6 +90,6 @@ fn shown(manager: &Manager, seen: &StateView) -> Result<pb::ClusterInfo, Status>
         state_hash: format!("{:032x}", state.hash()),
         lb_engine: cluster.balancing.engine.to_string(),
         direct_routing: cluster.balancing.direct.to_string(),
-        warnings: view::warnings(state),
+        warnings: view::warnings(state).into_iter().chain(between_nodes(manager, seen)).collect(),
     })
 }

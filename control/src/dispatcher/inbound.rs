@@ -25,7 +25,8 @@ pub(super) enum Report {
     Tasks(pb::TaskReport),
 }
 
-/// Listens until the stream ends or the handle is dropped. Heartbeats and log lines are dealt with at once.
+/// Listens until the stream ends or the handle is dropped. Heartbeats, log lines and what probes
+/// find are dealt with at once.
 pub(super) fn listen(
     manager: &Arc<Manager>,
     node: &NodeId,
@@ -64,6 +65,10 @@ impl Ear {
                 }
                 Some(Up::Log(chunk)) => {
                     self.log(chunk);
+                    continue;
+                }
+                Some(Up::Peers(report)) => {
+                    self.manager.sessions.heard_of_peers(&self.node, report.troubles);
                     continue;
                 }
                 Some(Up::Applied(applied)) => Report::Applied(applied),

@@ -18,6 +18,10 @@ pub type Outbound = mpsc::Sender<Result<pb::ManagerMessage, Status>>;
 /// it can't repair must not block every update of the cluster.
 const ERROR_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Of what one node's probes find, so many lines of so many characters are kept.
+const PEER_LINES: usize = 32;
+const PEER_LINE: usize = 300;
+
 /// What a node was sent and what it said of it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
@@ -47,6 +51,8 @@ struct Live {
     outbound: Outbound,
     replaced: CancellationToken,
     progress: Progress,
+    /// What its probes of other nodes find.
+    peers: Vec<String>,
 }
 
 #[derive(Default)]
@@ -104,7 +110,13 @@ impl Sessions {
         let mut registry = self.lock();
         registry.next += 1;
         let number = registry.next;
-        let live = Live { number, outbound, replaced: replaced.clone(), progress: Progress::default() };
+        let live = Live {
+            number,
+            outbound,
+            replaced: replaced.clone(),
+            progress: Progress::default(),
+            peers: Vec::new(),
+        };
         if let Some(older) = registry.live.insert(node.clone(), live) {
             older.replaced.cancel();
         }
@@ -160,6 +172,24 @@ impl Sessions {
             .live
             .get(node)
             .is_some_and(|live| live.progress.sent > 0 && live.progress.clean >= live.progress.sent)
+    }
+
+    /// Notes what a node's probes of others find, as much of it as is worth keeping.
+    pub fn heard_of_peers(&self, node: &NodeId, troubles: Vec<String>) {
+        let short = |line: String| line.chars().take(PEER_LINE).collect();
+        let peers = troubles.into_iter().take(PEER_LINES).map(short).collect();
+        if let Some(live) = self.lock().live.get_mut(node) {
+            live.peers = peers;
+        }
+    }
+
+    /// What nodes with a session find wrong with the ways to others: who says it, and what.
+    pub fn peer_troubles(&self) -> Vec<(NodeId, String)> {
+        let registry = self.lock();
+        let lines = |(node, live): (&NodeId, &Live)| {
+            live.peers.iter().map(|line| (node.clone(), line.clone())).collect::<Vec<_>>()
+        };
+        registry.live.iter().flat_map(lines).collect()
     }
 
     /// The way to a node, when it has a session.
@@ -265,6 +295,21 @@ mod tests {
         assert_eq!(applied(&sessions, 1), Some(0));
         seat.sent(10);
         assert_eq!(applied(&sessions, 1), Some(0));
+    }
+
+    #[test]
+    fn what_probes_find_is_kept_as_long_as_the_session() {
+        let sessions = Arc::new(Sessions::default());
+        let (outbound, _inbound) = mpsc::channel(1);
+        let seat = sessions.open(&node(1), outbound);
+        sessions.heard_of_peers(&node(1), vec!["x".repeat(1000); 1000]);
+        let kept = sessions.peer_troubles();
+        assert_eq!((kept.len(), kept[0].1.len()), (PEER_LINES, PEER_LINE), "a node can't fill the manager");
+        sessions.heard_of_peers(&node(1), vec!["n3 is gone".to_owned()]);
+        sessions.heard_of_peers(&node(2), vec!["no session".to_owned()]);
+        assert_eq!(sessions.peer_troubles(), [(node(1), "n3 is gone".to_owned())]);
+        drop(seat);
+        assert_eq!(sessions.peer_troubles(), []);
     }
 
     #[test]

@@ -113,8 +113,19 @@ fn peers(node: &Node) -> Result<Value, String> {
     items.first().map(|item| item["node"]["peers"].clone()).ok_or_else(|| "no status".to_owned())
 }
 
+/// Waits until every node has been answered by both others: only of those it is said that they answer no more.
+fn wait_answered(swarm: &Swarm) -> anyhow::Result<()> {
+    swarm.nodes.iter().try_for_each(|node| {
+        wait_for(&format!("{} to be answered by the others", node.name()), PATIENCE, || {
+            let peers = peers(node)?;
+            if peers["answering"] == 2 { Ok(()) } else { Err(peers.to_string()) }
+        })
+    })
+}
+
 /// Both ends of what n3 lets in from n2 no more: its own packets still get there, and are answered in vain.
 fn one_way(swarm: &mut Swarm) -> anyhow::Result<()> {
+    wait_answered(swarm)?;
     let [first, near, far] = swarm.nodes.as_slice() else { anyhow::bail!("not three nodes") };
     let rule = format!("ip saddr {} udp dport 7378 drop", near.place.v4);
     let nft = |line: &str| far.host.run_line(&format!("nft {line}")).stdout().map(drop);
@@ -140,6 +151,11 @@ fn one_way(swarm: &mut Swarm) -> anyhow::Result<()> {
         ensure!(text.contains("peers 1/2") && text.contains("do not arrive at n3"), "{text}");
         let answering = near.metric("shoal_peer_reachable")?;
         ensure!((answering - 1.0).abs() < 0.1, "of two peers {answering} can be reached");
+        wait_for("the manager to tell of it", PATIENCE, || {
+            let text = first.shoal(&["status"]).map_err(|error| format!("{error:#}"))?;
+            let known = text.contains("Warning: seen from n2: frames from here do not arrive at n3");
+            if known { Ok(()) } else { Err(text) }
+        })?;
         ensure_well(first)
     };
     let outcome = told();
@@ -151,6 +167,7 @@ fn one_way(swarm: &mut Swarm) -> anyhow::Result<()> {
 
 /// A link on the way carries less than the nodes' own do, and says nothing of it.
 fn too_narrow(swarm: &mut Swarm) -> anyhow::Result<()> {
+    wait_answered(swarm)?;
     let (near, far) = (&swarm.nodes[1], &swarm.nodes[2]);
     let cable = |mtu: u32| swarm.lan.narrow(far.place, mtu);
     cable(1460)?;
