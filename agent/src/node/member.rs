@@ -101,6 +101,21 @@ fn prober(
     Prober { nl, assignment: assignment.subscribe(), stats: Arc::clone(stats), closing: closing.clone() }
 }
 
+/// Starts what runs beside the reconciler.
+fn others(
+    session: Session,
+    renewal: Renewal,
+    prober: Prober,
+    keep: impl Future<Output = ()> + Send + 'static,
+) -> Vec<JoinHandle<()>> {
+    vec![
+        tokio::spawn(session.run()),
+        tokio::spawn(renewal.run()),
+        tokio::spawn(prober.run()),
+        tokio::spawn(keep),
+    ]
+}
+
 impl Member {
     /// Starts it: the ledger is programmed at once, whether a manager answers or not.
     pub(super) fn start(
@@ -153,8 +168,7 @@ impl Member {
             stats: Arc::clone(stats),
             closing: closing.clone(),
         };
-        let nl = Nl::new(netlink.handle(), &stats.writes);
-        let prober = prober(nl, &assignment, stats, &closing);
+        let prober = prober(Nl::new(netlink.handle(), &stats.writes), &assignment, stats, &closing);
         let record = Arc::new(ArcSwap::from_pointee(record));
         let keep =
             keep_managers(Arc::clone(config), Arc::clone(&record), managers.subscribe(), closing.clone());
@@ -165,12 +179,7 @@ impl Member {
             reports,
             closing,
             reconciler: tokio::spawn(reconciler.run()),
-            others: vec![
-                tokio::spawn(session.run()),
-                tokio::spawn(renewal.run()),
-                tokio::spawn(prober.run()),
-                tokio::spawn(keep),
-            ],
+            others: others(session, renewal, prober, keep),
             supervisor,
             netlink,
         })
