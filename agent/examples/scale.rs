@@ -96,6 +96,7 @@ struct Memory {
 
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
 fn main() -> anyhow::Result<()> {
+    shoal_agent::memory::share();
     let args = Args::parse();
     if std::env::var_os("SHOAL_LOG").is_some() {
         tracing_subscriber::fmt().with_writer(std::io::stderr).init();

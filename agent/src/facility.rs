@@ -21,6 +21,7 @@ use shoal_plan::{Engine, Facts, IfName, Key, Objects};
 use shoal_types::assignment::Assignment;
 use shoal_types::lb::LbInUse;
 use shoal_types::{LbEngine, NodeId, TaskId};
+use tokio::task::yield_now;
 
 use crate::drivers::bpf::{self, BpfDriver, BpfError};
 use crate::drivers::dns::{DnsDriver, DnsError};
@@ -324,13 +325,15 @@ impl Facility for HostFacility {
         }
         if leaves {
             let turn = thorough.then_some(&mut self.turn);
-            mesh::observe_leaves(&self.bpf, &self.links, desired, turn, &mut more)?;
+            mesh::observe_leaves(&self.bpf, &self.links, desired, turn, &mut more).await?;
+            yield_now().await;
         }
         self.clients.observe(&self.overlay, &mut self.bpf, &self.writes, &mut more)?;
         let serving = self.dns.observe();
         self.resolvers.retain(|task, _| serving.contains(task.as_str()));
         more.extend(self.resolvers.values().cloned().map(Object::from));
         found.extend(more.into_iter().map(|object| (object.key(), object)));
+        yield_now().await;
         self.balancers.observe(&self.overlay, desired, thorough, &mut found)?;
         let is_hook = |key: &&Key| matches!(key, Key::Hook(..));
         if thorough

@@ -12,7 +12,7 @@ pub mod facts;
 mod health;
 pub mod in_use;
 pub mod ledger;
-mod memory;
+pub mod memory;
 pub mod metrics;
 pub mod mounts;
 pub mod netns;

@@ -16,7 +16,7 @@ use shoal_agent::metrics::Exporter;
 use shoal_agent::node::{Node, VERSION};
 use shoal_agent::notify::Notify;
 use shoal_agent::stats::Stats;
-use shoal_agent::{api, cleanup, durable, mounts, supervisor};
+use shoal_agent::{api, cleanup, durable, memory, mounts, supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -90,6 +90,7 @@ fn main() -> ExitCode {
     if let Some(code) = process::run_subcommand(std::env::args_os()) {
         return code;
     }
+    memory::share();
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == supervisor::SUBCOMMAND) {
         return match supervisor::exec_control(arguments) {

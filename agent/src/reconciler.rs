@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use shoal_types::assignment::Assignment;
 use shoal_types::{Generation, NodeId};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -53,6 +53,9 @@ const GLANCE: Duration = Duration::from_millis(500);
 const KERNEL_SHARE: u32 = 4;
 /// yet none longer than this, so that what is lost is back within a second.
 const KERNEL_PAUSE: Duration = Duration::from_millis(500);
+
+/// A look that gave way to a change is begun again after so long: changes seldom come alone.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Why a pass is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,11 +111,15 @@ pub struct Reconciler<F> {
     backoffs: Backoffs,
     /// What was wanted when the last pass ended with nothing left to do.
     settled: Option<Settled>,
-    /// Sweeps that gave way to a change since the last that did not.
+    /// Looks that gave way to a change since the last that did not.
     gave_way: u32,
     /// What is programmed.
     applied: Generation,
-    /// Objects that the last look at everything was about.
+    /// What works beside the loop: one look at a time, however many gave way, as each holds much memory.
+    beside: Arc<Semaphore>,
+    /// Objects that were wanted at the last look at everything,
+    wanted: usize,
+    /// and those that this pass looked at.
     looked_at: usize,
     started: bool,
 }
@@ -147,6 +154,8 @@ impl<F: Facility> Reconciler<F> {
             settled: None,
             gave_way: 0,
             applied: Generation(0),
+            beside: Arc::new(Semaphore::new(1)),
+            wanted: 0,
             looked_at: 0,
             started: false,
         }
@@ -169,6 +178,7 @@ impl<F: Facility> Reconciler<F> {
         let closing = self.closing.clone();
         let mut wake = Some(Wake::Start);
         let mut quiet = Instant::now();
+        let mut again: Option<(Instant, Wake)> = None;
         loop {
             if let Some(why) = wake {
                 // What the managers changed does not wait for a look at everything.
@@ -176,7 +186,9 @@ impl<F: Facility> Reconciler<F> {
                     self.pass(Wake::Assignment).await;
                 }
                 let begin = Instant::now();
-                self.pass(why).await;
+                let is_over = self.pass(why).await;
+                // Another sweep comes; for the rest there may be no second cause.
+                again = (!is_over && why != Wake::Sweep).then(|| (Instant::now() + AGAIN, why)).or(again);
                 if why == Wake::Kernel {
                     quiet = Instant::now() + KERNEL_PAUSE.min(begin.elapsed() * KERNEL_SHARE);
                 }
@@ -212,6 +224,9 @@ impl<F: Facility> Reconciler<F> {
                     // What stays so is not repaired by another look: sweeps and retries go on.
                     let touched = self.facility.is_touched();
                     (!std::mem::replace(&mut was_touched, touched) && touched).then_some(Wake::Kernel)
+                }
+                () = sleep_until(again.map_or_else(Instant::now, |(at, _)| at)), if again.is_some() => {
+                    again.take().map(|(_, why)| why)
                 }
                 _ = sweep.tick() => Some(Wake::Sweep),
                 // Without anything to retry it must not come in a sweep's place: what sweeps find is drift.

@@ -16,6 +16,7 @@ use shoal_plan::object::{
 };
 use shoal_plan::{IfName, Objects};
 use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, PortPlace, Protocol, Vni};
+use tokio::task::yield_now;
 
 use crate::drivers::bpf::{BpfDriver, BpfError, Program as BpfProgram, ServiceSpec};
 use crate::drivers::link::LinkTable;
@@ -148,14 +149,15 @@ pub(super) fn observe(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object
 }
 
 /// Leaves in the maps: where endpoints and peers are, and the ways in. With a `turn`, the tables of some services are
-/// compared slot by slot, from that one on, and it is moved on to the next.
-pub(super) fn observe_leaves(
+/// compared slot by slot, from that one on, and it is moved on to the next. Reads in pieces, between which a look may end.
+pub(super) async fn observe_leaves(
     bpf: &BpfDriver,
     links: &LinkTable,
     desired: &Objects,
     turn: Option<&mut u64>,
     found: &mut Vec<Object>,
 ) -> Result<(), BpfError> {
+    yield_now().await;
     found.extend(bpf.endpoints.dump()?.iter().filter_map(|(id, value)| {
         Some(Object::LbEndpoint(LbEndpoint {
             id: EndpointId(u32::try_from(*id).ok()?),
@@ -166,7 +168,9 @@ pub(super) fn observe_leaves(
             link: links.name(value.ifindex),
         }))
     }));
+    yield_now().await;
     tables::observe(bpf, desired, turn, found)?;
+    yield_now().await;
     found.extend(bpf.peers.dump()?.iter().filter_map(|(key, value)| {
         Some(Object::Peer(Peer {
             vxlan: links.name(key.vxlan),
@@ -177,6 +181,7 @@ pub(super) fn observe_leaves(
             mtu: value.mtu,
         }))
     }));
+    yield_now().await;
     ways_in(bpf, links, found)
 }
 

@@ -21,11 +21,11 @@ use crate::{in_use, memory};
 /// A change that made another one necessary settles within this many rounds.
 const ROUNDS: usize = 4;
 
-/// A sweep of a large node takes seconds and gives way to the managers, but not more often than this in a row.
+/// To look at a large node takes a second or two, and gives way to the managers, but not more often than this in a row.
 const GIVES_WAY: u32 = 8;
 
-/// A pass over more objects than this holds much memory.
-const MANY: usize = 20_000;
+/// A pass over more objects than this holds much memory, and works on them for longer than a change should have to wait.
+const MANY: usize = if cfg!(test) { 0 } else { 20_000 };
 
 /// What came of carrying out a plan.
 #[derive(Debug, Default)]
@@ -69,11 +69,11 @@ pub(super) struct Obstacles {
 }
 
 impl<F: Facility> Reconciler<F> {
-    /// Looks at everything and puts right what differs.
-    pub(super) async fn pass(&mut self, why: Wake) {
+    /// Looks at everything and puts right what differs. Whether it came to its end: else the managers have something new.
+    pub(super) async fn pass(&mut self, why: Wake) -> bool {
         let assignment = Arc::clone(&self.assignment.borrow_and_update());
         if assignment.cluster().is_none() {
-            return;
+            return true;
         }
         let (begin, writes) = (Instant::now(), self.stats.writes.total());
         if why == Wake::Assignment {
@@ -86,7 +86,7 @@ impl<F: Facility> Reconciler<F> {
                     None => match self.rounds(why, &assignment, &facts).await {
                         Some(outcome) => outcome,
                         // What the managers have to say is next; what was found so far is not worth keeping.
-                        None => return,
+                        None => return false,
                     },
                 };
                 // What fails is told apart: what was made before and is found changed is somebody else's doing.
@@ -124,14 +124,25 @@ impl<F: Facility> Reconciler<F> {
         self.stats.set_lb(lb);
         self.reports.pass_done(Applied { generation: self.applied, errors, took, writes, lb });
         if std::mem::take(&mut self.looked_at) > MANY {
-            memory::give_back();
+            // Nobody waits for it, nor for its end.
+            drop(tokio::task::spawn_blocking(memory::give_back));
         }
+        true
     }
 
     /// Looks and changes until nothing is left to do. `None`: it gave way before it changed anything.
-    async fn rounds(&mut self, why: Wake, assignment: &Assignment, facts: &Facts) -> Option<Outcome> {
-        let Some(desired) = desired::derive(assignment, facts) else { return Some(Outcome::default()) };
-        self.looked_at = desired.len();
+    async fn rounds(&mut self, why: Wake, assignment: &Arc<Assignment>, facts: &Facts) -> Option<Outcome> {
+        let is_large = self.wanted > MANY && !matches!(why, Wake::Start | Wake::Assignment);
+        let gives_way = (is_large || why == Wake::Sweep) && self.gave_way < GIVES_WAY;
+        let is_aside = gives_way && is_large;
+        let derived = if is_aside {
+            let (assignment, facts) = (Arc::clone(assignment), facts.clone());
+            self.aside(move || desired::derive(&assignment, &facts)).await?
+        } else {
+            desired::derive(assignment, facts)
+        };
+        let Some(mut desired) = derived else { return Some(Outcome::default()) };
+        (self.wanted, self.looked_at) = (desired.len(), desired.len());
         self.backoffs.retain(|key| desired.contains_key(key));
         let mut is_drift = matches!(why, Wake::Kernel | Wake::Sweep)
             && self.settled.as_ref().is_some_and(|settled| settled.is_current(assignment, facts));
@@ -141,26 +152,24 @@ impl<F: Facility> Reconciler<F> {
         for round in 0..ROUNDS {
             let look = Look { thorough: round == 0 && why != Wake::Task, leaves: few.is_none() };
             let mut news = self.assignment.clone();
-            let gives_way = why == Wake::Sweep && round == 0 && self.gave_way < GIVES_WAY;
             // Observing only reads, so it may end anywhere.
             let observed = tokio::select! {
                 biased;
                 observed = self.observe(&desired, assignment, look) => observed,
-                Ok(()) = news.changed(), if gives_way => {
+                Ok(()) = news.changed(), if gives_way && round == 0 => {
                     self.gave_way += 1;
                     return None;
                 }
             };
-            let observed = match observed {
+            let mut observed = match observed {
                 Ok(observed) => observed,
                 Err(error) => return Some(Outcome::lost(error)),
             };
-            if !self.started {
-                self.started = true;
-                let adopted = desired.iter().filter(|(key, wanted)| {
-                    observed.get(*key).is_some_and(|found| wanted.is_satisfied_by(found))
-                });
-                Stats::set(&self.stats.adopted, u64::try_from(adopted.count()).unwrap_or(0));
+            self.adopt(&desired, &observed);
+            if is_aside && round == 0 {
+                let differing = self.aside(move || differing(desired, observed)).await?;
+                let Some(both) = differing else { break };
+                (desired, observed) = both;
             }
             let plan = plan(few.as_ref().unwrap_or(&desired), &observed);
             self.verify(&desired, &observed, &plan);
@@ -182,6 +191,40 @@ impl<F: Facility> Reconciler<F> {
         self.gave_way = 0;
         self.tasks.settle(assignment, &self.reports);
         Some(outcome)
+    }
+
+    /// Works something out beside the loop, which changes would have to wait for. `None`: there is one.
+    async fn aside<T: Send + 'static>(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let mut news = self.assignment.clone();
+        let beside = Arc::clone(&self.beside);
+        let worked_out = async {
+            let permit = beside.acquire_owned().await.ok()?;
+            let work = move || {
+                let done = work();
+                drop(permit);
+                done
+            };
+            tokio::task::spawn_blocking(work).await.ok()
+        };
+        let done = tokio::select! {
+            biased;
+            Ok(()) = news.changed() => None,
+            done = worked_out => done,
+        };
+        self.gave_way += u32::from(done.is_none());
+        done
+    }
+
+    /// Counts what is there when the daemon starts.
+    fn adopt(&mut self, desired: &Objects, observed: &Objects) {
+        if std::mem::replace(&mut self.started, true) {
+            return;
+        }
+        let is_right = |(key, wanted): &(&Key, &Object)| {
+            observed.get(*key).is_some_and(|found| wanted.is_satisfied_by(found))
+        };
+        let adopted = desired.iter().filter(is_right).count();
+        Stats::set(&self.stats.adopted, u64::try_from(adopted).unwrap_or(0));
     }
 
     async fn observe(
@@ -350,6 +393,12 @@ impl Obstacles {
         };
         self.unready.extend(task.cloned());
     }
+}
+
+/// Both, if they differ; else dropping them is done, too.
+fn differing(desired: Objects, observed: Objects) -> Option<(Objects, Objects)> {
+    let is_right = plan(&desired, &observed).is_empty();
+    (!is_right).then_some((desired, observed))
 }
 
 /// How what was repaired was found.

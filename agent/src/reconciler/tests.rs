@@ -40,6 +40,8 @@ struct KernelState {
     leaves: Vec<bool>,
     /// Looking takes a minute.
     slow: bool,
+    /// Something was taken away that nobody tells of.
+    touched: bool,
     removed: Vec<Key>,
 }
 
@@ -110,6 +112,10 @@ impl Facility for FakeKernel {
             state.removed.push(object.key());
         });
         Ok(())
+    }
+
+    fn is_touched(&self) -> bool {
+        self.with(|state| state.touched)
     }
 
     fn sandbox_path(&self, task: &TaskId) -> PathBuf {

@@ -132,3 +132,26 @@ async fn a_sweep_gives_way_to_changes_but_not_for_ever() {
     assert!(world.holds(&told).await);
     world.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_others_changed_is_looked_for_again_after_giving_way() {
+    let mut world = World::start();
+    world.tell(&[11, 13]);
+    world.applied().await;
+    world.kernel.with(|state| {
+        state.objects.retain(|key, _| !matches!(key, Key::LbEndpoint(_)));
+        (state.slow, state.touched) = (true, true);
+    });
+    // The look for it has begun, and takes a minute.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let begin = Instant::now();
+    let told = world.tell(&[11, 13, 15]);
+    world.applied().await;
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(!world.holds(&told).await);
+    // Sooner than by the next sweep, which would begin three seconds from now.
+    tokio::time::sleep(Duration::from_secs(62)).await;
+    assert!(world.holds(&told).await);
+    assert_eq!(world.stats.drift().get("endpoint"), Some(&2));
+    world.stop().await;
+}
