@@ -1,5 +1,7 @@
 //! A data plane of its own for each test, gone when the test is.
 
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -65,6 +67,21 @@ impl Drop for Plane {
             assert!(!self.config.dir.exists(), "nothing is left of {}", self.config.dir.display());
         }
     }
+}
+
+/// Calls bpf(2) with the words of its attribute, of which a pair of u32 makes one.
+///
+/// # Safety
+/// Addresses among the words must be of what the command reads or writes there.
+pub(crate) unsafe fn bpf(command: libc::c_int, words: &[u64]) -> io::Result<libc::c_long> {
+    // SAFETY: the attribute is live and of the size passed; the rest is the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(words)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// A descriptor as a word.
+pub(crate) fn word(fd: impl AsFd) -> u64 {
+    u64::from(fd.as_fd().as_raw_fd().unsigned_abs())
 }
 
 /// Lets the quarantine of freed slots pass.

@@ -10,21 +10,16 @@ use shoal_ebpf_common::packet::TCP;
 use shoal_ebpf_common::values::PortVal;
 
 use super::driver::{in_namespace, own_group, service};
-use super::fixture::Plane;
+use super::fixture::{Plane, bpf, word};
 use super::support::world::{self, V4};
-
-/// Calls bpf(2) with the words of its attribute.
-fn bpf(command: libc::c_int, words: [u64; 2]) -> libc::c_long {
-    // SAFETY: the attribute is live, of the size passed, and the one address in it is of a live C string.
-    unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(&words)) }
-}
 
 /// Opens what is pinned.
 fn open(pin: &Path) -> OwnedFd {
     const OBJ_GET: libc::c_int = 7;
     let path = std::ffi::CString::new(pin.to_str().expect("as it was made")).expect("as it was made");
-    let fd = bpf(OBJ_GET, [path.as_ptr().expose_provenance() as u64, 0]);
-    assert!(fd >= 0, "{}: {}", pin.display(), std::io::Error::last_os_error());
+    // SAFETY: the address is of a live C string.
+    let fd = unsafe { bpf(OBJ_GET, &[path.as_ptr().expose_provenance() as u64, 0]) };
+    let fd = fd.unwrap_or_else(|error| panic!("{}: {error}", pin.display()));
     // SAFETY: the kernel has just returned this descriptor.
     unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("as it was made")) }
 }
@@ -33,7 +28,8 @@ fn open(pin: &Path) -> OwnedFd {
 fn detach(pin: &Path) {
     const LINK_DETACH: libc::c_int = 34;
     let link = open(pin);
-    assert_eq!(bpf(LINK_DETACH, [u64::from(link.as_raw_fd().unsigned_abs()), 0]), 0, "detach");
+    // SAFETY: the command takes no address.
+    unsafe { bpf(LINK_DETACH, &[word(&link), 0]) }.expect("detach");
 }
 
 fn generation(plane: &mut Plane) -> PathBuf {

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::mem::size_of_val;
-use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Mutex, PoisonError};
 
 use aya::maps::{MapInfo, MapType};
@@ -12,7 +10,7 @@ use aya::programs::ProgramInfo;
 use shoal_agent::drivers::bpf::Opened;
 use shoal_ebpf_common::reason::Program;
 
-use super::fixture::Plane;
+use super::fixture::{Plane, bpf, word};
 
 static IDLE: Mutex<Vec<Plane>> = Mutex::new(Vec::new());
 
@@ -79,11 +77,21 @@ impl Raw {
 
     fn delete_all(&self) -> io::Result<()> {
         let mut key = vec![0_u8; self.info.key_size() as usize];
+        let address = key.as_mut_ptr().expose_provenance() as u64;
         // The first key that is there, whichever.
-        while self.call(BPF_MAP_GET_NEXT_KEY, None, Some(&mut key))? {
-            self.call(BPF_MAP_DELETE_ELEM, Some(&key), None)?;
+        while self.call(BPF_MAP_GET_NEXT_KEY, [0, address])? {
+            self.call(BPF_MAP_DELETE_ELEM, [address, 0])?;
         }
         Ok(())
+    }
+
+    /// A command for a key, or for the first one; whether there was one.
+    fn call(&self, command: libc::c_int, [key, next]: [u64; 2]) -> io::Result<bool> {
+        // SAFETY: the addresses are null or of as many bytes as a key has.
+        match unsafe { bpf(command, &[word(&self.fd), key, next, 0]) } {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            outcome => outcome.map(|_| true),
+        }
     }
 
     /// Sets all elements to `value` bytes of zero.
@@ -91,63 +99,14 @@ impl Raw {
         let count = self.info.max_entries();
         let keys: Vec<u32> = (0..count).collect();
         let values = vec![0_u8; value * count as usize];
-        let attr = Batch {
-            batches: [0; 2],
-            keys: keys.as_ptr() as u64,
-            values: values.as_ptr() as u64,
-            count,
-            map: self.fd.as_fd().as_raw_fd().cast_unsigned(),
-            flags: [0; 2],
-        };
+        let (keys_at, values_at) = (keys.as_ptr().expose_provenance(), values.as_ptr().expose_provenance());
+        let count_and_map = u64::from(count) | word(&self.fd) << 32;
+        let words = [0, 0, keys_at as u64, values_at as u64, count_and_map, 0, 0];
         // SAFETY: keys and values are as many and as long as the map's are.
-        check(unsafe {
-            libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw const attr, size_of_val(&attr))
-        })?;
-        Ok(())
+        unsafe { bpf(BPF_MAP_UPDATE_BATCH, &words) }.map(|_| ())
     }
-
-    /// A command for one element; whether there was one. The kernel refuses what a command has no use for.
-    fn call(&self, command: libc::c_int, key: Option<&[u8]>, next: Option<&mut [u8]>) -> io::Result<bool> {
-        let attr = Element {
-            map: self.fd.as_fd().as_raw_fd().cast_unsigned(),
-            pad: 0,
-            key: key.map_or(0, |key| key.as_ptr() as u64),
-            next: next.map_or(0, |next| next.as_mut_ptr() as u64),
-            flags: 0,
-        };
-        // SAFETY: key and next are as long as the map's keys are.
-        match check(unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of_val(&attr)) }) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            outcome => outcome.map(|()| true),
-        }
-    }
-}
-
-fn check(result: libc::c_long) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
-
-/// `union bpf_attr` for elements (include/uapi/linux/bpf.h).
-#[repr(C)]
-struct Element {
-    map: u32,
-    pad: u32,
-    key: u64,
-    next: u64,
-    flags: u64,
-}
-
-/// The same for batches.
-#[repr(C)]
-struct Batch {
-    batches: [u64; 2],
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    flags: [u64; 2],
-}
