@@ -57,10 +57,25 @@ pub fn ask(
     ask_by(host.run(&programs.load), target, udp, count)
 }
 
+/// Asks as [`ask`] does with datagrams, from ports `first` on.
+pub fn ask_from(
+    host: &Host,
+    programs: &Programs,
+    target: SocketAddr,
+    first: u16,
+    count: usize,
+) -> anyhow::Result<Answers> {
+    asked(host.run(&programs.load), target, count, &["--udp", "--from-port", &first.to_string()])
+}
+
 /// As [`ask`], by `shoal-load` as it is started by `run`.
 pub fn ask_by(run: Run, target: SocketAddr, udp: bool, count: usize) -> anyhow::Result<Answers> {
+    asked(run, target, count, if udp { &["--udp"] } else { &[] })
+}
+
+fn asked(run: Run, target: SocketAddr, count: usize, more: &[&str]) -> anyhow::Result<Answers> {
     let run = run.args(["ask", "--target", &target.to_string(), "--count", &count.to_string()]);
-    let output = run.args(udp.then_some("--udp")).output()?;
+    let output = run.args(more).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let error = String::from_utf8_lossy(&output.stderr);
     serde_json::from_str(&text).with_context(|| format!("asking {target}: {text}{error}"))

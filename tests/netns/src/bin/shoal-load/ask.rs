@@ -14,6 +14,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<bool> {
     let target = args.target()?;
     let count: usize = args.take_or("count", 1)?;
     let udp = args.switch("udp");
+    let first: Option<u16> = args.take("from-port")?;
     let timeout = Duration::from_millis(args.take_or("timeout-ms", 2000)?);
     args.finish()?;
 
@@ -23,8 +24,10 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<bool> {
     let mut failed = 0;
     let mut port_kept = 0;
     let mut errors: Vec<String> = Vec::new();
-    for _ in 0..count {
-        let answer = if udp { ask_udp(target, timeout) } else { ask_tcp(target, timeout) };
+    for number in 0..count {
+        // Datagrams have no end by which a port would be free again: whoever asks through several nodes has a range for each.
+        let own = first.map_or(0, |first| first.saturating_add(u16::try_from(number).unwrap_or(u16::MAX)));
+        let answer = if udp { ask_udp(target, own, timeout) } else { ask_tcp(target, timeout) };
         match answer.map(|(line, port, to)| (Answer::parse(&line), port, to)) {
             Ok((Some(answer), port, to)) => {
                 connected.insert(to.to_string());
@@ -78,8 +81,8 @@ fn ask_tcp(target: SocketAddr, timeout: Duration) -> std::io::Result<Told> {
     Ok((line, port, to))
 }
 
-fn ask_udp(target: SocketAddr, timeout: Duration) -> std::io::Result<Told> {
-    let socket = udp_to(target, timeout)?;
+fn ask_udp(target: SocketAddr, own: u16, timeout: Duration) -> std::io::Result<Told> {
+    let socket = udp_to(target, own, timeout)?;
     let (port, to) = (socket.local_addr()?.port(), socket.peer_addr()?);
     socket.send(b"?")?;
     let mut buffer = [0; 1024];

@@ -24,7 +24,7 @@ usage: shoal-load serve   [--whoami PORT]… [--echo PORT]… [--conn PORT]… [
        shoal-load connect --target ADDR:PORT [--workers N] [--secs S] [--rate PER_SECOND] [--until-eof] [--cpu N]
        shoal-load rr      --target ADDR:PORT [--secs S] [--size BYTES] [--udp] [--cpu N]
        shoal-load bulk    --target ADDR:PORT [--streams N] [--secs S] [--cpu N]
-       shoal-load ask     --target ADDR:PORT [--count N] [--udp] [--timeout-ms MS]
+       shoal-load ask     --target ADDR:PORT [--count N] [--udp [--from-port PORT]] [--timeout-ms MS]
        shoal-load stream  --target ADDR:PORT [--streams N] [--interval-ms MS] [--secs S] [--until-eof] [--timeout-ms MS]
        shoal-load flood   --target ADDR:PORT [--count N]
 

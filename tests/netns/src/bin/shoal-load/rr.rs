@@ -1,7 +1,7 @@
 //! Requests and answers on one connection, or in datagrams.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -37,7 +37,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<bool> {
     let until = args.until(2.0)?;
     args.finish()?;
     let mut peer: Box<dyn Exchange> =
-        if udp { Box::new(udp_to(target, TIMEOUT)?) } else { Box::new(tcp_to(target)?) };
+        if udp { Box::new(udp_to(target, 0, TIMEOUT)?) } else { Box::new(tcp_to(target)?) };
 
     let request = vec![b'x'; size];
     let mut answer = vec![0; size];
@@ -77,11 +77,11 @@ fn tcp_to(target: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A UDP socket that hears only the target.
-pub(crate) fn udp_to(target: SocketAddr, timeout: Duration) -> std::io::Result<UdpSocket> {
-    let any: SocketAddr =
-        if target.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    let socket = UdpSocket::bind(any)?;
+/// A UDP socket that hears only the target, at a port of its own; 0: any that is free.
+pub(crate) fn udp_to(target: SocketAddr, port: u16, timeout: Duration) -> std::io::Result<UdpSocket> {
+    let own: IpAddr =
+        if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((own, port))?;
     socket.connect(target)?;
     socket.set_read_timeout(Some(timeout))?;
     Ok(socket)
