@@ -1,7 +1,7 @@
 //! A data plane of its own for each test, gone when the test is.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -77,6 +77,12 @@ pub(crate) unsafe fn bpf(command: libc::c_int, words: &[u64]) -> io::Result<libc
     // SAFETY: the attribute is live and of the size passed; the rest is the caller's.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, words.as_ptr(), size_of_val(words)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Takes over a descriptor that a command of [`bpf`] has just returned.
+pub(crate) fn owned(fd: libc::c_long) -> OwnedFd {
+    // SAFETY: nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor")) }
 }
 
 /// A descriptor as a word.

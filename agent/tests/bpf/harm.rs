@@ -1,6 +1,6 @@
 //! What others do to a data plane, and how it is put right.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData};
@@ -10,7 +10,7 @@ use shoal_ebpf_common::packet::TCP;
 use shoal_ebpf_common::values::PortVal;
 
 use super::driver::{in_namespace, own_group, service};
-use super::fixture::{Plane, bpf, word};
+use super::fixture::{Plane, bpf, owned, word};
 use super::support::world::{self, V4};
 
 /// Opens what is pinned.
@@ -20,8 +20,7 @@ fn open(pin: &Path) -> OwnedFd {
     // SAFETY: the address is of a live C string.
     let fd = unsafe { bpf(OBJ_GET, &[path.as_ptr().expose_provenance() as u64, 0]) };
     let fd = fd.unwrap_or_else(|error| panic!("{}: {error}", pin.display()));
-    // SAFETY: the kernel has just returned this descriptor.
-    unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).expect("as it was made")) }
+    owned(fd)
 }
 
 /// Detaches a pinned link as `bpftool link detach` does: the pin stays.

@@ -1,9 +1,15 @@
 //! Upgrades to another layout of the maps: flows go on.
 
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use shoal_agent::drivers::bpf::{Opened, Program};
+use shoal_ebpf_common::keys::FlowKey;
 
 use super::Kernel;
-use super::fixture::Plane;
+use super::fixture::{Plane, bpf, owned, word};
 use super::support::packet::{ACK, SYN, Segment, TCP};
 use super::support::world::{self, Action, LOCAL, REMOTE, SERVICE, V4, World};
 
@@ -79,7 +85,7 @@ fn flows_that_are_laid_out_differently_are_left_and_nothing_is_read_of_them() {
         let mut kernel = with_connections(8);
         let program = kernel.driver().program_pin(Program::MeshIngress);
         let generation = program.ancestors().nth(2).expect("a generation");
-        std::fs::remove_dir(generation.join("flows-1")).unwrap();
+        std::fs::remove_dir(generation.join("flows-2")).unwrap();
         if let Some(mark) = mark {
             std::fs::create_dir(generation.join(mark)).unwrap();
         }
@@ -88,4 +94,50 @@ fn flows_that_are_laid_out_differently_are_left_and_nothing_is_read_of_them() {
         assert!(kernel.driver().remove_other_layouts().unwrap());
         assert!(kernel.driver().flows().unwrap().is_empty(), "{number}");
     }
+}
+
+/// `BPF_MAP_CREATE`, `BPF_MAP_UPDATE_ELEM` and `BPF_OBJ_PIN` of `linux/bpf.h`, and the type of a map.
+const MAP_CREATE: i32 = 0;
+const MAP_UPDATE_ELEM: i32 = 2;
+const OBJ_PIN: i32 = 6;
+const LRU_HASH: u64 = 9;
+
+/// Puts a map in a pin's place whose values are only the first `size` bytes of each.
+fn shorten<V>(pin: &Path, entries: &BTreeMap<FlowKey, V>, size: usize) {
+    assert!(size < size_of::<V>());
+    let key_size = (size_of::<FlowKey>() as u64) << 32;
+    let sizes = size as u64 | 1024 << 32;
+    // SAFETY: there is no address among the words.
+    let map = owned(unsafe { bpf(MAP_CREATE, &[LRU_HASH | key_size, sizes, 0]) }.expect("a map"));
+    for (key, value) in entries {
+        let key = std::ptr::from_ref(key).expose_provenance() as u64;
+        let value = std::ptr::from_ref(value).expose_provenance() as u64;
+        // SAFETY: the key is one, and the value has more bytes than the map's.
+        unsafe { bpf(MAP_UPDATE_ELEM, &[word(&map), key, value, 0]) }.expect("an entry");
+    }
+    std::fs::remove_file(pin).expect("unpinned");
+    let path = CString::new(pin.as_os_str().as_bytes()).expect("a path");
+    // SAFETY: the path is a live C string.
+    unsafe { bpf(OBJ_PIN, &[path.as_ptr().expose_provenance() as u64, word(&map)]) }.expect("pinned");
+}
+
+#[test]
+fn flows_of_the_layout_before_are_carried_over() {
+    let mut kernel = with_connections(40);
+    let (flows, replies) = (kernel.driver().flows().unwrap(), kernel.driver().replies().unwrap());
+    let program = kernel.driver().program_pin(Program::MeshIngress);
+    let generation = program.ancestors().nth(2).expect("a generation");
+    std::fs::rename(generation.join("flows-2"), generation.join("flows-1")).unwrap();
+    shorten(&generation.join("maps/FLOWS"), &flows, 32);
+    shorten(&generation.join("maps/REPLIES"), &replies, 56);
+    upgrade(kernel.plane(), 5);
+    let mut now = kernel.driver().flows().unwrap();
+    assert!(now.values().all(|flow| flow.bytes == 0));
+    for (key, flow) in &mut now {
+        flow.bytes = flows[key].bytes;
+    }
+    assert_eq!(now, flows);
+    assert_eq!(kernel.driver().replies().unwrap().len(), replies.len());
+    assert!(kernel.driver().remove_other_layouts().unwrap());
+    assert_eq!(kernel.driver().flows().unwrap().len(), flows.len());
 }

@@ -250,6 +250,8 @@ fn answer(work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) {
     work.reply.kind = entry.kind;
     work.reply.endpoint = work.flow.endpoint;
     work.reply.service = work.flow.service;
+    work.reply.bytes = 0;
+    work.reply.isn = work.flow.isn;
 }
 
 /// Writes a new flow and its answers; in place, so far as they are there from an earlier connection of the same addresses

@@ -144,6 +144,8 @@ pub(crate) fn note_answer<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyV
     work.flow.target_port = work.key.sport;
     work.flow.source_port = work.key.dport;
     work.flow.mark = 0;
+    work.flow.bytes = 0;
+    work.flow.isn = reply.isn;
     work.flow.seen = now;
     work.flow.state = state;
     if reply.kind == REPLY_STEER {

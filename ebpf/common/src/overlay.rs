@@ -123,6 +123,8 @@ fn remember<T: Tables>(tables: &T, work: &mut Work) {
     work.reply.kind = REPLY_DIRECT;
     work.reply.endpoint = 0;
     work.reply.service = 0;
+    work.reply.bytes = 0;
+    work.reply.isn = 0;
     work.reply.seen = tables.clock();
     work.reply.state = 0;
     tables.set_reply(&work.answers, &work.reply);

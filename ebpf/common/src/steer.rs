@@ -10,7 +10,7 @@ use crate::keys::{FlowKey, Mac, copied, same_mac};
 use crate::life;
 use crate::packet::Ethernet;
 use crate::tables::Tables;
-use crate::values::{ALIASED, FlowVal, REPLY_STEER, ReplyVal};
+use crate::values::{ALIASED, REPLY_STEER, ReplyVal};
 use crate::verdict::{Out, Verdict, Work};
 
 /// Whether answers to the packet ([`Work::answers`]) are known to go to a router, with the port the packet came from.
@@ -128,15 +128,16 @@ fn alias<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Option<u16> {
 
 #[inline(always)]
 fn record<T: Tables>(tables: &T, work: &mut Work, router: &Mac, port: u16) {
-    work.flow = FlowVal {
-        endpoint: ALIASED,
-        service: number(router),
-        target_port: work.header.dport,
-        source_port: port,
-        mark: 0,
-        seen: tables.clock(),
-        state: life::at_first(&work.header),
-    };
+    // Field by field, as in [`Work::forward_unchanged`].
+    work.flow.endpoint = ALIASED;
+    work.flow.service = number(router);
+    work.flow.target_port = work.header.dport;
+    work.flow.source_port = port;
+    work.flow.mark = 0;
+    work.flow.seen = tables.clock();
+    work.flow.state = life::at_first(&work.header);
+    work.flow.bytes = 0;
+    work.flow.isn = 0;
     tables.set_flow(&work.key, &work.flow);
 }
 
@@ -155,6 +156,8 @@ fn set<T: Tables>(tables: &T, work: &mut Work, router: &Mac) {
     work.reply.kind = REPLY_STEER;
     work.reply.endpoint = 0;
     work.reply.service = 0;
+    work.reply.bytes = 0;
+    work.reply.isn = 0;
     work.reply.seen = tables.clock();
     work.reply.state = life::at_first(&work.header);
     tables.set_reply(&work.answers, &work.reply);
@@ -172,6 +175,8 @@ pub(crate) fn answers_from<T: Tables>(tables: &T, work: &mut Work, known: &Reply
     work.reply.kind = known.kind;
     work.reply.endpoint = known.endpoint;
     work.reply.service = known.service;
+    work.reply.bytes = known.bytes;
+    work.reply.isn = known.isn;
     // What was noted of this answer may not be in what was read before.
     work.reply.seen = tables.clock();
     work.reply.state = life::after(known.state, life::of_answer(&work.header));

@@ -291,6 +291,8 @@ fn expect_answers(sender: &Sender<'_>, vip: &VipVal, endpoint: &EndpointVal, wor
     work.reply.kind = if is_hairpin { REPLY_HAIRPIN } else { REPLY_VIP };
     work.reply.endpoint = work.flow.endpoint;
     work.reply.service = work.flow.service;
+    work.reply.bytes = 0;
+    work.reply.isn = 0;
 }
 
 #[inline(always)]

@@ -31,12 +31,15 @@ layout! {
         service @ 0: u64,
         /// Port the tasks listen on, host order.
         target_port @ 8: u16,
-        /// Zero.
-        pad @ 10: u16,
+        /// `PORT_*`.
+        flags @ 10: u16,
         /// Mark of the virtual service that balances it; 0: the service's table does.
         mark @ 12: u32,
     }
 }
+
+/// [`PortVal::flags`]: tasks are told who the client is by a header of the PROXY protocol, version 2.
+pub const PORT_PROXY: u16 = 1;
 
 impl PortVal {
     /// A published port of a service, balanced by the service's table.
@@ -46,7 +49,7 @@ impl PortVal {
 
     /// A published port of a service, balanced by a virtual service.
     pub const fn balanced(service: u64, target_port: u16, mark: u32) -> Self {
-        Self { service, target_port, pad: 0, mark }
+        Self { service, target_port, flags: 0, mark }
     }
 }
 
@@ -246,7 +249,7 @@ pub const ALIASED: u64 = u64::MAX - 1;
 
 layout! {
     /// Where a flow goes: `FLOWS`.
-    FlowVal, size 32 {
+    FlowVal, size 48 {
         /// Key in `ENDPOINTS`, or [`BALANCED`] or [`ALIASED`].
         endpoint @ 0: u64,
         /// Key in `SERVICES`.
@@ -262,6 +265,12 @@ layout! {
         seen @ 24: u32,
         /// What has been seen of it: bits `FLOW_*` of [`crate::life`].
         state @ 28: u32,
+        /// Bytes its client has sent, IP headers and all.
+        bytes @ 32: u64,
+        /// Of a connection whose task is told of its client ([`PORT_PROXY`]): the sequence number of its SYN.
+        isn @ 40: u32,
+        /// Zero.
+        pad @ 44: u32,
     }
 }
 
@@ -274,12 +283,13 @@ impl FlowVal {
             && self.target_port == other.target_port
             && self.source_port == other.source_port
             && self.mark == other.mark
+            && self.isn == other.isn
     }
 }
 
 layout! {
     /// What happens to an endpoint's answer: `REPLIES`.
-    ReplyVal, size 56 {
+    ReplyVal, size 72 {
         /// [`REPLY_RESTORE`], [`REPLY_LOCAL`], [`REPLY_VIP`], [`REPLY_HAIRPIN`]: the source the client expects. [`REPLY_STEER`]: the
         /// source that the task gives its answers, if it isn't where the request went.
         addr @ 0: Addr,
@@ -301,6 +311,12 @@ layout! {
         seen @ 48: u32,
         /// As [`FlowVal::state`].
         state @ 52: u32,
+        /// Bytes its endpoint has sent, IP headers and all.
+        bytes @ 56: u64,
+        /// As [`FlowVal::isn`].
+        isn @ 64: u32,
+        /// Zero.
+        pad @ 68: u32,
     }
 }
 
@@ -316,6 +332,7 @@ impl ReplyVal {
             && self.service == other.service
             && self.addr == other.addr
             && same_mac(&self.mac, &other.mac)
+            && self.isn == other.isn
     }
 }
 

@@ -121,6 +121,8 @@ impl Work {
         self.flow.target_port = target_port;
         self.flow.source_port = self.header.sport;
         self.flow.mark = 0;
+        self.flow.bytes = 0;
+        self.flow.isn = 0;
     }
 }
 

@@ -14,28 +14,43 @@ use super::{BpfDriver, BpfError};
 
 /// Number of the layout of `FLOWS` and `REPLIES`, keys and values, and of what they mean: another one with each change.
 /// It is told by a directory beside the maps, whatever their ABI version is.
-const FLOW_LAYOUT: u32 = 1;
-/// The one version that had this layout and did not tell.
+const FLOW_LAYOUT: u32 = 2;
+/// The one version that had layout 1 and did not tell.
 const SILENT: &str = "gen-4";
+
+/// Values of layout 1: without what layout 2 has after them, zeroes of which mean the same.
+type FlowVal1 = [u8; 32];
+type ReplyVal1 = [u8; 56];
 
 // Whoever changes these looks at the number above.
 const _: () =
-    assert!(size_of::<FlowKey>() == 40 && size_of::<FlowVal>() == 32 && size_of::<ReplyVal>() == 56);
+    assert!(size_of::<FlowKey>() == 40 && size_of::<FlowVal>() == 48 && size_of::<ReplyVal>() == 72);
 
 /// The directory that tells the layout, in the directory of a generation.
 pub(super) fn mark(generation: &Path) -> PathBuf {
     generation.join(format!("flows-{FLOW_LAYOUT}"))
 }
 
-/// Whether the flow maps of another generation are laid out as ours.
-fn is_alike(generation: &Path) -> bool {
-    if mark(generation).exists() {
-        return true;
+/// The layout of the flow maps of another generation, if it is one that is known here.
+fn layout_of(generation: &Path) -> Option<u32> {
+    for layout in 1..=FLOW_LAYOUT {
+        if generation.join(format!("flows-{layout}")).exists() {
+            return Some(layout);
+        }
     }
     let tells = fs::read_dir(generation).is_ok_and(|entries| {
         entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("flows-"))
     });
-    !tells && generation.ends_with(SILENT)
+    (!tells && generation.ends_with(SILENT)).then_some(1)
+}
+
+/// A value of a layout that had less, with zeroes for what was not there.
+fn widen<const N: usize, V: Layout + Default>(old: [u8; N]) -> V {
+    const { assert!(N <= size_of::<V>()) };
+    let mut value = V::default();
+    // SAFETY: the value has that many bytes and more, and every bit pattern is one.
+    unsafe { (&raw mut value).cast::<[u8; N]>().write_unaligned(old) };
+    value
 }
 
 /// When flows are brought over.
@@ -55,17 +70,20 @@ impl BpfDriver {
         if !maps.join("FLOWS").exists() || !maps.join("REPLIES").exists() {
             return Ok(0);
         }
-        let from = from.display();
-        if !is_alike(maps.parent().unwrap_or(&maps)) {
-            if moment == Moment::Before {
-                tracing::warn!(%from, "flows of these programs are laid out differently: they are not carried over");
+        let read = match layout_of(from) {
+            Some(1) => read(&maps, |flow: FlowVal1| widen(flow), |reply: ReplyVal1| widen(reply)),
+            Some(_) => read(&maps, |flow: FlowVal| flow, |reply: ReplyVal| reply),
+            None => {
+                if moment == Moment::Before {
+                    let from = from.display();
+                    tracing::warn!(%from, "flows of these programs are laid out differently: they are not carried over");
+                }
+                return Ok(0);
             }
-            return Ok(0);
-        }
-        let opened =
-            Table::open(&maps, "FLOWS").and_then(|flows| Ok((flows, Table::open(&maps, "REPLIES")?)));
-        let (flows, replies): (Table<FlowKey, FlowVal>, Table<FlowKey, ReplyVal>) = match opened {
-            Ok(tables) => tables,
+        };
+        let from = from.display();
+        let (flows, replies) = match read {
+            Ok(entries) => entries,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(%from, error, "flows of these programs can't be read: they are not carried over");
@@ -81,8 +99,8 @@ impl BpfDriver {
         };
         let own = self.dirs.maps.clone();
         // Answers first: a flow that is known is led on at once.
-        let answers = bring(&mut self.replies, &own, &replies, &maps, |reply| goes_on(reply.endpoint))?;
-        let requests = bring(&mut self.flows, &own, &flows, &maps, |flow| goes_on(flow.endpoint))?;
+        let answers = bring(&mut self.replies, &own, replies, |reply| goes_on(reply.endpoint))?;
+        let requests = bring(&mut self.flows, &own, flows, |flow| goes_on(flow.endpoint))?;
         if answers + requests > 0 {
             tracing::info!(%from, ?moment, requests, answers, "carried flows over");
         }
@@ -90,16 +108,33 @@ impl BpfDriver {
     }
 }
 
-/// Writes what one table has and the other has not.
+type Entries<V> = Vec<(FlowKey, V)>;
+
+/// Reads the flows of other programs, and their answers.
+fn read<F, R>(
+    maps: &Path,
+    flow: impl Fn(F) -> FlowVal,
+    reply: impl Fn(R) -> ReplyVal,
+) -> Result<(Entries<FlowVal>, Entries<ReplyVal>), BpfError>
+where
+    F: Layout + PartialEq,
+    R: Layout + PartialEq,
+{
+    let flows: Table<FlowKey, F> = Table::open(maps, "FLOWS")?;
+    let replies: Table<FlowKey, R> = Table::open(maps, "REPLIES")?;
+    let flows = flows.scan(maps)?.into_iter().map(|(key, value)| (key, flow(value)));
+    let replies = replies.scan(maps)?.into_iter().map(|(key, value)| (key, reply(value)));
+    Ok((flows.collect(), replies.collect()))
+}
+
+/// Writes what is not known yet.
 fn bring<V: Layout + PartialEq>(
     to: &mut Table<FlowKey, V>,
     to_maps: &Path,
-    from: &Table<FlowKey, V>,
-    from_maps: &Path,
+    mut entries: Entries<V>,
     wanted: impl Fn(&V) -> bool,
 ) -> Result<usize, BpfError> {
     let known: BTreeSet<FlowKey> = to.scan(to_maps)?.into_iter().map(|(key, _)| key).collect();
-    let mut entries = from.scan(from_maps)?;
     entries.retain(|(key, value)| !known.contains(key) && wanted(value));
     to.write_all(&entries)?;
     Ok(entries.len())

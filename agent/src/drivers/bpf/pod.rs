@@ -56,6 +56,8 @@ layouts!(
     VipVal,
 );
 
+// SAFETY: bytes.
+unsafe impl<const N: usize> Layout for [u8; N] {}
 // SAFETY: a primitive.
 unsafe impl Layout for u32 {}
 // SAFETY: a primitive.
