@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use shoal_api::pb;
-use shoal_types::PublishMode;
 use shoal_types::port::unfit_address;
+use shoal_types::{ProxyProtocol, PublishMode};
 
-const EXAMPLE: &str =
-    "write it as 8080:80, 8000-8010:80-90/udp or published=8080,target=80,protocol=tcp,mode=host,ip=ADDR";
+const EXAMPLE: &str = "write it as 8080:80, 8000-8010:80-90/udp or \
+                       published=8080,target=80,protocol=tcp,mode=host,ip=ADDR,proxy-protocol=v2";
 
 /// The ports that one `-p` publishes. Without a published number the cluster picks a free one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +69,12 @@ fn mode(text: &str) -> Result<pb::PublishMode, String> {
     })
 }
 
+fn proxy(text: &str) -> Result<pb::ProxyProtocol, String> {
+    Ok(match text.parse::<ProxyProtocol>()? {
+        ProxyProtocol::V2 => pb::ProxyProtocol::V2,
+    })
+}
+
 /// An address in the one form it is compared in.
 fn address(text: &str) -> Result<String, String> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
@@ -89,6 +95,7 @@ struct Words {
     protocol: Option<pb::Protocol>,
     mode: Option<pb::PublishMode>,
     ip: Option<String>,
+    proxy: Option<pb::ProxyProtocol>,
 }
 
 /// One `-p`.
@@ -110,6 +117,7 @@ pub(crate) fn publish(text: &str) -> Result<Publish, String> {
         target: target.first + offset,
         mode: words.mode.unwrap_or(pb::PublishMode::Ingress).into(),
         ip: words.ip.clone().unwrap_or_default(),
+        proxy: words.proxy.unwrap_or_default().into(),
     };
     Ok(Publish((0..target.count()).map(port).collect()))
 }
@@ -131,7 +139,7 @@ fn short(text: &str) -> Result<Words, String> {
             (Some(Range::parse("published", published)?), Range::parse("target", target)?)
         }
     };
-    Ok(Words { published, target: Some(target), protocol, mode: None, ip })
+    Ok(Words { published, target: Some(target), protocol, ip, ..Words::default() })
 }
 
 fn split_address(text: &str) -> Result<(Option<String>, &str), String> {
@@ -160,7 +168,7 @@ fn long(text: &str) -> Result<Words, String> {
             "protocol" => words.protocol = Some(protocol(value)?),
             "mode" => words.mode = Some(mode(value)?),
             "ip" => words.ip = Some(address(value)?),
-            "proxy-protocol" => return Err(format!("'{key}=' is not available yet")),
+            "proxy-protocol" => words.proxy = Some(proxy(value)?),
             _ => return Err(format!("'{key}' is not a key of a published port; {EXAMPLE}")),
         }
     }
@@ -178,6 +186,7 @@ pub(crate) struct PortMatch {
     protocol: Option<pb::Protocol>,
     mode: Option<pb::PublishMode>,
     ip: Option<String>,
+    proxy: Option<pb::ProxyProtocol>,
 }
 
 /// `80` (target, or published when no target has that number), `8080:80`, ranges of both, each with `/udp` or behind an
@@ -185,13 +194,13 @@ pub(crate) struct PortMatch {
 pub(crate) fn port_match(text: &str) -> Result<PortMatch, String> {
     let is_long = text.contains('=');
     let words = if is_long { long(text)? } else { short(text)? };
-    let Words { published, target, protocol, mode, ip } = words;
+    let Words { published, target, protocol, mode, ip, proxy } = words;
     if published.is_none() && target.is_none() {
         return Err(format!("'{text}' names no port; {EXAMPLE}"));
     }
     let is_one = !is_long && published.is_none() && ip.is_none();
     let (either, target) = if is_one { (target, None) } else { (None, target) };
-    Ok(PortMatch { shown: text.to_owned(), either, published, target, protocol, mode, ip })
+    Ok(PortMatch { shown: text.to_owned(), either, published, target, protocol, mode, ip, proxy })
 }
 
 /// A port as asked for, and the number it has: the cluster chose it where none was asked for.
@@ -209,6 +218,7 @@ impl PortMatch {
             self.protocol.is_none_or(|protocol| p.spec.protocol() == protocol)
                 && self.mode.is_none_or(|mode| mode == publish_mode(&p.spec))
                 && self.ip.as_ref().is_none_or(|ip| *ip == p.spec.ip)
+                && self.proxy.is_none_or(|proxy| proxy == p.spec.proxy())
                 // The n-th of one range with the n-th of the other.
                 && self.published.zip(self.target).is_none_or(|(published, target)| {
                     p.number.wrapping_sub(published.first) == p.spec.target.wrapping_sub(target.first)

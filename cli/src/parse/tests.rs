@@ -100,11 +100,15 @@ fn networks_and_aliases() {
 
 fn port(protocol: pb::Protocol, published: u32, target: u32) -> pb::PortSpec {
     let mode = pb::PublishMode::Ingress.into();
-    pb::PortSpec { protocol: protocol.into(), published, target, mode, ip: String::new() }
+    pb::PortSpec { protocol: protocol.into(), published, target, mode, ..Default::default() }
 }
 
 fn bound(port: &pb::PortSpec, mode: pb::PublishMode, ip: &str) -> pb::PortSpec {
     pb::PortSpec { mode: mode.into(), ip: ip.to_owned(), ..port.clone() }
+}
+
+fn headed(port: &pb::PortSpec) -> pb::PortSpec {
+    pb::PortSpec { proxy: pb::ProxyProtocol::V2.into(), ..port.clone() }
 }
 
 #[test]
@@ -126,6 +130,8 @@ fn published_ports() {
         ("target=80,mode=host,published=8080", bound(&port(Tcp, 8080, 80), Host, "")),
         ("target=80,mode=host,ip=2001:db8:0::1", bound(&port(Tcp, 0, 80), Host, "2001:db8::1")),
         ("target=80,ip=::ffff:192.0.2.1", bound(&port(Tcp, 0, 80), Ingress, "192.0.2.1")),
+        ("published=8080,target=80,proxy-protocol=v2", headed(&port(Tcp, 8080, 80))),
+        ("target=80,proxy-protocol=v2,mode=host", headed(&bound(&port(Tcp, 0, 80), Host, ""))),
     ] {
         assert_eq!(publish(text), Ok(Publish(vec![want])), "{text}");
     }
@@ -145,6 +151,7 @@ fn published_ports() {
             bound(&port(Tcp, 2, 4), Ingress, "10.0.0.1"),
             2,
         ),
+        ("published=1-2,target=3-4,proxy-protocol=v2", headed(&port(Tcp, 1, 3)), headed(&port(Tcp, 2, 4)), 2),
     ] {
         let Publish(ports) = publish(text).unwrap();
         assert_eq!((ports.first(), ports.last(), ports.len()), (Some(&first), Some(&last), count), "{text}");
@@ -162,7 +169,9 @@ fn published_ports() {
         ("0.0.0.0:8080:80", "leave it out to publish on every address"),
         ("target=80,mode=mesh", "use mode=ingress or mode=host"),
         ("target=80,ip=eth0", "is not an IP address"),
-        ("target=80,proxy-protocol=v2", "'proxy-protocol=' is not available yet"),
+        ("target=80,proxy-protocol=v1", "only v2 is; write proxy-protocol=v2"),
+        ("target=80,proxy-protocol=", "only v2 is"),
+        ("8080:80,proxy-protocol=v2", "'8080:80' is not key=value"),
         ("80/icmp", "unknown"),
         ("0:80", "1 to 65535"),
         ("70000:80", "1 to 65535"),
@@ -187,6 +196,7 @@ fn ports_to_remove() {
         bound(&port(Tcp, 7001, 71), Ingress, "10.0.0.1"),
         // Chosen by the cluster: 30000.
         port(Tcp, 0, 90),
+        headed(&port(Tcp, 9090, 95)),
     ];
     for (text, gone) in [
         ("80", &[0, 1][..]),
@@ -208,6 +218,7 @@ fn ports_to_remove() {
         ("10.0.0.1:7001:71", &[4]),
         ("10.0.0.2:7001:71", &[]),
         ("target=8080", &[]),
+        ("target=1-99,proxy-protocol=v2", &[6]),
     ] {
         let number = |spec: &pb::PortSpec| if spec.published == 0 { 30_000 } else { spec.published };
         let known: Vec<Known> =

@@ -132,7 +132,7 @@ fn lists_are_edited_in_place() {
     )
     .unwrap();
     assert_eq!(warnings, Vec::<String>::new());
-    let want = pb::PortSpec { protocol: 1, published: 9000, target: 91, mode: 1, ip: String::new() };
+    let want = pb::PortSpec { protocol: 1, published: 9000, target: 91, mode: 1, ..Default::default() };
     assert_eq!(new.ports, [want]);
     assert_eq!(process(&new).env, ["B=3", "C=4"]);
     assert_eq!(new.labels.into_iter().collect::<Vec<_>>(), [("z".to_owned(), "1".to_owned())]);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use shoal_api::pb;
-use shoal_types::PublishMode;
+use shoal_types::{ProxyProtocol, PublishMode};
 
 use super::words::protocol;
 
@@ -12,6 +12,15 @@ fn mode(mode: i32) -> &'static str {
         Ok(pb::PublishMode::Host) => PublishMode::Host.as_str(),
         Ok(_) => PublishMode::Ingress.as_str(),
         Err(_) => "unknown",
+    }
+}
+
+/// `v2`, or nothing.
+fn proxy(proxy: i32) -> Option<&'static str> {
+    match pb::ProxyProtocol::try_from(proxy) {
+        Ok(pb::ProxyProtocol::Unspecified) => None,
+        Ok(pb::ProxyProtocol::V2) => Some(ProxyProtocol::V2.as_str()),
+        Err(_) => Some("unknown"),
     }
 }
 
@@ -36,7 +45,8 @@ impl Run<'_> {
         first.published > 0
             && next.published == first.published.saturating_add(self.count)
             && next.target == first.target.saturating_add(self.count)
-            && (next.protocol, next.mode, &next.ip) == (first.protocol, first.mode, &first.ip)
+            && (next.protocol, next.mode, &next.ip, next.proxy)
+                == (first.protocol, first.mode, &first.ip, first.proxy)
     }
 
     fn numbers(&self, first: u32) -> String {
@@ -49,9 +59,14 @@ impl Run<'_> {
     fn text(&self) -> String {
         let first = self.first;
         let published = if first.published == 0 { "auto".to_owned() } else { self.numbers(first.published) };
-        let host = if mode(first.mode) == "host" { " (host)" } else { "" };
+        let how = match (mode(first.mode), proxy(first.proxy)) {
+            ("host", Some(proxy)) => format!(" (host, proxy {proxy})"),
+            ("host", None) => " (host)".to_owned(),
+            (_, Some(proxy)) => format!(" (proxy {proxy})"),
+            (_, None) => String::new(),
+        };
         format!(
-            "{}:{published}->{}/{}{host}",
+            "{}:{published}->{}/{}{how}",
             address(&first.ip),
             self.numbers(first.target),
             protocol(first.protocol())
@@ -70,7 +85,7 @@ fn runs(ports: &[pb::PublishedPort]) -> Vec<Run<'_>> {
     runs
 }
 
-/// `*:8080->80/tcp`, `192.0.2.1:8000-8010->80-90/udp`, `*:8080->80/tcp (host)`, joined by commas.
+/// `*:8080->80/tcp`, `192.0.2.1:8000-8010->80-90/udp`, `*:8080->80/tcp (host, proxy v2)`, joined by commas.
 pub(crate) fn ports_text(ports: &[pb::PublishedPort]) -> String {
     runs(ports).iter().map(Run::text).collect::<Vec<_>>().join(", ")
 }
@@ -82,8 +97,8 @@ pub(crate) fn spec_ports_texts(ports: &[pb::PortSpec]) -> Value {
 }
 
 fn as_published(port: &pb::PortSpec) -> pb::PublishedPort {
-    let pb::PortSpec { protocol, published, target, mode, ip } = port.clone();
-    pb::PublishedPort { protocol, published, target, mode, ip }
+    let pb::PortSpec { protocol, published, target, mode, ip, proxy } = port.clone();
+    pb::PublishedPort { protocol, published, target, mode, ip, proxy }
 }
 
 /// What the cluster chose where no number was asked for, as a note for each range.
@@ -121,7 +136,7 @@ fn item(port: &pb::PublishedPort) -> Value {
     let published = Some(port.published).filter(|published| *published > 0);
     json!({
         "protocol": protocol(port.protocol()), "published": published, "target": port.target,
-        "mode": mode(port.mode), "ip": ip,
+        "mode": mode(port.mode), "ip": ip, "proxyProtocol": proxy(port.proxy),
     })
 }
 
@@ -130,7 +145,7 @@ pub(super) fn spec_ports_item(ports: &[pb::PortSpec]) -> Value {
     ports.iter().map(|port| item(&as_published(port))).collect()
 }
 
-/// Published ports with docker's names. The address has the name it has on docker's hosts.
+/// Published ports with docker's names. The address has the name it has on docker's hosts; docker has no header.
 pub(super) fn docker_ports(ports: &[pb::PublishedPort]) -> Value {
     ports.iter().map(docker_port).collect()
 }
@@ -147,6 +162,9 @@ fn docker_port(port: &pb::PublishedPort) -> Value {
     });
     if !port.ip.is_empty() {
         item["HostIp"] = port.ip.as_str().into();
+    }
+    if let Some(proxy) = proxy(port.proxy) {
+        item["ProxyProtocol"] = proxy.into();
     }
     item
 }

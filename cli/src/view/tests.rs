@@ -217,6 +217,7 @@ fn neighbors_are_shown_as_ranges() {
         target,
         mode: mode.into(),
         ip: ip.to_owned(),
+        ..Default::default()
     };
     let (ingress, host) = (pb::PublishMode::Ingress, pb::PublishMode::Host);
     let mut ports: Vec<_> = (8000..=8010).map(|n| port(n, n - 7920, ingress, "")).collect();
@@ -226,10 +227,16 @@ fn neighbors_are_shown_as_ranges() {
     ports.push(port(8013, 93, host, "192.0.2.1"));
     ports.push(port(8014, 94, ingress, "2001:db8::1"));
     ports.push(port(8015, 94, ingress, "2001:db8::1"));
+    let headed = |port: pb::PublishedPort| pb::PublishedPort { proxy: pb::ProxyProtocol::V2.into(), ..port };
+    ports.push(headed(port(8016, 95, ingress, "")));
+    ports.push(headed(port(8017, 96, ingress, "")));
+    ports.push(port(8018, 97, ingress, ""));
+    ports.push(headed(port(8019, 98, host, "")));
     assert_eq!(
         ports_text(&ports),
         "*:8000-8010->80-90/tcp, *:8011-8012->91-92/tcp (host), 192.0.2.1:8013->93/tcp (host), \
-         [2001:db8::1]:8014->94/tcp, [2001:db8::1]:8015->94/tcp"
+         [2001:db8::1]:8014->94/tcp, [2001:db8::1]:8015->94/tcp, \
+         *:8016-8017->95-96/tcp (proxy v2), *:8018->97/tcp, *:8019->98/tcp (host, proxy v2)"
     );
 }
 

@@ -207,7 +207,7 @@ async fn ports_are_shown_as_ranges_and_told_one_by_one() {
     assert_eq!(ports.len(), 101);
     assert_eq!(
         ports[100],
-        serde_json::json!({ "protocol": "tcp", "published": 443, "target": 80, "mode": "ingress", "ip": "10.0.0.1" })
+        serde_json::json!({ "protocol": "tcp", "published": 443, "target": 80, "mode": "ingress", "ip": "10.0.0.1", "proxyProtocol": null })
     );
     let inspected: serde_json::Value =
         serde_json::from_str(&fake.run("service inspect web").await.stdout).unwrap();
@@ -219,6 +219,31 @@ async fn ports_are_shown_as_ranges_and_told_one_by_one() {
         outcome.stdout,
         "web\n  ~ ports: [\"*:8000-8099->8000-8099/udp\",\"10.0.0.1:443->80/tcp\"] -> \
          [\"10.0.0.1:443->80/tcp\",\"*:auto->53/tcp (host)\"]\n"
+    );
+}
+
+#[tokio::test]
+async fn the_header_of_a_port_is_shown_wherever_the_port_is() {
+    let fake = Fake::start();
+    let create =
+        "service create -d --name web -p published=443-444,target=80-81,proxy-protocol=v2 -p 8080:82 true";
+    fake.run(create).await;
+    let listed = fake.run("service ls --format {{.Ports}}").await;
+    assert_eq!(listed, quiet_success("*:443-444->80-81/tcp (proxy v2), *:8080->82/tcp\n"));
+    let json: serde_json::Value = serde_json::from_str(&fake.run("service ls --json").await.stdout).unwrap();
+    let proxies: Vec<_> = (0..3).map(|n| json["items"][0]["ports"][n]["proxyProtocol"].as_str()).collect();
+    assert_eq!(proxies, [Some("v2"), Some("v2"), None]);
+    let inspected: serde_json::Value =
+        serde_json::from_str(&fake.run("service inspect web").await.stdout).unwrap();
+    for ports in [&inspected[0]["Endpoint"]["Ports"], &inspected[0]["Spec"]["EndpointSpec"]["Ports"]] {
+        assert_eq!(ports[0]["ProxyProtocol"].as_str(), Some("v2"), "{ports}");
+        assert_eq!(ports[2].get("ProxyProtocol"), None, "{ports}");
+    }
+    let update = "service update --dry-run --publish-rm 444 --publish-add 443:80 web";
+    assert_eq!(
+        fake.run(update).await.stdout,
+        "web\n  ~ ports: [\"*:443-444->80-81/tcp (proxy v2)\",\"*:8080->82/tcp\"] -> \
+         [\"*:8080->82/tcp\",\"*:443->80/tcp\"]\n"
     );
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use shoal_types::Binding;
+use shoal_types::PublishedPort;
 use shoal_types::assignment::{
     AssignedNetwork, AssignedService, AssignedTask, Assignment, ClusterView, Endpoint, Member, Object,
     Reserved, Vip,
@@ -129,7 +129,7 @@ fn service(service: &Service, networks: &BTreeSet<NetworkId>) -> AssignedService
     let vips = service.vips.iter().filter(|v| networks.contains(&v.network));
     let mut ports = service.ports.clone();
     // As the wire has them.
-    ports.sort_by_key(|port| port.binding != Binding::EVERYWHERE);
+    ports.sort_by_key(PublishedPort::form);
     let without_vip =
         service.spec.networks.iter().filter(|n| {
             networks.contains(&n.network) && !service.vips.iter().any(|v| v.network == n.network)

@@ -108,6 +108,7 @@ impl PortTable {
         for port in wanted {
             check_numbers(*port)?;
             check_translation(asker, *port)?;
+            check_proxy(*port)?;
             let Some(place) = port.place() else { continue };
             if let Some(other) = mine.overlapping(place) {
                 return Err(twice(*port, place, other));
@@ -124,8 +125,8 @@ impl PortTable {
                     Some(published) => published,
                     None => self.automatic(asker, *port, &mine)?,
                 };
-                let PortSpec { protocol, target, binding, .. } = *port;
-                let resolved = PublishedPort { protocol, published, target, binding };
+                let PortSpec { protocol, target, binding, proxy, .. } = *port;
+                let resolved = PublishedPort { protocol, published, target, binding, proxy };
                 mine.insert(resolved.place());
                 Ok(resolved)
             })
@@ -259,6 +260,15 @@ fn check_translation(asker: Asker<'_>, port: PortSpec) -> Result<(), Rejection> 
         asked_by: asker.name.clone(),
         target: port.target,
     })
+}
+
+/// A header in front of what a client sends needs a beginning, and one way that everything takes in its order.
+fn check_proxy(port: PortSpec) -> Result<(), Rejection> {
+    let Some(proxy) = port.proxy.filter(|_| port.protocol != Protocol::Tcp) else { return Ok(()) };
+    let problem = format!("is a port of {}, and proxy-protocol={proxy} is for tcp alone", port.protocol);
+    let help =
+        "leave proxy-protocol out: the task sees the client's address anyway; or publish it as protocol=tcp";
+    Err(Rejection::invalid("publish.proxy-protocol", shown(port), problem, help))
 }
 
 fn twice(port: PortSpec, place: PortPlace, other: PortPlace) -> Rejection {

@@ -22,4 +22,4 @@ pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId, TokenId};
 pub use lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb};
 pub use net::{DualAddr, DualNet, EndpointId, MacAddr, Protocol, ServiceIndex, Vni};
 pub use object::{Generation, Timestamp};
-pub use port::{Binding, PortPlace, PublishMode, PublishedPort};
+pub use port::{Binding, PortForm, PortPlace, ProxyProtocol, PublishMode, PublishedPort};

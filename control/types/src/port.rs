@@ -59,6 +59,40 @@ impl Binding {
     pub const EVERYWHERE: Self = Self { mode: PublishMode::Ingress, addr: None };
 }
 
+/// How a task is told which client it has, in front of what the client sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ProxyProtocol {
+    /// A header of the PROXY protocol, version 2 (binary).
+    V2,
+}
+
+impl ProxyProtocol {
+    /// As operators write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V2 => "v2",
+        }
+    }
+}
+
+impl fmt::Display for ProxyProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for ProxyProtocol {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "v2" => Ok(Self::V2),
+            _ => Err(format!(
+                "proxy-protocol '{text}' is not there, only v2 is; write proxy-protocol=v2, or leave it out"
+            )),
+        }
+    }
+}
+
 /// Why no packet that a client sends to a node can carry an address, or one that means something else; `None` when a
 /// port can be published on it.
 pub const fn unfit_address(addr: IpAddr) -> Option<&'static str> {
@@ -141,12 +175,14 @@ pub struct PublishedPort {
     pub target: u16,
     /// Where it answers.
     pub binding: Binding,
+    /// Header that connections begin with for the task; `None`: what the client sends, and nothing else.
+    pub proxy: Option<ProxyProtocol>,
 }
 
 impl PublishedPort {
     /// A port that every node answers on at every address.
     pub const fn everywhere(protocol: Protocol, published: u16, target: u16) -> Self {
-        Self { protocol, published, target, binding: Binding::EVERYWHERE }
+        Self { protocol, published, target, binding: Binding::EVERYWHERE, proxy: None }
     }
 
     /// What it takes.
@@ -160,11 +196,42 @@ impl PublishedPort {
     }
 }
 
+/// What a version of shoal must know to answer on a port, in the order in which it was learned. Assignments have their
+/// ports in this order, each form where older versions don't look: they answer on none of those they would get wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PortForm {
+    /// TCP or UDP on every address of every node.
+    Everywhere,
+    /// With a mode or an address.
+    Bound,
+    /// Of SCTP, everywhere or not.
+    Sctp,
+    /// With a header in front.
+    Headed,
+}
+
+impl PublishedPort {
+    /// What it takes to answer on it.
+    pub fn form(&self) -> PortForm {
+        match self.protocol {
+            _ if self.proxy.is_some() => PortForm::Headed,
+            Protocol::Sctp => PortForm::Sctp,
+            Protocol::Tcp | Protocol::Udp if self.binding == Binding::EVERYWHERE => PortForm::Everywhere,
+            Protocol::Tcp | Protocol::Udp => PortForm::Bound,
+        }
+    }
+}
+
 impl fmt::Display for PublishedPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_address(f, self.binding.addr)?;
         write!(f, "{}->{}/{}", self.published, self.target, self.protocol)?;
-        if self.is_host() { f.write_str(" (host)") } else { Ok(()) }
+        match (self.is_host(), self.proxy) {
+            (false, None) => Ok(()),
+            (true, None) => f.write_str(" (host)"),
+            (false, Some(proxy)) => write!(f, " (proxy {proxy})"),
+            (true, Some(proxy)) => write!(f, " (host, proxy {proxy})"),
+        }
     }
 }
 
@@ -180,6 +247,8 @@ pub struct PortSpec {
     pub target: u16,
     /// Where it answers.
     pub binding: Binding,
+    /// Header that connections begin with for the task; `None`: what the client sends, and nothing else.
+    pub proxy: Option<ProxyProtocol>,
 }
 
 impl PortSpec {
@@ -191,23 +260,27 @@ impl PortSpec {
 }
 
 /// How ports stand in logs, snapshots and ledgers. Their formats don't take another field, but the protocol may get
-/// another variant: a port that answers everywhere is written as ever.
+/// another variant: a port that answers everywhere, without a header, is written as ever.
 mod stored {
     use serde::{Deserialize, Serialize};
 
-    use super::{Binding, PortSpec, PublishedPort};
+    use super::{Binding, PortSpec, ProxyProtocol, PublishedPort};
     use crate::net::Protocol;
 
-    /// The first two are those of [`Protocol`], in its order; the third came later.
+    /// The first two are those of [`Protocol`], in its order; the others came later, one by one.
     #[derive(Clone, Copy, Serialize, Deserialize)]
     enum Transport {
         Tcp,
         Udp,
         Bound { protocol: Protocol, binding: Binding },
+        Headed { protocol: Protocol, binding: Binding, proxy: ProxyProtocol },
     }
 
     impl Transport {
-        fn of(protocol: Protocol, binding: Binding) -> Self {
+        fn of(protocol: Protocol, binding: Binding, proxy: Option<ProxyProtocol>) -> Self {
+            if let Some(proxy) = proxy {
+                return Self::Headed { protocol, binding, proxy };
+            }
             match protocol {
                 Protocol::Tcp if binding == Binding::EVERYWHERE => Self::Tcp,
                 Protocol::Udp if binding == Binding::EVERYWHERE => Self::Udp,
@@ -215,11 +288,12 @@ mod stored {
             }
         }
 
-        const fn parts(self) -> (Protocol, Binding) {
+        const fn parts(self) -> (Protocol, Binding, Option<ProxyProtocol>) {
             match self {
-                Self::Tcp => (Protocol::Tcp, Binding::EVERYWHERE),
-                Self::Udp => (Protocol::Udp, Binding::EVERYWHERE),
-                Self::Bound { protocol, binding } => (protocol, binding),
+                Self::Tcp => (Protocol::Tcp, Binding::EVERYWHERE, None),
+                Self::Udp => (Protocol::Udp, Binding::EVERYWHERE, None),
+                Self::Bound { protocol, binding } => (protocol, binding, None),
+                Self::Headed { protocol, binding, proxy } => (protocol, binding, Some(proxy)),
             }
         }
     }
@@ -233,15 +307,15 @@ mod stored {
 
     impl From<PublishedPort> for Port {
         fn from(p: PublishedPort) -> Self {
-            let protocol = Transport::of(p.protocol, p.binding);
+            let protocol = Transport::of(p.protocol, p.binding, p.proxy);
             Self { protocol, published: p.published, target: p.target }
         }
     }
 
     impl From<Port> for PublishedPort {
         fn from(p: Port) -> Self {
-            let (protocol, binding) = p.protocol.parts();
-            Self { protocol, published: p.published, target: p.target, binding }
+            let (protocol, binding, proxy) = p.protocol.parts();
+            Self { protocol, published: p.published, target: p.target, binding, proxy }
         }
     }
 
@@ -254,15 +328,15 @@ mod stored {
 
     impl From<PortSpec> for Spec {
         fn from(p: PortSpec) -> Self {
-            let protocol = Transport::of(p.protocol, p.binding);
+            let protocol = Transport::of(p.protocol, p.binding, p.proxy);
             Self { protocol, published: p.published, target: p.target }
         }
     }
 
     impl From<Spec> for PortSpec {
         fn from(p: Spec) -> Self {
-            let (protocol, binding) = p.protocol.parts();
-            Self { protocol, published: p.published, target: p.target, binding }
+            let (protocol, binding, proxy) = p.protocol.parts();
+            Self { protocol, published: p.published, target: p.target, binding, proxy }
         }
     }
 }
@@ -296,6 +370,15 @@ mod tests {
         let addr = Some("2001:db8::1".parse().expect("an address"));
         assert_eq!(shown(Binding { mode: PublishMode::Host, addr }), "[2001:db8::1]:8080->80/tcp (host)");
         assert_eq!(place(80, Some("192.0.2.1")).to_string(), "192.0.2.1:80/tcp");
+        let told = PublishedPort {
+            proxy: Some(ProxyProtocol::V2),
+            ..PublishedPort::everywhere(Protocol::Tcp, 8080, 80)
+        };
+        assert_eq!(told.to_string(), "8080->80/tcp (proxy v2)");
+        let host = Binding { mode: PublishMode::Host, addr: None };
+        assert_eq!(PublishedPort { binding: host, ..told }.to_string(), "8080->80/tcp (host, proxy v2)");
+        assert_eq!(ProxyProtocol::V2.to_string().parse(), Ok(ProxyProtocol::V2));
+        assert!("v1".parse::<ProxyProtocol>().is_err_and(|error| error.contains("only v2")));
         assert!("mesh".parse::<PublishMode>().is_err());
         for mode in [PublishMode::Ingress, PublishMode::Host] {
             assert_eq!(mode.to_string().parse(), Ok(mode));

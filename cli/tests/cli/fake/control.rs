@@ -256,6 +256,7 @@ fn published(spec: &pb::ServiceSpec) -> Vec<pb::PublishedPort> {
         target: p.target,
         mode: p.mode,
         ip: p.ip.clone(),
+        proxy: p.proxy,
     };
     spec.ports.iter().map(one).collect()
 }

@@ -6,7 +6,7 @@ use shoal_types::assignment::{
 };
 use shoal_types::id::Name;
 use shoal_types::object::Generation;
-use shoal_types::{Binding, DualNet, EndpointId, Protocol, PublishedPort, ServiceIndex, Vni};
+use shoal_types::{DualNet, EndpointId, PortForm, ServiceIndex, Vni};
 
 use super::WireError;
 use super::base::{attachment, attachment_to, field, port, required, word};
@@ -129,6 +129,7 @@ fn service(s: pb::AssignedService) -> Result<AssignedService, WireError> {
             .into_iter()
             .chain(s.bound_ports)
             .chain(s.sctp_ports)
+            .chain(s.proxy_ports)
             .map(TryInto::try_into)
             .collect::<Result<_, _>>()?,
         lb: word("lb", &s.lb)?,
@@ -208,8 +209,8 @@ fn endpoint_to(e: &Endpoint) -> pb::Endpoint {
 }
 
 fn service_to(s: &AssignedService) -> pb::AssignedService {
-    let ports = |kind: fn(&PublishedPort) -> bool| -> Vec<pb::PublishedPort> {
-        s.ports.iter().copied().filter(kind).map(Into::into).collect()
+    let ports = |form: PortForm| -> Vec<pb::PublishedPort> {
+        s.ports.iter().copied().filter(|port| port.form() == form).map(Into::into).collect()
     };
     pb::AssignedService {
         id: s.id.to_string(),
@@ -223,10 +224,11 @@ fn service_to(s: &AssignedService) -> pb::AssignedService {
                 aliases: v.aliases.iter().map(ToString::to_string).collect(),
             })
             .collect(),
-        ports: ports(|p| p.protocol != Protocol::Sctp && p.binding == Binding::EVERYWHERE),
+        ports: ports(PortForm::Everywhere),
         lb: s.lb.to_string(),
-        bound_ports: ports(|p| p.protocol != Protocol::Sctp && p.binding != Binding::EVERYWHERE),
-        sctp_ports: ports(|p| p.protocol == Protocol::Sctp),
+        bound_ports: ports(PortForm::Bound),
+        sctp_ports: ports(PortForm::Sctp),
+        proxy_ports: ports(PortForm::Headed),
         dnsrr: s.dnsrr.iter().map(Into::into).collect(),
     }
 }

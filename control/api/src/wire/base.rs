@@ -9,7 +9,8 @@ use shoal_types::object::{
     TaskStatus, Timestamp,
 };
 use shoal_types::{
-    Binding, DualAddr, EndpointId, LbEngine, LbInUse, NodeLb, Protocol, PublishMode, PublishedPort,
+    Binding, DualAddr, EndpointId, LbEngine, LbInUse, NodeLb, Protocol, ProxyProtocol, PublishMode,
+    PublishedPort,
 };
 
 use super::WireError;
@@ -107,6 +108,7 @@ impl TryFrom<pb::PublishedPort> for PublishedPort {
             published: port("published", p.published)?,
             target: port("target", p.target)?,
             binding: binding(p.mode, &p.ip)?,
+            proxy: proxy(p.proxy)?,
         })
     }
 }
@@ -120,6 +122,7 @@ impl From<PublishedPort> for pb::PublishedPort {
             target: p.target.into(),
             mode: mode.into(),
             ip,
+            proxy: proxy_to(p.proxy).into(),
         }
     }
 }
@@ -142,6 +145,26 @@ pub(super) fn binding_to(binding: Binding) -> (pb::PublishMode, String) {
         PublishMode::Host => pb::PublishMode::Host,
     };
     (mode, binding.addr.map(|addr| addr.to_string()).unwrap_or_default())
+}
+
+/// The header in front of a port's connections. One that is not understood must not turn into none: the task would
+/// take what the client sends for it.
+pub(super) fn proxy(proxy: i32) -> Result<Option<ProxyProtocol>, WireError> {
+    match pb::ProxyProtocol::try_from(proxy) {
+        Ok(pb::ProxyProtocol::Unspecified) => Ok(None),
+        Ok(pb::ProxyProtocol::V2) => Ok(Some(ProxyProtocol::V2)),
+        Err(_) => Err(WireError::new(
+            "ports.proxy-protocol",
+            format!("{proxy} is not a version of it that is there; use v2"),
+        )),
+    }
+}
+
+pub(super) fn proxy_to(proxy: Option<ProxyProtocol>) -> pb::ProxyProtocol {
+    match proxy {
+        None => pb::ProxyProtocol::Unspecified,
+        Some(ProxyProtocol::V2) => pb::ProxyProtocol::V2,
+    }
 }
 
 impl TryFrom<pb::Slot> for Slot {

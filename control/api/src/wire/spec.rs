@@ -7,7 +7,7 @@ use shoal_types::spec::{
 };
 
 use super::WireError;
-use super::base::{binding, binding_to, enum_wire, field, port, required, word};
+use super::base::{binding, binding_to, enum_wire, field, port, proxy, proxy_to, required, word};
 use crate::pb;
 
 enum_wire!(RestartCondition, RestartCondition, "restart.condition", { None <=> None, OnFailure <=> OnFailure, Any <=> Any });
@@ -130,6 +130,7 @@ impl TryFrom<pb::PortSpec> for PortSpec {
             published,
             target: port("ports.target", p.target)?,
             binding: binding(p.mode, &p.ip)?,
+            proxy: proxy(p.proxy)?,
         })
     }
 }
@@ -143,6 +144,7 @@ impl From<PortSpec> for pb::PortSpec {
             target: p.target.into(),
             mode: mode.into(),
             ip,
+            proxy: proxy_to(p.proxy).into(),
         }
     }
 }

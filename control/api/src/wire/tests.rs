@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use shoal_types::assignment::{AssignedService, AssignedTask, Delta, Endpoint, Object, ObjectKey};
 use shoal_types::object::{Attachment, DesiredState, Generation, NodeDescription, Slot};
-use shoal_types::port::{Binding, PublishMode, PublishedPort};
+use shoal_types::port::{Binding, ProxyProtocol, PublishMode, PublishedPort};
 use shoal_types::spec::{
     AttachmentSpec, DnsSpec, EndpointMode, HealthCheck, HealthProbe, PortSpec, ProcessSpec, Resources,
     RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
@@ -49,6 +49,7 @@ fn spec() -> ServiceSpec {
                 published: Some(8080),
                 target: 80,
                 binding: Binding::EVERYWHERE,
+                proxy: Some(ProxyProtocol::V2),
             },
             PortSpec {
                 protocol: Protocol::Udp,
@@ -58,6 +59,7 @@ fn spec() -> ServiceSpec {
                     mode: PublishMode::Host,
                     addr: Some("2001:db8::7".parse().expect("an address")),
                 },
+                proxy: None,
             },
         ],
         update: UpdateConfig::default(),
@@ -139,8 +141,10 @@ fn a_delta_survives_the_wire() {
 
 #[test]
 fn a_spec_of_a_caller_that_knows_no_policies_has_none() {
-    let wire = pb::ServiceSpec { lb: String::new(), endpoint_mode: String::new(), ..(&spec()).into() };
-    let expected = ServiceSpec { lb: LbPolicy::Auto, endpoint: EndpointMode::Vip, ..spec() };
+    let mut wire = pb::ServiceSpec { lb: String::new(), endpoint_mode: String::new(), ..(&spec()).into() };
+    wire.ports[0].proxy = 0;
+    let mut expected = ServiceSpec { lb: LbPolicy::Auto, endpoint: EndpointMode::Vip, ..spec() };
+    expected.ports[0].proxy = None;
     assert_eq!(ServiceSpec::try_from(wire), Ok(expected));
 }
 
@@ -196,13 +200,14 @@ fn bad_fields_are_named() {
     assert_eq!(with(&|s| s.ports[0].protocol = 0), "protocol");
     assert_eq!(with(&|s| s.ports[0].mode = 77), "ports.mode");
     assert_eq!(with(&|s| s.ports[0].ip = "eth0".into()), "ports.ip");
+    assert_eq!(with(&|s| s.ports[0].proxy = 1), "ports.proxy-protocol");
     assert_eq!(with(&|s| s.lb = "random".into()), "lb");
     assert_eq!(with(&|s| s.networks[0].network = "../x".into()), "networks.network");
     assert_eq!(with(&|s| s.task.as_mut().expect("set").stop_signal = 0), "task.stop_signal");
 }
 
 #[test]
-fn a_peer_that_knows_no_bindings_never_opens_a_port_wider_than_asked_for() {
+fn a_peer_of_an_older_version_never_opens_a_port_in_another_way_than_asked_for() {
     let everywhere = PublishedPort::everywhere(Protocol::Tcp, 8080, 80);
     let host = Binding { mode: PublishMode::Host, addr: None };
     let one = Binding { mode: PublishMode::Ingress, addr: Some("192.0.2.1".parse().expect("an address")) };
@@ -216,6 +221,11 @@ fn a_peer_that_knows_no_bindings_never_opens_a_port_wider_than_asked_for() {
             PublishedPort { binding: host, ..everywhere },
             PublishedPort { binding: one, ..everywhere },
             PublishedPort::everywhere(Protocol::Sctp, 5060, 5060),
+            PublishedPort {
+                proxy: Some(ProxyProtocol::V2),
+                ..PublishedPort::everywhere(Protocol::Tcp, 8081, 80)
+            },
+            PublishedPort { binding: host, proxy: Some(ProxyProtocol::V2), ..everywhere },
         ],
         lb: LbPolicy::Auto,
         dnsrr: Vec::new(),
@@ -227,5 +237,11 @@ fn a_peer_that_knows_no_bindings_never_opens_a_port_wider_than_asked_for() {
     assert_eq!(sent.ports.len(), 1);
     // What versions before SCTP read.
     assert!(sent.bound_ports.iter().all(|port| port.protocol() == pb::Protocol::Tcp));
+    // What versions before the header read.
+    let plain = [&sent.ports, &sent.bound_ports, &sent.sctp_ports];
+    assert!(
+        plain.iter().all(|ports| ports.iter().all(|port| port.proxy() == pb::ProxyProtocol::Unspecified))
+    );
+    assert_eq!(sent.proxy_ports.len(), 2);
     assert_eq!(Object::try_from(wire), Ok(object));
 }

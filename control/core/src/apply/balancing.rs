@@ -7,6 +7,7 @@ use shoal_types::spec::ServiceSpec;
 
 use super::At;
 use crate::command::Outcome;
+use crate::ports;
 use crate::rejection::{Kind, Rejection};
 use crate::state::State;
 
@@ -39,6 +40,23 @@ pub(super) fn check_policy(state: &State, spec: &ServiceSpec) -> Result<(), Reje
         }),
         None => Ok(()),
     }
+}
+
+/// Refuses a policy that only IPVS has beside a port whose tasks get a header: IPVS puts none in front, so such a port
+/// is balanced by the service's table on either engine.
+pub(super) fn check_proxy(spec: &ServiceSpec) -> Result<(), Rejection> {
+    let Some(port) = spec.ports.iter().find(|port| port.proxy.is_some()) else { return Ok(()) };
+    if spec.lb.refused_by(LbEngine::Ebpf).is_none() {
+        return Ok(());
+    }
+    let problem = format!(
+        "is a policy of engine ipvs alone, and port {} with proxy-protocol is balanced by the eBPF table on \
+         either engine",
+        ports::shown(*port)
+    );
+    let help =
+        "choose another policy: auto, rr, maglev or source; or publish the port without proxy-protocol";
+    Err(Rejection::invalid("lb", spec.lb, problem, help))
 }
 
 pub(super) fn set_engine(state: &mut State, engine: LbEngine) -> Result<Outcome, Rejection> {

@@ -26,8 +26,8 @@ fn check_own_ports(state: &State, ports: &[PublishedPort]) -> Result<(), Rejecti
         Protocol::Sctp => false,
     };
     let Some(port) = ports.iter().find(is_own) else { return Ok(()) };
-    let PublishedPort { protocol, published, target, binding } = *port;
-    let value = ports::shown(PortSpec { protocol, published: Some(published), target, binding });
+    let PublishedPort { protocol, published, target, binding, proxy } = *port;
+    let value = ports::shown(PortSpec { protocol, published: Some(published), target, binding, proxy });
     let help = "publish another port; managers and tunnels could not be reached any more";
     Err(Rejection::invalid("publish", value, "is a port of the swarm itself", help))
 }
@@ -91,6 +91,7 @@ pub(super) fn create(
     }
     service_spec::check(state, spec)?;
     balancing::check_policy(state, spec)?;
+    balancing::check_proxy(spec)?;
     let asker = Asker { id, name: &spec.name, has: &[] };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
     check_own_ports(state, &ports)?;
@@ -153,6 +154,7 @@ pub(super) fn update(
     if spec.lb != old.spec.lb {
         balancing::check_policy(state, spec)?;
     }
+    balancing::check_proxy(spec)?;
     let asker = Asker { id, name: &spec.name, has: &old.ports };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
     check_own_ports(state, &ports)?;
@@ -182,7 +184,7 @@ pub(super) fn update(
 
 /// Whether running tasks have to be replaced to follow the new spec. A task without an ingress endpoint can't be
 /// published; one with it that isn't needed any more does no harm. A port in host mode is for one task on a node: the
-/// scheduler has to look again.
+/// scheduler has to look again, unless it is only told of its clients in another way.
 fn outdates_tasks(service: &Service, new: &ServiceSpec, ports: &[PublishedPort]) -> bool {
     let old = &service.spec;
     let ids = |spec: &ServiceSpec| spec.networks.iter().map(|n| n.network.clone()).collect::<BTreeSet<_>>();
@@ -190,7 +192,13 @@ fn outdates_tasks(service: &Service, new: &ServiceSpec, ports: &[PublishedPort])
         || old.dns != new.dns
         || ids(old) != ids(new)
         || (old.ports.is_empty() && !new.ports.is_empty())
-        || ports.iter().any(|port| port.is_host() && !service.ports.contains(port))
+        || ports
+            .iter()
+            .any(|port| port.is_host() && !service.ports.iter().any(|old| same_but_proxy(old, port)))
+}
+
+fn same_but_proxy(one: &PublishedPort, other: &PublishedPort) -> bool {
+    *one == PublishedPort { proxy: one.proxy, ..*other }
 }
 
 /// Whether the new spec needs addresses that the old one did not.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use shoal_types::id::{NetworkId, NodeId, ServiceId, TaskId};
 use shoal_types::lb::{LbEngine, LbPolicy};
 use shoal_types::object::{Availability, NodeRole, NodeState, TaskState};
-use shoal_types::port::{Binding, PublishMode};
+use shoal_types::port::{Binding, ProxyProtocol, PublishMode};
 use shoal_types::spec::{EndpointMode, PortSpec, ServiceMode, UpdateOrder};
 
 use super::checks;
@@ -94,7 +94,7 @@ fn port(n: u8) -> Vec<PortSpec> {
             vec![PortSpec { binding, ..tcp(number, 80) }, tcp(9000 + u16::from(n), 81)]
         }
         5 => vec![PortSpec { published: None, binding: host(None), ..tcp(1, 80) }],
-        _ => vec![tcp(number, 80)],
+        _ => vec![PortSpec { proxy: (n > 127).then_some(ProxyProtocol::V2), ..tcp(number, 80) }],
     }
 }
 

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use shoal_types::ErrorCode;
 use shoal_types::id::ServiceId;
+use shoal_types::lb::{LbEngine, LbPolicy};
 use shoal_types::net::Protocol;
 use shoal_types::object::{NodeState, TaskState, Timestamp};
-use shoal_types::port::{Binding, PublishMode};
+use shoal_types::port::{Binding, ProxyProtocol, PublishMode};
 use shoal_types::spec::{PortSpec, ServiceMode, ServiceSpec, UpdateOrder};
 
 use super::sim::{Sim, name, service, tcp};
@@ -21,6 +22,10 @@ fn on(addr: &str, port: PortSpec) -> PortSpec {
 
 fn host(port: PortSpec) -> PortSpec {
     PortSpec { binding: Binding { mode: PublishMode::Host, ..port.binding }, ..port }
+}
+
+fn headed(port: PortSpec) -> PortSpec {
+    PortSpec { proxy: Some(ProxyProtocol::V2), ..port }
 }
 
 fn publishing(text: &str, replicas: u32, ports: &[PortSpec]) -> ServiceSpec {
@@ -242,6 +247,7 @@ fn bindings_are_read_back_from_logs_and_snapshots() {
     let auto = PortSpec { published: None, ..tcp(1, 81) };
     sim.create(&publishing("web", 1, &[tcp(443, 80), on("2001:db8::1", tcp(80, 80)), host(auto)]));
     sim.create(&publishing("api", 1, &[host(on("192.0.2.1", tcp(8080, 80)))]));
+    sim.create(&publishing("told", 1, &[headed(tcp(8443, 80)), headed(host(auto)), host(tcp(8444, 80))]));
     sim.rest();
     let bytes = postcard::to_stdvec(&sim.state).expect("serializes");
     let state: State = postcard::from_bytes(&bytes).expect("reads");
@@ -273,4 +279,74 @@ fn a_port_of_sctp_is_published_as_itself() {
     let read: State = postcard::from_bytes(&stored).expect("read");
     assert_eq!(read.services()[&gate].ports, sim.state.services()[&gate].ports);
     assert_eq!(postcard::to_stdvec(&read).expect("written"), stored);
+}
+
+#[test]
+fn a_header_is_for_ports_of_tcp_alone() {
+    let mut sim = Sim::of(1);
+    for protocol in [Protocol::Udp, Protocol::Sctp] {
+        let port = headed(PortSpec { protocol, ..tcp(5060, 5060) });
+        let rejection = refused(&mut sim, publishing("gate", 1, &[port]));
+        assert_eq!(rejection.code(), ErrorCode::InvalidField);
+        let says = format!(
+            "publish.proxy-protocol: '5060:5060/{protocol}' is a port of {protocol}, and proxy-protocol=v2 is"
+        );
+        assert!(rejection.to_string().starts_with(&says), "{rejection}");
+        assert!(rejection.help().contains("protocol=tcp"));
+    }
+    let auto = headed(host(PortSpec { published: None, ..tcp(1, 80) }));
+    let gate = sim.create(&publishing("gate", 1, &[headed(tcp(5060, 5060)), auto]));
+    let to_udp = [headed(PortSpec { protocol: Protocol::Udp, ..tcp(5060, 5060) })];
+    assert!(update(&mut sim, &gate, &to_udp).is_err());
+    assert!(sim.state.services()[&gate].ports.iter().all(|port| port.proxy == Some(ProxyProtocol::V2)));
+}
+
+#[test]
+fn a_header_is_switched_without_another_task_and_nodes_are_told() {
+    let mut sim = Sim::of(2);
+    let ports = [host(tcp(8080, 80)), tcp(8081, 80)];
+    let web = sim.create(&publishing("web", 2, &ports));
+    sim.run(60_000);
+    let version = |sim: &Sim| sim.state.services()[&web].task_version;
+    let before = (sim.ps(&web), version(&sim));
+    for wanted in [ports.map(headed), ports] {
+        update(&mut sim, &web, &wanted).expect("may be switched");
+        sim.run(60_000);
+        assert_eq!((sim.ps(&web), version(&sim)), before);
+        assert!(sim.converged(&web));
+        let told = sim.assignment("n2");
+        let told: Vec<_> = told.services().flat_map(|s| &s.ports).collect();
+        assert_eq!(told.iter().map(|port| port.proxy).collect::<Vec<_>>(), wanted.map(|port| port.proxy));
+        assert!(told.is_sorted_by_key(|port| port.form()), "as the wire has them");
+    }
+    // What else changes in host mode spreads tasks anew, as ever.
+    update(&mut sim, &web, &[headed(host(tcp(8080, 81)))]).expect("may be changed");
+    assert_eq!(version(&sim), before.1 + 1);
+}
+
+#[test]
+fn a_policy_that_only_ipvs_has_does_not_go_with_a_header() {
+    let mut sim = Sim::of(1);
+    sim.must(Command::SetLbEngine { engine: LbEngine::Ipvs });
+    sim.balances("n1", LbEngine::Ipvs, true, false);
+    let least =
+        |ports: &[PortSpec]| ServiceSpec { lb: LbPolicy::LeastConnections, ..publishing("web", 1, ports) };
+    let both = [tcp(8080, 80), headed(tcp(8081, 81))];
+    let rejection = refused(&mut sim, least(&both));
+    assert_eq!(rejection.code(), ErrorCode::InvalidField);
+    assert!(
+        rejection.to_string().starts_with(
+            "lb: 'leastconn' is a policy of engine ipvs alone, and port 8081:81/tcp with proxy-protocol"
+        ),
+        "{rejection}"
+    );
+    assert!(rejection.help().contains("auto, rr, maglev or source"));
+    // Neither by an update of the one nor of the other.
+    let web = sim.create(&least(&both[..1]));
+    assert!(update(&mut sim, &web, &both).is_err());
+    sim.update(&web, |spec| spec.lb = LbPolicy::RoundRobin);
+    update(&mut sim, &web, &both).expect("tables have round robin");
+    let spec = ServiceSpec { lb: LbPolicy::LeastConnections, ..sim.state.services()[&web].spec.clone() };
+    let change = Command::UpdateService { id: web.clone(), spec: Box::new(spec), expect_version: None };
+    assert_eq!(sim.propose(change).expect_err("refused").to_string(), rejection.to_string());
 }

@@ -426,7 +426,13 @@ pub(crate) fn network_spec(text: &str, subnet4: Option<&str>) -> NetworkSpec {
 }
 
 pub(crate) fn tcp(published: u16, target: u16) -> PortSpec {
-    PortSpec { protocol: Protocol::Tcp, published: Some(published), target, binding: Binding::EVERYWHERE }
+    PortSpec {
+        protocol: Protocol::Tcp,
+        published: Some(published),
+        target,
+        binding: Binding::EVERYWHERE,
+        proxy: None,
+    }
 }
 
 pub(crate) fn service(text: &str, replicas: u32, networks: &[&NetworkId], ports: &[PortSpec]) -> ServiceSpec {
