@@ -479,6 +479,8 @@ pub struct Port {
     pub target: u16,
     /// The virtual service that new flows go to; none: the service's table.
     pub mark: Option<FirewallMark>,
+    /// Tasks are told who the client is by a header of the PROXY protocol, version 2.
+    pub proxy: bool,
 }
 
 /// A task's resolver and what it answers.

@@ -2,6 +2,7 @@ mod connect;
 mod lane;
 mod names;
 mod part;
+mod proxy;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,7 +18,7 @@ use shoal_types::object::{Attachment, DesiredState, Slot};
 use shoal_types::spec::{DnsSpec, ProcessSpec, Resources, RestartPolicy, TaskSpec};
 use shoal_types::{
     Binding, ClusterId, DirectRouting, DualAddr, DualNet, EndpointId, Generation, LbPolicy, NetworkId,
-    NodeId, Protocol, PublishMode, PublishedPort, ServiceId, ServiceIndex, TaskId, Vni,
+    NodeId, Protocol, ProxyProtocol, PublishMode, PublishedPort, ServiceId, ServiceIndex, TaskId, Vni,
 };
 
 use crate::check::check;
@@ -142,6 +143,7 @@ fn service(n: u8) -> AssignedService {
         vips: vec![AssignedVip { at: attachment(u32::from(n) + 10, 1), aliases: vec![] }],
         ports: vec![PublishedPort {
             binding: binding(n),
+            proxy: (n > 0).then_some(ProxyProtocol::V2),
             ..PublishedPort::everywhere(Protocol::Tcp, 8000 + u16::from(n), 80)
         }],
         lb: shoal_types::LbPolicy::Auto,

@@ -8,7 +8,7 @@ use shoal_ebpf_common::keys::{LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{self, Policy};
 use shoal_ebpf_common::values::{
     self, ENDPOINT_DRAINING, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS, LEG_INGRESS, LEG_OVERLAY, LocalVal,
-    NodeConfig, PeerVal, PortVal, VipVal,
+    NodeConfig, PORT_PROXY, PeerVal, PortVal, VipVal,
 };
 use shoal_plan::object::{
     BalancerIf, FirewallMark, IngressBalancer, IngressPlace, LbEndpoint, LbService, LegRole, Local,
@@ -197,19 +197,23 @@ fn ways_in(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Resul
             mark: FirewallMark::new(value.mark),
         }))
     }));
-    found.extend(bpf.ports.dump()?.iter().map(|(key, value)| {
-        Object::Port(Port {
-            place: PortPlace {
-                protocol: protocol(key.proto),
-                port: key.port,
-                addr: (!key.addr.is_any()).then(|| key.addr.into()),
-            },
-            service: service_key(value.service),
-            target: value.target_port,
-            mark: FirewallMark::new(value.mark),
-        })
-    }));
+    found.extend(bpf.ports.dump()?.iter().map(|(key, value)| Object::Port(port(key, value))));
     Ok(())
+}
+
+/// The reverse of [`port_entry`].
+fn port(key: &PortKey, value: &PortVal) -> Port {
+    Port {
+        place: PortPlace {
+            protocol: protocol(key.proto),
+            port: key.port,
+            addr: (!key.addr.is_any()).then(|| key.addr.into()),
+        },
+        service: service_key(value.service),
+        target: value.target_port,
+        mark: FirewallMark::new(value.mark),
+        proxy: value.flags & PORT_PROXY != 0,
+    }
 }
 
 fn task_if(index: u32, value: &values::TaskIf, links: &LinkTable) -> Object {
@@ -362,7 +366,8 @@ fn vip_entry(o: &Vip, links: &LinkTable) -> Result<(VipKey, VipVal), FacilityErr
 
 fn port_entry(o: &Port) -> (PortKey, PortVal) {
     let mark = o.mark.map_or(0, FirewallMark::get);
-    (port_key(o.place), PortVal::balanced(o.service.to_u64(), o.target, mark))
+    let flags = if o.proxy { PORT_PROXY } else { 0 };
+    (port_key(o.place), PortVal { flags, ..PortVal::balanced(o.service.to_u64(), o.target, mark) })
 }
 
 fn port_key(place: PortPlace) -> PortKey {
@@ -459,4 +464,25 @@ pub(super) fn remove(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
         Object::Port(o) => bpf.withdraw(&port_key(o.place))?,
         _ => false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_port_is_read_as_it_was_written() {
+        let service = ServiceKey { network: NO_NETWORK, index: 7, own: true };
+        for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
+            for addr in [None, Some([192, 0, 2, 1].into())] {
+                for (mark, proxy) in [(None, true), (None, false), (FirewallMark::new(608_080), false)] {
+                    let place = PortPlace { protocol, port: 8080, addr };
+                    let written = Port { place, service, target: 80, mark, proxy };
+                    let (key, value) = port_entry(&written);
+                    assert_eq!(port(&key, &value), written);
+                    assert_eq!(value.flags, if proxy { PORT_PROXY } else { 0 });
+                }
+            }
+        }
+    }
 }

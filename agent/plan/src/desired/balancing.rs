@@ -178,15 +178,18 @@ fn ports(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out:
     let with_tables = view.facts.engine != Engine::Ipvs;
     let key = |own| ServiceKey { network: ingress.vni, index: service.index.0, own };
     let published = view.published(&service.id);
-    // Clients on the node itself are led by the table on either engine.
+    // Clients on the node itself are led by the table on either engine, and all of a port with a header, which IPVS puts
+    // in front of nothing. (Such a port's virtual service stays for the flows that began on it before.)
     let kinds: BTreeSet<bool> = published.iter().map(|p| p.port.is_host()).collect();
     out.extend(kinds.into_iter().map(|own| members.table(service, key(own))));
     out.extend(published.iter().map(|published| {
+        let proxy = published.port.proxy.is_some();
         Object::Port(Port {
             place: published.port.place(),
             service: key(published.port.is_host()),
             target: published.port.target,
-            mark: (!with_tables).then_some(published.mark),
+            mark: (!with_tables && !proxy).then_some(published.mark),
+            proxy,
         })
     }));
 }

@@ -23,6 +23,7 @@ fn altered(object: &Assigned, how: u8) -> Option<Assigned> {
             2 => service.vips.clear(),
             3 => service.lb = LbPolicy::Source,
             4 => service.ports.iter_mut().for_each(|port| port.binding = binding(how / 8)),
+            6 => service.ports.iter_mut().for_each(|port| port.proxy = None),
             5 => service.dnsrr.push(shoal_types::spec::AttachmentSpec {
                 network: network_id(how / 8 % 3),
                 aliases: vec![],
