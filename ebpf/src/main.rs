@@ -17,7 +17,7 @@ use shoal_ebpf_common::reason::{Event, Program, Reason};
 use shoal_ebpf_common::rewrite;
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, fragment, icmp, lane, life, local, mesh, overlay, task};
+use shoal_ebpf_common::{balancer, fragment, icmp, lane, life, local, mesh, overlay, proxy, task};
 
 use crate::maps::Kernel;
 use crate::skb::{Skb, Wrapped};
@@ -106,7 +106,25 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work)
             maps::count_drop(reason);
             return pass(program);
         }
-        Verdict::Forward => rewrite::apply(skb, &work.header, &work.forward).ok_or(Reason::RewriteFailed),
+        Verdict::Forward => match rewrite::apply(skb, &work.header, &work.forward) {
+            // Only these programs see such packets; the others needn't hold what is done with them.
+            Some(()) if work.proxy == proxy::AHEAD && leads_ahead(program) => {
+                match proxy_ahead(skb.copied(), work) {
+                    Aside::FORWARD => Ok(()),
+                    Aside::TOLD if proxy_sum(skb.copied(), work) == 1 => Ok(()),
+                    Aside::EARLY => Err(Reason::EarlyData),
+                    _ => Err(Reason::RewriteFailed),
+                }
+            }
+            Some(()) if work.proxy == proxy::BACK && leads_back(program) => {
+                match proxy_back(skb.copied(), work) {
+                    Aside::FORWARD if proxy_blocks(skb.copied(), work) == 1 => Ok(()),
+                    _ => Err(Reason::RewriteFailed),
+                }
+            }
+            Some(()) => Ok(()),
+            None => Err(Reason::RewriteFailed),
+        },
         Verdict::Redirect => Ok(()),
         Verdict::Error => match aside(skb, program, work) {
             // One after the other: where the first answer waited in a register for the second to be joined with it,
@@ -163,6 +181,9 @@ impl Aside {
     const SPOOFED4: u32 = 3;
     const SPOOFED6: u32 = 4;
     const NO_FIRST: u32 = 5;
+    const EARLY: u32 = 6;
+    /// As [`Self::FORWARD`], and its checksum is still to be made.
+    const TOLD: u32 = 7;
 
     #[inline(always)]
     fn of(verdict: Verdict) -> u32 {
@@ -175,6 +196,51 @@ impl Aside {
             _ => Self::PASS,
         }
     }
+}
+
+/// Whether a program leads clients to published ports.
+#[inline(always)]
+fn leads_ahead(program: Program) -> bool {
+    matches!(program, Program::MeshIngress | Program::HostTx)
+}
+
+/// Whether a program leads answers back to such clients: `mesh_ingress` does, where the fast lane is on.
+#[inline(always)]
+fn leads_back(program: Program) -> bool {
+    matches!(program, Program::MeshIngress | Program::OverlayRx | Program::TaskTx)
+}
+
+/// Changes a packet of a client whose endpoint is told of it.
+#[inline(never)]
+fn proxy_ahead(mut skb: Skb, work: &mut Work) -> u32 {
+    match proxy::to_task(&mut skb, &Kernel, work) {
+        Ok(false) => Aside::FORWARD,
+        Ok(true) => Aside::TOLD,
+        Err(Reason::EarlyData) => Aside::EARLY,
+        Err(_) => Aside::PASS,
+    }
+}
+
+/// Makes the checksum of a packet that tells. Returns 1, or 0 if the kernel refused. (Functions of their own, this and
+/// [`proxy_blocks`], or the verifier follows what comes after each turn of their loops.)
+#[inline(never)]
+fn proxy_sum(mut skb: Skb, work: &Work) -> u32 {
+    u32::from(proxy::sum_up(&mut skb, work).is_some())
+}
+
+/// Changes an answer to such a client.
+#[inline(never)]
+fn proxy_back(mut skb: Skb, work: &mut Work) -> u32 {
+    match proxy::to_client(&mut skb, &Kernel, work) {
+        Some(()) => Aside::FORWARD,
+        None => Aside::PASS,
+    }
+}
+
+/// Changes what such an answer says of segments beyond a gap. Returns 1, or 0 if the kernel refused.
+#[inline(never)]
+fn proxy_blocks(mut skb: Skb, work: &Work) -> u32 {
+    u32::from(proxy::blocks(&mut skb, work).is_some())
 }
 
 /// Decides on an ICMP error.

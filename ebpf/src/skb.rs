@@ -9,14 +9,16 @@ use aya_ebpf::bindings::{
     BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
-    bpf_skb_change_proto, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_clone_redirect, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_adjust_room,
+    bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use shoal_ebpf_common::lane::{self, Form, Inside, OVERHEAD, Parcel};
 use shoal_ebpf_common::packet::{ETH_IPV6, ETH_LEN, Header, Packet};
+use shoal_ebpf_common::proxy::Resize;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::values::PeerVal;
+use shoal_ebpf_common::verdict::Out;
 
 use crate::helpers;
 
@@ -207,5 +209,22 @@ impl PacketMut for Skb {
         let result =
             unsafe { bpf_l4_csum_replace(self.raw, offset, 0, diff as u64, (pseudo | optional) as u64) };
         (result == 0).then_some(())
+    }
+}
+
+impl Resize for Skb {
+    #[inline(always)]
+    fn resize(&mut self, length: u32) -> Option<()> {
+        // SAFETY: takes no pointers but the context.
+        let result = unsafe { bpf_skb_change_tail(self.raw, length, 0) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn send_copy(&mut self, out: Out) {
+        if let Out::Peer(ifindex) | Out::Device(ifindex) = out {
+            // SAFETY: as above.
+            unsafe { bpf_clone_redirect(self.raw, ifindex, 0) };
+        }
     }
 }

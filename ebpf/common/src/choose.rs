@@ -6,6 +6,7 @@ use crate::keys::{FlowKey, Mac, same_mac};
 use crate::life;
 use crate::maglev;
 use crate::packet::{connects, reply_key};
+use crate::proxy;
 use crate::tables::Tables;
 use crate::values::{
     BALANCED, EndpointVal, FlowVal, POLICY_SOURCE, POLICY_TURN, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER,
@@ -272,7 +273,7 @@ pub fn write<T: Tables>(tables: &T, work: &mut Work) {
 /// Returns whether it was not.
 #[inline(always)]
 pub(crate) fn set_flow<T: Tables>(tables: &T, work: &mut Work) -> bool {
-    let (now, state) = (tables.clock(), life::at_first(&work.header));
+    let (now, state) = (tables.clock(), life::at_first(&work.header) | proxy::at_first(work));
     work.flow.seen = now;
     work.flow.state = state;
     let is_known = match tables.flow(&work.key) {

@@ -35,6 +35,7 @@ pub mod maglev;
 pub mod mesh;
 pub mod overlay;
 pub mod packet;
+pub mod proxy;
 pub mod reason;
 pub mod rewrite;
 pub mod steer;

@@ -28,6 +28,14 @@ pub const FLOW_CLIENT_FIN: u32 = 2;
 pub const FLOW_SERVER_FIN: u32 = 4;
 /// One of them has reset the connection.
 pub const FLOW_RESET: u32 = 8;
+/// The endpoint is told of its client: see [`crate::proxy`].
+pub const FLOW_PROXY: u32 = 16;
+/// It was told.
+pub const FLOW_TOLD: u32 = 32;
+/// The client's first data has passed.
+pub const FLOW_SPOKE: u32 = 64;
+/// The endpoint has acknowledged what it was told.
+pub const FLOW_HEARD: u32 = 128;
 
 /// Proposals that one run of the collector looks at.
 pub const PROPOSALS: u32 = 64;
@@ -164,7 +172,7 @@ pub(crate) fn forget<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyVal) {
 
 /// Finds the key of the flow that an answer ([`Work::key`]) is for: [`Work::request`].
 #[inline(always)]
-fn request_of<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyVal) {
+pub(crate) fn request_of<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyVal) {
     let client = if reply.kind == REPLY_HAIRPIN { &work.key.src } else { &work.key.dst };
     work.request.src = client.copied();
     work.request.dst = if reply.kind == REPLY_STEER { &work.key.src } else { &reply.addr }.copied();

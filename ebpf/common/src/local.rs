@@ -9,6 +9,7 @@ use crate::choose::{self, Entry, Known};
 use crate::icmp;
 use crate::mesh;
 use crate::packet::{self, Packet};
+use crate::proxy;
 use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::values::{EndpointVal, NodeConfig, REPLY_LOCAL, ReplyVal};
@@ -34,6 +35,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     let entry = Entry { ifindex, kind: REPLY_LOCAL, client: &client };
     match choose::known(tables, work) {
         Known::Flow(flow, endpoint) if choose::goes_on(tables, work, flow, endpoint, &entry) => {
+            work.proxy = proxy::ahead(flow.state);
             return forward(work, config, endpoint, &client, (flow.source_port, flow.target_port));
         }
         Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),
@@ -52,6 +54,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return Verdict::Refuse(Reason::NoEndpoint);
     };
     work.set_flow(choice.id, port.service, port.target_port);
+    proxy::begin(packet, port, work);
     if !choose::record(tables, work, choice.endpoint, &entry) {
         return Verdict::Drop(Reason::NoSourcePort);
     }

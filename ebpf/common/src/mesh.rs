@@ -6,6 +6,7 @@ use crate::choose::{self, Entry, Known};
 use crate::icmp;
 use crate::keys::{PortKey, copied};
 use crate::packet::{self, Fragment, Header, Packet, UDP};
+use crate::proxy;
 use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::values::{EndpointVal, NodeConfig, PortVal, REPLY_RESTORE};
@@ -31,6 +32,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     let entry = Entry { ifindex, kind: REPLY_RESTORE, client: &client };
     match choose::known(tables, work) {
         Known::Flow(flow, endpoint) if choose::goes_on(tables, work, flow, endpoint, &entry) => {
+            work.proxy = proxy::ahead(flow.state);
             return forward(work, config, endpoint, flow.source_port, flow.target_port);
         }
         Known::Balanced(flow) if config.gate != 0 => {
@@ -56,6 +58,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return Verdict::Refuse(Reason::NoEndpoint);
     };
     work.set_flow(choice.id, port.service, port.target_port);
+    proxy::begin(packet, port, work);
     if !choose::record(tables, work, choice.endpoint, &entry) {
         return Verdict::Drop(Reason::NoSourcePort);
     }

@@ -5,6 +5,7 @@ use crate::keys::{LocalKey, RouterKey, VipKey, same_mac};
 use crate::life;
 use crate::local;
 use crate::packet::{self, Ethernet, Packet, TCP};
+use crate::proxy;
 use crate::reason::Reason;
 use crate::steer;
 use crate::tables::Tables;
@@ -54,11 +55,13 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
     match tables.reply(&work.key) {
         Some(reply) if reply.kind == REPLY_RESTORE => {
             life::note_answer(tables, work, reply);
+            work.proxy = proxy::back(reply);
             work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex));
             Verdict::Forward
         }
         Some(reply) if reply.kind == REPLY_LOCAL => {
             life::note_answer(tables, work, reply);
+            work.proxy = proxy::back(reply);
             local::home(work, config, reply);
             Verdict::Forward
         }

@@ -24,10 +24,10 @@ pub const ETH_IPV6: u16 = 0x86dd;
 /// Length of an Ethernet header.
 pub const ETH_LEN: u32 = 14;
 
-const TCP_FIN: u8 = 0x01;
+pub(crate) const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
-const TCP_ACK: u8 = 0x10;
+pub(crate) const TCP_ACK: u8 = 0x10;
 /// No flag of TCP that means anything here: SCTP asks whether a path works.
 const PROBE: u8 = 0x40;
 

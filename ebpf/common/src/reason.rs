@@ -63,6 +63,8 @@ indices! {
         NoSourcePort => "no_source_port",
         /// Fragment of a datagram of ours whose first one, which has the ports, has not come.
         NoFirstFragment => "no_first_fragment",
+        /// SYN with data to a port that tells tasks of their clients: what it tells must come first.
+        EarlyData => "early_data",
     }
 }
 

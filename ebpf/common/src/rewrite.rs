@@ -32,12 +32,12 @@ pub trait PacketMut: Packet {
     fn change_checksum(&mut self, offset: u32, diff: u32, cover: Cover) -> Option<()>;
 }
 
-const IPV4_CHECK: u32 = ETH_LEN + 10;
+pub(crate) const IPV4_CHECK: u32 = ETH_LEN + 10;
 const IPV4_SRC: u32 = ETH_LEN + 12;
 const IPV4_DST: u32 = ETH_LEN + 16;
 const IPV6_SRC: u32 = ETH_LEN + 8;
 const IPV6_DST: u32 = ETH_LEN + 24;
-const TCP_CHECK: u32 = 16;
+pub(crate) const TCP_CHECK: u32 = 16;
 const UDP_CHECK: u32 = 6;
 const ICMP_CHECK: u32 = 2;
 
@@ -193,13 +193,18 @@ fn ports<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Op
 }
 
 #[inline(always)]
-fn change_transport<P: PacketMut>(packet: &mut P, header: &Header, diff: u32, pseudo: bool) -> Option<()> {
+pub(crate) fn change_transport<P: PacketMut>(
+    packet: &mut P,
+    header: &Header,
+    diff: u32,
+    pseudo: bool,
+) -> Option<()> {
     let udp = header.proto == UDP;
     let at = header.l4 + if udp { UDP_CHECK } else { TCP_CHECK };
     packet.change_checksum(at, diff, Cover { pseudo, optional: udp })
 }
 
-const TCP_HEADER: u32 = 20;
+pub(crate) const TCP_HEADER: u32 = 20;
 const OPTION_END: u8 = 0;
 const OPTION_PADDING: u8 = 1;
 const OPTION_MSS: u8 = 2;

@@ -10,6 +10,7 @@ use crate::life;
 use crate::local;
 use crate::mesh::out;
 use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Ethernet, Packet};
+use crate::proxy;
 use crate::reason::Reason;
 use crate::steer;
 use crate::tables::Tables;
@@ -170,6 +171,7 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
     work.key.src = ingress.copied();
     let Some(reply) = tables.reply(&work.key) else { return false };
     life::note_answer(tables, work, reply);
+    work.proxy = proxy::back(reply);
     match reply.kind {
         REPLY_RESTORE => work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex)),
         REPLY_LOCAL => {

@@ -4,6 +4,7 @@ use crate::addr::Addr;
 use crate::fragment::{FragmentKey, FragmentVal};
 use crate::keys::{FlowKey, Mac, copied};
 use crate::packet::{Ethernet, Fragment, Header};
+use crate::proxy::Space;
 use crate::reason::Reason;
 use crate::values::{FlowVal, ReplyVal};
 
@@ -67,6 +68,10 @@ pub struct Work {
     pub narrow: u32,
     /// Mark that the packet goes on with.
     pub mark: u32,
+    /// Which way it goes in a connection whose endpoint is told of its client: see [`crate::proxy`].
+    pub proxy: u32,
+    /// The sequence numbers of that connection.
+    pub space: Space,
 }
 
 impl Work {
@@ -75,6 +80,7 @@ impl Work {
     pub fn begin(&mut self) {
         self.narrow = 0;
         self.mark = 0;
+        self.proxy = 0;
         self.header.fragment = Fragment::Whole;
     }
 

@@ -17,6 +17,7 @@ pub(crate) mod memory;
 pub(crate) mod mesh_cases;
 pub(crate) mod overlay_cases;
 pub(crate) mod packet;
+pub(crate) mod proxy_cases;
 pub(crate) mod sctp_cases;
 pub(crate) mod task_cases;
 pub(crate) mod world;

@@ -57,6 +57,13 @@ macro_rules! every_case {
             the_node_reaches_a_task_elsewhere, the_node_reaches_a_task_here, what_is_not_published_is_left_alone_here,
             a_client_of_the_node_and_one_elsewhere_do_not_alias,
         );
+        every_case!(@ $make, proxy_cases:
+            a_task_is_told_of_its_client, data_with_the_first_acknowledgement_waits_for_nothing,
+            what_was_told_and_lost_is_told_again, what_opens_nothing_is_told_nothing,
+            numbers_come_round_and_nothing_is_told_twice, records_that_were_forgotten_know_where_it_began,
+            a_connection_whose_address_moved_was_told_before, a_port_that_is_used_again_begins_anew,
+            frames_with_padding_and_options_are_told_right, a_client_of_the_node_is_told_of_too,
+        );
         every_case!(@ $make, task_cases:
             answer_goes_to_the_router_it_came_by, answer_by_another_leg_is_put_right,
             answer_of_a_flow_that_entered_here_is_restored, a_task_sends_only_as_itself,

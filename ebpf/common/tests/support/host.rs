@@ -11,7 +11,7 @@ use shoal_ebpf_common::values::{
     BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
 };
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, fragment, icmp, lane, local, mesh, overlay, rewrite, task};
+use shoal_ebpf_common::{balancer, fragment, icmp, lane, local, mesh, overlay, proxy, rewrite, task};
 
 use super::memory::{Buffer, Memory};
 use super::world::{Action, IFINDEX, Run, World};
@@ -23,6 +23,8 @@ pub(crate) struct Host {
     drops: HashMap<Reason, u64>,
     /// What the last run counted a drop or a refusal as.
     pub(crate) counted: Option<Reason>,
+    /// Copies that were sent, and by which way.
+    pub(crate) copies: Vec<(Out, Vec<u8>)>,
     /// MTUs of the devices there are.
     pub(crate) mtus: HashMap<u32, u32>,
 }
@@ -98,6 +100,10 @@ impl World for Host {
     fn run(&mut self, program: Program, packet: &[u8]) -> Run {
         self.run_as(program, packet, Form::Single)
     }
+
+    fn copies(&mut self) -> Option<Vec<(Out, Vec<u8>)>> {
+        Some(std::mem::take(&mut self.copies))
+    }
 }
 
 impl Host {
@@ -109,7 +115,7 @@ impl Host {
     /// As [`Host::run_as`], on a packet that arrived at another device.
     pub(crate) fn run_at(&mut self, ifindex: u32, program: Program, packet: &[u8], form: Form) -> Run {
         self.counted = None;
-        let mut buffer = Buffer(packet.to_vec());
+        let mut buffer = Buffer(packet.to_vec(), Vec::new());
         let mut work = Work::default();
         let mut verdict = match program {
             Program::MeshIngress => mesh::decide(&buffer, &self.maps, ifindex, &mut work),
@@ -151,6 +157,23 @@ impl Host {
                     assert!(work.header.keeps_ports(), "the packet holds its own header");
                     let action = self.drop(Reason::RewriteFailed);
                     return Run { action, bytes: buffer.0, out: None, mark: None };
+                }
+                if verdict == Verdict::Forward && work.proxy != proxy::PLAIN {
+                    let told = if work.proxy == proxy::BACK {
+                        proxy::to_client(&mut buffer, &self.maps, &mut work)
+                            .and_then(|()| proxy::blocks(&mut buffer, &work))
+                            .ok_or(Reason::RewriteFailed)
+                    } else {
+                        proxy::to_task(&mut buffer, &self.maps, &mut work).and_then(|told| {
+                            let made = if told { proxy::sum_up(&mut buffer, &work) } else { Some(()) };
+                            made.ok_or(Reason::RewriteFailed)
+                        })
+                    };
+                    self.copies.append(&mut buffer.1);
+                    if let Err(reason) = told {
+                        let action = self.drop(reason);
+                        return Run { action, bytes: buffer.0, out: None, mark: None };
+                    }
                 }
                 if let Some(mtu) = self.mtus.get(&work.narrow) {
                     rewrite::narrow(&mut buffer, &work.header, *mtu).expect("the packet holds its options");

@@ -10,15 +10,17 @@ use shoal_ebpf_common::fragment::{FragmentKey, FragmentVal};
 use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::packet::Packet;
+use shoal_ebpf_common::proxy::Resize;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
     BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal,
     ReplyVal, ServiceVal, TaskIf, VipVal,
 };
+use shoal_ebpf_common::verdict::Out;
 
-/// A packet without a checksum offload (`CHECKSUM_NONE`).
-pub(crate) struct Buffer(pub(crate) Vec<u8>);
+/// A packet without a checksum offload (`CHECKSUM_NONE`), and copies of it that were sent.
+pub(crate) struct Buffer(pub(crate) Vec<u8>, pub(crate) Vec<(Out, Vec<u8>)>);
 
 impl Packet for Buffer {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
@@ -55,6 +57,17 @@ impl PacketMut for Buffer {
                 changed => changed,
             },
         })
+    }
+}
+
+impl Resize for Buffer {
+    fn resize(&mut self, length: u32) -> Option<()> {
+        self.0.resize(usize::try_from(length).ok()?, 0);
+        Some(())
+    }
+
+    fn send_copy(&mut self, out: Out) {
+        self.1.push((out, self.0.clone()));
     }
 }
 

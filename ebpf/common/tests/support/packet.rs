@@ -39,6 +39,9 @@ pub(crate) struct Segment {
     pub(crate) sport: u16,
     pub(crate) dport: u16,
     pub(crate) flags: u8,
+    /// Sequence number of TCP and what it acknowledges.
+    pub(crate) sequence: u32,
+    pub(crate) acknowledged: u32,
     pub(crate) payload: Vec<u8>,
     /// UDP over IPv4 without a checksum.
     pub(crate) unchecked: bool,
@@ -59,6 +62,8 @@ impl Segment {
             sport: src.1,
             dport: dst.1,
             flags: if proto == UDP { 0 } else { SYN },
+            sequence: 1,
+            acknowledged: 2,
             payload: b"a payload of odd len".to_vec(),
             unchecked: false,
             options: Vec::new(),
@@ -86,7 +91,9 @@ impl Segment {
         upper.extend(self.dport.to_be_bytes());
         let check_at = if self.proto == TCP {
             let offset = u8::try_from(5 + self.tcp_options.len() / 4).unwrap() << 4;
-            upper.extend([0, 0, 0, 1, 0, 0, 0, 2, offset, self.flags, 0x10, 0, 0, 0, 0, 0]);
+            upper.extend(self.sequence.to_be_bytes());
+            upper.extend(self.acknowledged.to_be_bytes());
+            upper.extend([offset, self.flags, 0x10, 0, 0, 0, 0, 0]);
             upper.extend(&self.tcp_options);
             16
         } else if self.proto == SCTP {
@@ -163,6 +170,8 @@ impl Segment {
                 SCTP => CHUNKS.into_iter().find(|(chunk, _)| *chunk == upper[12]).unwrap().1,
                 _ => 0,
             },
+            sequence: if proto == TCP { be32(&upper[4..]) } else { 1 },
+            acknowledged: if proto == TCP { be32(&upper[8..]) } else { 2 },
             payload: upper[header..].to_vec(),
             unchecked,
             options,
@@ -396,6 +405,10 @@ pub(crate) fn fold(mut sum: u64) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     u16::try_from(sum).unwrap()
+}
+
+fn be32(bytes: &[u8]) -> u32 {
+    u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
 fn be16(bytes: &[u8]) -> u16 {

@@ -60,6 +60,10 @@ pub(crate) trait World {
     fn next_tick(&mut self);
     fn drops(&self, reason: Reason) -> u64;
     fn run(&mut self, program: Program, packet: &[u8]) -> Run;
+    /// Copies of packets that were sent since the last call, if the data plane can tell.
+    fn copies(&mut self) -> Option<Vec<(Out, Vec<u8>)>> {
+        None
+    }
 }
 
 pub(crate) const IFINDEX: u32 = 1;
