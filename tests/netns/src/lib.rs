@@ -27,6 +27,6 @@ pub use lan::{DEVICE, Lan, Place};
 pub use node::{Node, Programs};
 pub use residue::{Residue, sweep_stale};
 pub use swarm::Swarm;
-pub use traffic::{Answers, Traffic, ask, ask_by, ask_from};
+pub use traffic::{Answers, Traffic, ask, ask_by, ask_from, ask_greeted_by, transfer_by};
 pub use view::{Attachment, Names, Task, dig};
 pub use wait::{slowness, wait_for};

@@ -30,6 +30,12 @@ pub struct Answers {
     pub connected: BTreeSet<SocketAddr>,
     /// Answers whose server also saw the client's own port.
     pub port_kept: usize,
+    /// Answers to connections that began with a header of the PROXY protocol.
+    pub headed: usize,
+    /// What such headers said otherwise than the client's socket, which has its own address and the one it asked.
+    pub misled: BTreeSet<String>,
+    /// Connections without the header that should have had one, as the server knows of.
+    pub headless: usize,
 }
 
 impl Answers {
@@ -71,6 +77,22 @@ pub fn ask_from(
 /// As [`ask`], by `shoal-load` as it is started by `run`.
 pub fn ask_by(run: Run, target: SocketAddr, udp: bool, count: usize) -> anyhow::Result<Answers> {
     asked(run, target, count, if udp { &["--udp"] } else { &[] })
+}
+
+/// As [`ask`] of a server that greets first, by `shoal-load` as it is started by `run`.
+pub fn ask_greeted_by(run: Run, target: SocketAddr, count: usize) -> anyhow::Result<Answers> {
+    asked(run, target, count, &["--greeted"])
+}
+
+/// Sends so many bytes up to a transfer server, and takes so many down from it, by `shoal-load` as it is started by `run`;
+/// fails when one is missing or out of its place.
+pub fn transfer_by(run: Run, target: SocketAddr, up: u64, down: u64) -> anyhow::Result<()> {
+    let words = ["transfer", "--timeout-ms", "30000", "--target", &target.to_string()];
+    let run = run.args(words).args(["--up", &up.to_string(), "--down", &down.to_string()]);
+    let output = run.output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{target}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 fn asked(run: Run, target: SocketAddr, count: usize, more: &[&str]) -> anyhow::Result<Answers> {

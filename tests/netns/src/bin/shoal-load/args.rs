@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-const SWITCHES: [&str; 2] = ["udp", "until-eof"];
+const SWITCHES: [&str; 3] = ["udp", "until-eof", "greeted"];
 
 /// Flags not yet taken.
 pub(crate) struct Args {

@@ -1,6 +1,6 @@
 //! Servers. Each port answers on TCP and, without `TCP_ONLY` in the environment, on UDP, dual stack.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +11,8 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::args::Args;
+use crate::header::Header;
+use crate::transfer;
 
 /// How long `whoami` waits for a request before it answers a silent client.
 const SILENT_CLIENT: Duration = Duration::from_millis(200);
@@ -22,6 +24,8 @@ enum Service {
     Echo,
     Conn,
     Discard,
+    Greet,
+    Transfer,
 }
 
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
@@ -33,19 +37,30 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         ("echo", Service::Echo),
         ("conn", Service::Conn),
         ("discard", Service::Discard),
+        ("greet", Service::Greet),
+        ("transfer", Service::Transfer),
     ] {
         ports.extend(args.take_all::<u16>(name)?.into_iter().map(|port| (port, service)));
     }
+    let headed: Vec<u16> = args.take_all("proxy")?;
     args.finish()?;
     anyhow::ensure!(!ports.is_empty(), "nothing to serve");
+    let is_served = |port: &&u16| ports.iter().any(|(served, _)| served == *port);
+    anyhow::ensure!(
+        headed.iter().filter(is_served).count() == headed.len(),
+        "--proxy names a port of no server"
+    );
     let readiness = Arc::new(Readiness::from_env());
+    let headless = Arc::new(AtomicUsize::new(0));
     let mut threads = Vec::new();
     for (port, service) in ports {
         let listener = dual_stack(bind, port, TcpListener::bind)?;
         let readiness = Arc::clone(&readiness);
-        let pool = Arc::new(Pool { listener, idle: AtomicUsize::new(1), service, readiness });
+        let (is_headed, headless) = (headed.contains(&port), Arc::clone(&headless));
+        let pool =
+            Arc::new(Pool { listener, idle: AtomicUsize::new(1), service, readiness, is_headed, headless });
         threads.push(thread::spawn(move || accept_loop(&pool)));
-        if std::env::var_os("TCP_ONLY").is_none() {
+        if std::env::var_os("TCP_ONLY").is_none() && !is_headed {
             let socket = dual_stack(bind, port, UdpSocket::bind)?;
             threads.push(thread::spawn(move || datagram_loop(&socket, service)));
         }
@@ -80,6 +95,39 @@ struct Pool {
     idle: AtomicUsize,
     service: Service,
     readiness: Arc<Readiness>,
+    /// Connections begin with a header.
+    is_headed: bool,
+    /// Connections to ports of this server that should have had one.
+    headless: Arc<AtomicUsize>,
+}
+
+/// A connection, and what is known of its client.
+struct Client {
+    stream: TcpStream,
+    peer: SocketAddr,
+    header: Option<Header>,
+    headless: usize,
+}
+
+impl Pool {
+    /// The client of a connection; none if it should have said who it is and has not.
+    fn client(&self, mut stream: TcpStream, peer: SocketAddr) -> Option<Client> {
+        let header = if self.is_headed { Header::take(&mut stream) } else { None };
+        if self.is_headed && header.is_none() {
+            self.headless.fetch_add(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(Client { stream, peer, header, headless: self.headless.load(Ordering::Acquire) })
+    }
+
+    fn serve(&self, stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> {
+        let Some(client) = self.client(stream, peer) else { return Ok(()) };
+        match self.service {
+            Service::Health => serve_health(client.stream, self.readiness.is_there()),
+            service if self.readiness.serves() => serve_stream(client, service),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A server that takes its time: until the file named by `READY_FILE` has been there once it closes what it is asked, so
@@ -117,20 +165,19 @@ fn accept_loop(pool: &Arc<Pool>) {
         }
         if let Ok((stream, peer)) = accepted {
             // A client that goes away in the middle is its own business.
-            drop(match pool.service {
-                Service::Health => serve_health(stream, pool.readiness.is_there()),
-                service if pool.readiness.serves() => serve_stream(stream, peer, service),
-                _ => Ok(()),
-            });
+            drop(pool.serve(stream, peer));
         }
         pool.idle.fetch_add(1, Ordering::AcqRel);
     }
 }
 
-fn serve_stream(mut stream: TcpStream, peer: SocketAddr, service: Service) -> std::io::Result<()> {
+fn serve_stream(mut client: Client, service: Service) -> std::io::Result<()> {
+    let stream = &mut client.stream;
     match service {
         Service::Health => Ok(()),
-        Service::Whoami => serve_whoami(stream, peer),
+        Service::Whoami => serve_whoami(client),
+        Service::Greet => serve_greeting(client),
+        Service::Transfer => transfer::serve(client.stream),
         Service::Echo => {
             stream.set_nodelay(true)?;
             let mut buffer = vec![0; 65536];
@@ -165,9 +212,20 @@ fn serve_health(mut stream: TcpStream, is_well: bool) -> std::io::Result<()> {
     stream.write_all(format!("{head}{body}").as_bytes())
 }
 
-fn serve_whoami(mut stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> {
+/// Says first who it is, then sends back the line that is the client's answer.
+fn serve_greeting(client: Client) -> std::io::Result<()> {
+    let line = client.identity();
+    let mut stream = client.stream;
+    stream.write_all(line.as_bytes())?;
+    let mut said = String::new();
+    BufReader::new(&stream).read_line(&mut said)?;
+    stream.write_all(said.as_bytes())
+}
+
+fn serve_whoami(client: Client) -> std::io::Result<()> {
+    let line = client.identity();
+    let mut stream = client.stream;
     stream.set_read_timeout(Some(SILENT_CLIENT))?;
-    let line = identity("tcp", peer, stream.local_addr().ok());
     let mut request = [0; 1024];
     let read = stream.read(&mut request).unwrap_or(0);
     if !request[..read].starts_with(b"GET ") {
@@ -190,7 +248,7 @@ fn datagram_loop(socket: &UdpSocket, service: Service) {
                 socket.send_to(line.as_bytes(), peer)
             }
             Service::Echo | Service::Conn => socket.send_to(&buffer[..length], peer),
-            Service::Health | Service::Discard => Ok(0),
+            Service::Health | Service::Discard | Service::Greet | Service::Transfer => Ok(0),
         };
         // An answer that can't be sent is a lost datagram, which the client must be ready for anyway.
         drop(sent);
@@ -207,6 +265,18 @@ fn identity(proto: &str, peer: SocketAddr, local: Option<SocketAddr>) -> String 
         canonical(peer),
         std::process::id()
     )
+}
+
+impl Client {
+    /// As [`identity`] has it, and what its header says.
+    fn identity(&self) -> String {
+        let mut line = identity("tcp", self.peer, self.stream.local_addr().ok());
+        line.truncate(line.trim_end().len());
+        if let Some(header) = &self.header {
+            line = format!("{line} client={} asked={}", header.client, header.asked);
+        }
+        format!("{line} headless={}\n", self.headless)
+    }
 }
 
 /// An IPv4 peer of a dual-stack socket in its own notation.
