@@ -8,7 +8,7 @@ pub(super) const LONG_FORM_ONLY: [&str; 7] =
     ["answers", "barriers", "doctor", "health", "liveness", "refusals", "renewal"];
 /// The same under emulation, where an hour isn't enough for all: what an engine does on a kernel with a compiler is in
 /// what is left, what else there is runs in user-mode Linux.
-pub(super) const NATIVE_ONLY: [&str; 14] = [
+pub(super) const NATIVE_ONLY: [&str; 15] = [
     "admission",
     "connect",
     "driver::bpf",
@@ -22,6 +22,7 @@ pub(super) const NATIVE_ONLY: [&str; 14] = [
     "names::tasks_and_addresses_have_names",
     "names::tasks_of_global_services_have_names_too",
     "ports",
+    "proxy",
     "repair",
 ];
 pub(super) const LONG_FORM: &str = "long form";
@@ -38,11 +39,12 @@ const fn without_nftables(rows: &'static str) -> Hole {
     Hole { kernel: Some(Kernel::Uml), engine: None, rows, reason: "the kernel has no nftables" }
 }
 
-const HOLES: [Hole; 7] = [
+const HOLES: [Hole; 8] = [
     without_nftables("liveness::a_suspect_node_is_out_of_the_mesh_and_comes_back_with_its_tasks"),
     without_nftables("liveness::a_node_that_is_cut_off_for_longer_is_replaced"),
     without_nftables("liveness::a_third_of_packets_lost_is_no_death"),
     without_nftables("mesh::no_conntrack_and_no_rule_on_the_path"),
+    without_nftables("proxy::nothing_is_lost_or_doubled_where_packets_are"),
     without_nftables("repair::a_table_comes_back_under_streams"),
     Hole { kernel: None, engine: Some(Engine::Ebpf), rows: "engines::", reason: "about engine ipvs" },
     Hole { kernel: None, engine: Some(Engine::Ipvs), rows: "connect::", reason: "about engine ebpf" },

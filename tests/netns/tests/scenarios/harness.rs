@@ -348,14 +348,25 @@ fn is_member(node: &Node) -> bool {
 
 /// `service create` of our own servers, on a network made if need be, with further flags.
 pub(crate) fn create(swarm: &Swarm, name: &str, network: &str, flags: &[&str]) -> anyhow::Result<()> {
+    let servers = format!("--whoami {WHOAMI} --conn {CONN} --echo {ECHO} --health {HEALTH}");
+    create_serving(swarm, name, network, flags, &servers)
+}
+
+/// As [`create`], with these servers.
+pub(crate) fn create_serving(
+    swarm: &Swarm,
+    name: &str,
+    network: &str,
+    flags: &[&str],
+    servers: &str,
+) -> anyhow::Result<()> {
     let manager = swarm.manager();
     let networks = manager.items(&["network", "ls"])?;
     if !networks.iter().any(|item| item["name"] == network) {
         manager.shoal(&["network", "create", network])?;
     }
     let load = swarm.programs.load.display().to_string();
-    let words = format!("serve --whoami {WHOAMI} --conn {CONN} --echo {ECHO} --health {HEALTH}");
-    let program: Vec<_> = std::iter::once(load.as_str()).chain(words.split(' ')).collect();
+    let program: Vec<_> = [load.as_str(), "serve"].into_iter().chain(servers.split(' ')).collect();
     let mut service = vec!["service", "create", "--name", name, "--network", network];
     // What flags don't say otherwise: no time is spent on waiting.
     for (flag, value) in [("--restart-delay", "100ms"), ("--drain", "0s"), ("--stop-grace-period", "500ms")] {

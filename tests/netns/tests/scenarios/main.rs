@@ -24,6 +24,7 @@ mod names;
 mod outside;
 mod packets;
 mod ports;
+mod proxy;
 mod refusals;
 mod renewal;
 mod repair;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Group { name: "connect", start: harness::formed, scenarios: connect::SCENARIOS },
         Group { name: "lane", start: harness::formed, scenarios: lane::SCENARIOS },
         Group { name: "ports", start: harness::formed, scenarios: ports::SCENARIOS },
+        Group { name: "proxy", start: harness::formed, scenarios: proxy::SCENARIOS },
         Group { name: "flows", start: harness::formed, scenarios: flows::SCENARIOS },
         Group { name: "flood", start: flood::start, scenarios: flood::SCENARIOS },
         Group { name: "names", start: harness::formed, scenarios: names::SCENARIOS },

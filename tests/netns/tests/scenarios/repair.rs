@@ -27,7 +27,7 @@ fn repaired(node: &Node, object: &str) -> f64 {
 }
 
 /// Does something to a node, and waits until it was repaired as such an object and something shows that it is back.
-fn repairs(
+pub(crate) fn repairs(
     node: &Node,
     object: &str,
     harm: impl FnOnce() -> anyhow::Result<()>,
@@ -163,7 +163,7 @@ fn repairs_all(node: &Node, harms: &[Harm]) -> anyhow::Result<()> {
 }
 
 /// The map of a name.
-fn map(node: &Node, name: &str) -> anyhow::Result<Pinned> {
+pub(crate) fn map(node: &Node, name: &str) -> anyhow::Result<Pinned> {
     Pinned::open(&generation(node)?.join("maps").join(name))
 }
 
