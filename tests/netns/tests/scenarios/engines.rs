@@ -112,6 +112,10 @@ fn policies(swarm: &mut Swarm) -> anyhow::Result<()> {
     running(swarm, "web", 2)?;
     // A policy that only one engine has keeps the swarm on it.
     swarm.manager().refused(&["swarm", "update", "--lb-engine", "ebpf"], 5, &["leastconn", "web"])?;
+    // And it does not go with ports that no virtual service balances.
+    let headed = "published=8090,target=80,proxy-protocol=v2";
+    let said = ["E0100", "lb: 'leastconn'", "port 8090:80/tcp with proxy-protocol", "rr, maglev", "help:"];
+    swarm.manager().refused(&["service", "update", "--publish-add", headed, "web"], 2, &said)?;
     for (policy, scheduler) in
         [("leastconn", " lc"), ("rr", " rr"), ("source", " mh"), ("maglev", " mh"), ("auto", " mh")]
     {

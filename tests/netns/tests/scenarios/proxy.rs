@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use anyhow::{Context, ensure};
 use shoal_netns::{
     Answers, DEVICE, Host, Need, Place, Swarm, Traffic, ask_by, ask_greeted_by, slowness, transfer_by,
-    wait_for, wanted_engine,
+    wait_for,
 };
 
 use crate::harness::{
@@ -357,10 +357,6 @@ fn refused(swarm: &mut Swarm) -> anyhow::Result<()> {
     for protocol in ["udp", "sctp"] {
         let words = format!("-p published={NAMED},target={NAMED},protocol={protocol},proxy-protocol=v2");
         refuse(&words, &["E0100", "publish.proxy-protocol", protocol, "for tcp alone", "help:"])?;
-    }
-    if wanted_engine().as_deref() == Some("ipvs") {
-        let words = format!("--lb leastconn {port},proxy-protocol=v2");
-        refuse(&words, &["E0100", "lb: 'leastconn'", "engine ipvs alone", "maglev", "help:"])?;
     }
     on_one_node(swarm)?;
     let shown = swarm.manager().shoal(&["service", "ls", "--format", "{{.Ports}}"])?;
