@@ -223,6 +223,12 @@ async fn doctor_fails_by_its_exit_code() {
         "ok    kernel        seen\nwarn  disk          seen\n      help: make room\n\
          ok    managers      10.0.3.11:7377 answers\n2 ok, 1 warned of, 0 failed\n"
     );
+    let description = Some(pb::NodeDescription { version: "0.0.9".into(), ..Default::default() });
+    fake.world().nodes = vec![pb::NodeInfo { name: "old".into(), description, ..Default::default() }];
+    let mixed = fake.run("-q doctor").await;
+    assert_eq!(mixed.code, Some(0), "{mixed:?}");
+    assert!(mixed.stdout.contains("warn  versions      this node has 0.1.0, old has 0.0.9\n"), "{mixed:?}");
+    fake.world().nodes.clear();
     fake.world().checks.push(check("mtu", pb::Verdict::Fail, "raise it"));
     let ill = fake.run("-q doctor").await;
     assert_eq!((ill.code, ill.stdout.lines().count()), (Some(9), 4), "{ill:?}");
