@@ -1,6 +1,7 @@
 //! All that the reconciler changes on a node, tasks aside, behind one narrow trait: observe, ensure, remove.
 
 mod balancers;
+mod carried;
 mod clients;
 mod engine;
 mod former;
@@ -471,16 +472,18 @@ impl Facility for HostFacility {
             if collected.proposed > 0 {
                 tracing::debug!(?collected, "flows");
             }
-            Ok((self.bpf.connections()?, collected.live, collected.endpoints))
+            Ok((self.bpf.connections()?, collected))
         });
         let unread = |error: &BpfError| {
             let error = error as &dyn std::error::Error;
             tracing::warn!(error, "flows that ended are not taken away, or flows not counted");
         };
         let counted = counted.inspect_err(unread).ok();
-        let maps = self.bpf.fills(counted.as_ref().map_or(0, |(new, ..)| new.len()));
-        let Some((new, live, endpoints)) = counted else { return InUse { maps, ..InUse::default() } };
-        InUse { maps, flows: Some(mesh::flows(&new, &live)), endpoints: mesh::by_endpoint(&endpoints) }
+        let maps = self.bpf.fills(counted.as_ref().map_or(0, |(new, _)| new.len()));
+        let Some((new, collected)) = counted else { return InUse { maps, ..InUse::default() } };
+        let (mut flows, mut endpoints) = (mesh::flows(&new, &collected), mesh::by_endpoint(&collected));
+        self.balancers.carried().add_to(&mut flows, &mut endpoints);
+        InUse { maps, flows: Some(flows), endpoints }
     }
 
     fn is_touched(&self) -> bool {

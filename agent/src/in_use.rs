@@ -1,11 +1,15 @@
 //! What the data plane holds and carries, as of the last sweep.
 
+mod bytes;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_plan::object::ServiceKey;
 use shoal_types::EndpointId;
 use shoal_types::assignment::Assignment;
+
+pub use bytes::{Bytes, Grown};
 
 /// How full a map of the programs is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,32 @@ pub struct Flows {
     pub new: u64,
     /// Those that are under way.
     pub live: u64,
+    /// What they carried.
+    pub bytes: Bytes,
+}
+
+/// Flows to an endpoint that entered by this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointUse {
+    /// Those that are under way, if the node's own table of endpoints led them.
+    pub live: u64,
+    /// What they carried.
+    pub bytes: Bytes,
+}
+
+impl Flows {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.new += other.new;
+        self.live += other.live;
+        self.bytes.add(other.bytes);
+    }
+}
+
+impl EndpointUse {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.live += other.live;
+        self.bytes.add(other.bytes);
+    }
 }
 
 /// All of it.
@@ -42,14 +72,14 @@ pub struct InUse {
     pub maps: Vec<MapFill>,
     /// Flows by table; none if they can't be read.
     pub flows: Option<BTreeMap<ServiceKey, Flows>>,
-    /// Flows that are under way, by endpoint, as far as the tables of endpoints led them.
-    pub endpoints: BTreeMap<EndpointId, u64>,
+    /// Flows by endpoint.
+    pub endpoints: BTreeMap<EndpointId, EndpointUse>,
 }
 
 /// So many endpoints are told one by one, which bounds what a scrape costs: those with the most flows.
 const TOLD: usize = 1000;
 /// What stands for the slots of the others.
-const OTHERS: &str = "other";
+pub const OTHERS: &str = "other";
 
 /// A service in a network: what `shoal_lb_*` tells of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,15 +90,15 @@ pub struct ServiceUse {
     pub withdrawn: u64,
     /// Its flows that entered by this node.
     pub flows: Flows,
-    /// Those under way by the slot of their endpoint, if the node's own table of endpoints led them.
-    pub slots: BTreeMap<String, u64>,
+    /// The same by the slot of their endpoint.
+    pub slots: BTreeMap<String, EndpointUse>,
 }
 
 /// What each service carries, by its name and the network's. What the node is no longer told of is left out.
 pub fn by_name(
     assignment: &Assignment,
     flows: &BTreeMap<ServiceKey, Flows>,
-    endpoints: &BTreeMap<EndpointId, u64>,
+    endpoints: &BTreeMap<EndpointId, EndpointUse>,
 ) -> BTreeMap<(String, String), ServiceUse> {
     let services: BTreeMap<_, _> =
         assignment.services().map(|service| (service.index.0, service.name.to_string())).collect();
@@ -76,8 +106,8 @@ pub fn by_name(
         assignment.networks().map(|network| (network.vni, network.name.to_string())).collect();
     let by_id: BTreeMap<_, _> = assignment.networks().map(|network| (&network.id, &network.name)).collect();
     let mut found: BTreeMap<(String, String), ServiceUse> = BTreeMap::new();
-    let live = |id: EndpointId| endpoints.get(&id).copied().unwrap_or(0);
-    let told = told(assignment.endpoints().map(|endpoint| (live(endpoint.id), endpoint.id)));
+    let used = |id: EndpointId| endpoints.get(&id).copied().unwrap_or_default();
+    let told = told(assignment.endpoints().map(|endpoint| (used(endpoint.id).live, endpoint.id)));
     for endpoint in assignment.endpoints() {
         let (Some(service), Some(network)) =
             (assignment.service(&endpoint.service), by_id.get(&endpoint.network))
@@ -90,11 +120,11 @@ pub fn by_name(
         } else {
             of.withdrawn += 1;
         }
-        let live = live(endpoint.id);
+        let used = used(endpoint.id);
         if told.contains(&endpoint.id) {
-            *of.slots.entry(endpoint.slot.to_string()).or_default() += live;
-        } else if live > 0 {
-            *of.slots.entry(OTHERS.to_owned()).or_default() += live;
+            of.slots.entry(endpoint.slot.to_string()).or_default().add(used);
+        } else if used.live > 0 {
+            of.slots.entry(OTHERS.to_owned()).or_default().live += used.live;
         }
     }
     for (key, flows) in flows {
@@ -103,8 +133,7 @@ pub fn by_name(
         };
         // Ports in host mode have a table of their own.
         let of = found.entry((service.clone(), network.clone())).or_default();
-        of.flows.new += flows.new;
-        of.flows.live += flows.live;
+        of.flows.add(*flows);
     }
     found
 }
@@ -178,12 +207,16 @@ mod tests {
             ],
         );
         let key = |index, own| ServiceKey { network: vni, index, own };
-        let flows = |new, live| Flows { new, live };
+        let bytes = |requests, answers| Bytes { requests, answers, one_way: false };
+        let flows = |new, live| Flows { new, live, bytes: bytes(new * 100, live * 10) };
+        let used = |live| EndpointUse { live, bytes: bytes(live * 100, 1) };
         let counted =
             [(key(7, false), flows(5, 2)), (key(7, true), flows(1, 1)), (key(8, false), flows(9, 9))];
-        let slots = [("1", 2), ("2", 0), ("3", 1)].map(|(slot, live)| (slot.to_owned(), live)).into();
+        let slots = [("1", used(2)), ("2", EndpointUse::default()), ("3", used(1))]
+            .map(|(slot, used)| (slot.to_owned(), used))
+            .into();
         let wanted = ServiceUse { serving: 2, withdrawn: 1, flows: flows(6, 3), slots };
-        let endpoints = [(EndpointId(1), 2), (EndpointId(3), 1), (EndpointId(9), 5)].into();
+        let endpoints = [(EndpointId(1), used(2)), (EndpointId(3), used(1)), (EndpointId(9), used(5))].into();
         let found = by_name(&assignment, &counted.into(), &endpoints);
         assert_eq!(found, [(("web".to_owned(), "ingress".to_owned()), wanted)].into());
     }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::health;
-use crate::in_use::ServiceUse;
+use crate::in_use::{Bytes, OTHERS, ServiceUse};
 use crate::node::{Node, VERSION};
 use crate::stats::Stats;
 
@@ -233,6 +233,15 @@ impl Text {
                 self.raw(&format!("{name}{{{}}} {}", labels(names), number(of)));
             }
         }
+        let name = "shoal_lb_bytes_total";
+        self.head(
+            name,
+            "counter",
+            "Bytes of IP packets of these connections: in to the service, and out of it unless answers go another way",
+        );
+        for (names, of) in &services {
+            self.bytes(name, &labels(names), of.flows.bytes);
+        }
         self.head("shoal_lb_backends", "gauge", "Endpoints, by whether they take new connections");
         for (names, of) in &services {
             for (state, number) in [("serving", of.serving), ("withdrawn", of.withdrawn)] {
@@ -248,10 +257,26 @@ impl Text {
             "gauge",
             "Active connections by the slot of the endpoint; \"other\": endpoints beyond the thousand with the most",
         );
-        for ((service, network), of) in stats.services() {
-            for (slot, number) in &of.slots {
-                let labels = format!("service=\"{service}\",network=\"{network}\",slot=\"{slot}\"");
-                self.raw(&format!("{name}{{{labels}}} {number}"));
+        let services = stats.services();
+        let slots = services.iter().flat_map(|((service, network), of)| {
+            of.slots.iter().map(move |(slot, used)| {
+                (format!("service=\"{service}\",network=\"{network}\",slot=\"{slot}\""), slot, used)
+            })
+        });
+        for (labels, _, used) in slots.clone() {
+            self.raw(&format!("{name}{{{labels}}} {}", used.live));
+        }
+        let name = "shoal_lb_endpoint_bytes_total";
+        self.head(name, "counter", "The service's bytes by the slot of the endpoint, of the same endpoints");
+        for (labels, _, used) in slots.filter(|(_, slot, _)| *slot != OTHERS) {
+            self.bytes(name, &labels, used.bytes);
+        }
+    }
+
+    fn bytes(&mut self, name: &str, labels: &str, bytes: Bytes) {
+        for (direction, number) in [("in", Some(bytes.requests)), ("out", bytes.answers())] {
+            if let Some(number) = number {
+                self.raw(&format!("{name}{{{labels},direction=\"{direction}\"}} {number}"));
             }
         }
     }

@@ -28,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::drivers::runtime::Runtime;
 use crate::facility::Facility;
 use crate::health::Checks;
+use crate::in_use::Grown;
 use crate::stats::Stats;
 
 use backoff::Backoffs;
@@ -122,6 +123,8 @@ pub struct Reconciler<F> {
     /// and those that this pass looked at.
     looked_at: usize,
     started: bool,
+    /// Bytes that were told of services.
+    grown: Grown,
 }
 
 impl<F: Facility> Reconciler<F> {
@@ -158,6 +161,7 @@ impl<F: Facility> Reconciler<F> {
             wanted: 0,
             looked_at: 0,
             started: false,
+            grown: Grown::default(),
         }
     }
 

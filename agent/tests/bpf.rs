@@ -3,6 +3,8 @@
 #[path = "../../ebpf/common/tests/support/all.rs"]
 mod support;
 
+#[path = "bpf/bytes.rs"]
+mod bytes;
 #[path = "bpf/driver.rs"]
 mod driver;
 #[path = "bpf/fixture.rs"]
@@ -22,7 +24,8 @@ use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{Member, Policy};
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, TotalKey, TotalVal,
+    VipVal,
 };
 
 use fixture::Plane;
@@ -121,6 +124,20 @@ impl World for Kernel {
     }
     fn reply(&self, key: &FlowKey) -> Option<ReplyVal> {
         self.opened().replies().expect("list answers").get(key).copied()
+    }
+    fn total(&self, endpoint: u64, service: u64) -> TotalVal {
+        let totals = self.opened().totals().expect("read the totals");
+        totals.get(&TotalKey { endpoint, service }).copied().unwrap_or_default()
+    }
+    fn bytes(&self, endpoint: u64, service: u64) -> TotalVal {
+        let TotalVal { mut requests, mut answers } = self.total(endpoint, service);
+        for flow in self.opened().flows().expect("list flows").values() {
+            requests += if (flow.endpoint, flow.service) == (endpoint, service) { flow.bytes } else { 0 };
+        }
+        for reply in self.opened().replies().expect("list answers").values() {
+            answers += if (reply.endpoint, reply.service) == (endpoint, service) { reply.bytes } else { 0 };
+        }
+        TotalVal { requests, answers }
     }
     fn forget(&mut self, key: &FlowKey) {
         self.driver().forget(key).expect("forget a record");

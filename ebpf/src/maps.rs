@@ -13,7 +13,7 @@ use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
     BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerName, PeerVal, PortVal,
-    Proposal, ReplyVal, ServiceVal, TaskIf, VipVal,
+    Proposal, ReplyVal, ServiceVal, TaskIf, TotalKey, TotalVal, VipVal,
 };
 use shoal_ebpf_common::verdict::Work;
 
@@ -62,6 +62,8 @@ static BULK: Array<u64> = Array::pinned(BULK_SLOTS, 0);
 static FLOWS: LruHashMap<FlowKey, FlowVal> = LruHashMap::pinned(1 << 18, 0);
 #[map]
 static REPLIES: LruHashMap<FlowKey, ReplyVal> = LruHashMap::pinned(1 << 18, 0);
+#[map]
+static TOTALS: PerCpuHashMap<TotalKey, TotalVal> = PerCpuHashMap::pinned(1 << 17, SPARSE);
 #[map]
 static PARKED: Array<Parked> = Array::pinned(1 << 16, 0);
 #[map]
@@ -255,6 +257,35 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn count_request(&self, _key: &FlowKey, flow: &FlowVal, bytes: u64) {
+        // SAFETY: of a record in the map, which the lookup that gave it found.
+        unsafe { count_bytes((&raw const flow.bytes).cast_mut(), bytes) };
+    }
+
+    #[inline(always)]
+    fn count_answer(&self, _key: &FlowKey, reply: &ReplyVal, bytes: u64) {
+        // SAFETY: as above.
+        unsafe { count_bytes((&raw const reply.bytes).cast_mut(), bytes) };
+    }
+
+    #[inline(always)]
+    fn take_requests(&self, _key: &FlowKey, flow: &FlowVal) -> u64 {
+        // SAFETY: as above.
+        unsafe { take_bytes((&raw const flow.bytes).cast_mut()) }
+    }
+
+    #[inline(always)]
+    fn take_answers(&self, _key: &FlowKey, reply: &ReplyVal) -> u64 {
+        // SAFETY: as above.
+        unsafe { take_bytes((&raw const reply.bytes).cast_mut()) }
+    }
+
+    #[inline(always)]
+    fn add_total(&self, endpoint: u64, service: u64, requests: u64, answers: u64) {
+        add_total(endpoint, service, requests, answers);
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<&FragmentVal> {
         lookup!(FRAGMENTS, key)
     }
@@ -333,6 +364,49 @@ impl Tables for Kernel {
             }
         }
     }
+}
+
+/// Adds to the bytes of a record. Without a lock, as a flow's packets of one direction are nearly always on one CPU: where
+/// two meet, one of them may not count.
+///
+/// # Safety
+/// The pointer is to the bytes of a record in a map, which an RCU section keeps. Nothing is read of them but here and in
+/// [`take_bytes`].
+#[inline(always)]
+unsafe fn count_bytes(count: *mut u64, bytes: u64) {
+    // SAFETY: the caller's. Other CPUs and user space read and write them as one word.
+    unsafe { count.write_volatile(count.read_volatile().wrapping_add(bytes)) };
+}
+
+/// Takes the bytes out of a record.
+///
+/// # Safety
+/// As of [`count_bytes`].
+#[inline(always)]
+unsafe fn take_bytes(count: *mut u64) -> u64 {
+    // SAFETY: the caller's.
+    unsafe {
+        let bytes = count.read_volatile();
+        count.write_volatile(0);
+        bytes
+    }
+}
+
+/// Adds to `TOTALS`. A function of its own: packets of known flows don't pay for its stack. Returns 0.
+#[inline(never)]
+fn add_total(endpoint: u64, service: u64, requests: u64, answers: u64) -> u32 {
+    let key = TotalKey { endpoint, service };
+    match TOTALS.get_ptr_mut(&key) {
+        // SAFETY: the pointer is to this CPU's value. The collector may be interrupted in between, at worst by what counts
+        // the bytes of a flow that has just begun.
+        Some(total) => unsafe {
+            (*total).requests += requests;
+            (*total).answers += answers;
+        },
+        // Where the map is full, the bytes are lost.
+        None => drop(TOTALS.insert(&key, &TotalVal { requests, answers }, 0)),
+    }
+    0
 }
 
 /// Counts a packet.

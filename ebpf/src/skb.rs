@@ -181,6 +181,12 @@ impl Packet for Skb {
         // SAFETY: the helper has filled the buffer (it does even when it fails).
         (result == 0).then(|| unsafe { bytes.0.assume_init() })
     }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the kernel's context is valid for the whole run of the program.
+        unsafe { (*self.raw).len }
+    }
 }
 
 impl PacketMut for Skb {

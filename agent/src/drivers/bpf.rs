@@ -30,6 +30,7 @@ mod services;
 mod slots;
 mod sys;
 mod table;
+mod totals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -53,6 +54,7 @@ pub use pod::Layout;
 pub use services::ServiceSpec;
 pub use shoal_ebpf_common::reason::{Event, Program, Reason};
 pub use table::Table;
+pub use totals::Totals;
 
 use pod::Plain;
 use slots::Slots;
@@ -226,6 +228,8 @@ pub struct BpfDriver {
     pub(crate) stats: PerCpuArray<MapData, u64>,
     pub(crate) connects: PerCpuArray<MapData, u64>,
     pub(crate) connections: PerCpuHashMap<MapData, u64, u64>,
+    pub(crate) totals: totals::TotalMap,
+    pub(crate) told: totals::Told,
     /// Every map, to be pinned again.
     pub(crate) maps: Vec<(&'static str, MapData)>,
     /// Attachments that there were when all were looked at.

@@ -27,6 +27,18 @@ pub use table::{IpvsError, IpvsTable, Object};
 /// Virtual services by key: what is desired, and what is observed.
 pub type VirtualServices = BTreeMap<ServiceKey, VirtualService>;
 
+/// What was counted by key.
+pub type VirtualCounts = BTreeMap<ServiceKey, Counts>;
+
+/// What a service and its destinations counted. Those that are gone are still in what the service did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Of the service.
+    pub service: Stats,
+    /// Of each destination that is there.
+    pub destinations: BTreeMap<DestinationKey, Stats>,
+}
+
 /// What became of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -68,13 +80,21 @@ impl<T: IpvsTable> IpvsDriver<T> {
 
     /// Everything in the table.
     pub fn observe(&mut self) -> Result<VirtualServices, IpvsError> {
-        let mut observed = BTreeMap::new();
+        Ok(self.observe_counted()?.0)
+    }
+
+    /// Everything in the table, and what it has counted.
+    pub fn observe_counted(&mut self) -> Result<(VirtualServices, VirtualCounts), IpvsError> {
+        let (mut observed, mut counts) = (BTreeMap::new(), BTreeMap::new());
         for status in self.table.services()? {
             let key = status.service.key;
-            let destinations = self.table.destinations(&key)?.into_iter().map(|each| each.destination);
+            let found = self.table.destinations(&key)?;
+            let destinations = found.iter().map(|each| (each.destination.address, each.stats)).collect();
+            counts.insert(key, Counts { service: status.stats, destinations });
+            let destinations = found.into_iter().map(|each| each.destination);
             observed.insert(key, VirtualService::new(status.service, destinations));
         }
-        Ok(observed)
+        Ok((observed, counts))
     }
 
     /// Makes a service and its destinations so, given what was observed of it. Destinations that came are there before

@@ -12,9 +12,10 @@ use shoal_plan::object::{Balancer, FirewallMark, Object, Place, Virtual, Virtual
 use shoal_plan::{Key, Objects};
 
 use super::FacilityError;
+use super::carried::{Carried, Marks};
 use crate::drivers::ipvs::{
     Destination, Family, Forwarding, HashOptions, IpvsDriver, IpvsError, IpvsTable, KernelTable, Scheduler,
-    Service, ServiceKey, VirtualService, VirtualServices, settings,
+    Service, ServiceKey, VirtualCounts, VirtualService, VirtualServices, settings,
 };
 use crate::drivers::link::Writes;
 use crate::drivers::overlay::Overlay;
@@ -27,6 +28,9 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub(super) struct Balancers {
     known: BTreeMap<Place, Table>,
     looked: Option<Instant>,
+    marks: Marks,
+    /// What virtual services carried by the last look at all of them.
+    carried: Carried,
     /// The table that was written last: opening one takes a thread in its namespace. It keeps the namespace alive, so it
     /// is closed by the next look and before that balancer goes.
     open: Option<(Place, IpvsDriver<KernelTable>)>,
@@ -36,13 +40,21 @@ pub(super) struct Balancers {
 #[derive(Default)]
 struct Table {
     services: VirtualServices,
+    counts: VirtualCounts,
     /// Whether the settings were right.
     tuned: bool,
 }
 
 impl Balancers {
     pub(super) fn new(writes: Writes) -> Self {
-        Self { known: BTreeMap::new(), looked: None, open: None, writes }
+        Self {
+            known: BTreeMap::new(),
+            looked: None,
+            marks: Marks::default(),
+            carried: Carried::default(),
+            open: None,
+            writes,
+        }
     }
 
     /// The virtual services that are there. A balancer whose table has something else in it, or wrong settings, is not
@@ -69,8 +81,31 @@ impl Balancers {
         }
         if stale {
             self.looked = Some(Instant::now());
+            self.count(desired);
         }
         Ok(())
+    }
+
+    /// What virtual services carried. It is less than before when one is gone, or was made anew.
+    pub(super) fn carried(&self) -> &Carried {
+        &self.carried
+    }
+
+    fn count(&mut self, desired: &Objects) {
+        self.carried = Carried::default();
+        if self.known.is_empty() {
+            return;
+        }
+        self.marks.learn(desired);
+        let known = &self.known;
+        self.marks.retain(|place, mark| known.get(place).is_some_and(|table| table.knows(mark)));
+        for (place, table) in known {
+            for (key, counts) in &table.counts {
+                if let Some(mark) = mark_of(key) {
+                    self.carried.add((place, mark), counts, desired, &self.marks);
+                }
+            }
+        }
     }
 
     fn look(&self, overlay: &Overlay, place: &Place) -> Result<Table, FacilityError> {
@@ -82,7 +117,8 @@ impl Balancers {
             Err(error) => return Err(error.into()),
         };
         let tuned = settings::are_intact(&netns, &mut table)?;
-        Ok(Table { services: IpvsDriver::new(table).observe()?, tuned })
+        let (services, counts) = IpvsDriver::new(table).observe_counted()?;
+        Ok(Table { services, counts, tuned })
     }
 
     /// Makes a balancer, or makes it so: namespace, links, settings, and nothing of somebody else's in its table.
@@ -194,6 +230,12 @@ fn driver<'a>(
 }
 
 impl Table {
+    fn knows(&self, mark: FirewallMark) -> bool {
+        FAMILIES
+            .into_iter()
+            .any(|family| key_of(mark, family).is_ok_and(|key| self.services.contains_key(&key)))
+    }
+
     fn show(&self, place: &Place, desired: &Objects, found: &mut Objects) {
         let marks: BTreeSet<_> = self.services.keys().filter_map(mark_of).collect();
         let is_ours_alone = self.services.keys().all(|key| mark_of(key).is_some());
@@ -306,7 +348,8 @@ mod tests {
 
     fn table(wanted: &Virtual) -> Table {
         let services = FAMILIES.map(|family| translated(wanted, family).expect("a mark"));
-        Table { services: services.into_iter().map(|each| (each.service.key, each)).collect(), tuned: true }
+        let services = services.into_iter().map(|each| (each.service.key, each)).collect();
+        Table { services, counts: VirtualCounts::new(), tuned: true }
     }
 
     fn shown(table: &Table, desired: &Objects) -> Objects {

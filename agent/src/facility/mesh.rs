@@ -8,7 +8,7 @@ use shoal_ebpf_common::keys::{LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{self, Policy};
 use shoal_ebpf_common::values::{
     self, ENDPOINT_DRAINING, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS, LEG_INGRESS, LEG_OVERLAY, LocalVal,
-    NodeConfig, PORT_PROXY, PeerVal, PortVal, VipVal,
+    NodeConfig, PORT_PROXY, PeerVal, PortVal, TotalVal, VipVal,
 };
 use shoal_plan::object::{
     BalancerIf, FirewallMark, IngressBalancer, IngressPlace, LbEndpoint, LbService, LegRole, Local,
@@ -18,9 +18,9 @@ use shoal_plan::{IfName, Objects};
 use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, PortPlace, Protocol, Vni};
 use tokio::task::yield_now;
 
-use crate::drivers::bpf::{BpfDriver, BpfError, Program as BpfProgram, ServiceSpec};
+use crate::drivers::bpf::{BpfDriver, BpfError, Collected, Program as BpfProgram, ServiceSpec};
 use crate::drivers::link::LinkTable;
-use crate::in_use::Flows;
+use crate::in_use::{Bytes, EndpointUse, Flows};
 
 use super::{FacilityError, tables};
 
@@ -90,16 +90,43 @@ pub(super) fn service_key(value: u64) -> ServiceKey {
     ServiceKey::from_u64(value).unwrap_or(ServiceKey { network: NO_NETWORK, index: u32::MAX, own: true })
 }
 
-/// Flows by table, from those that were counted and those that are under way.
-pub(super) fn flows(new: &BTreeMap<u64, u64>, live: &BTreeMap<u64, u64>) -> BTreeMap<ServiceKey, Flows> {
-    let keys = new.keys().chain(live.keys()).filter_map(|id| Some((ServiceKey::from_u64(*id)?, *id)));
-    let of = |counts: &BTreeMap<u64, u64>, id| counts.get(&id).copied().unwrap_or(0);
-    keys.map(|(key, id)| (key, Flows { new: of(new, id), live: of(live, id) })).collect()
+/// Flows by table, from those that were counted and what a look at them found.
+pub(super) fn flows(new: &BTreeMap<u64, u64>, found: &Collected) -> BTreeMap<ServiceKey, Flows> {
+    let mut flows: BTreeMap<ServiceKey, Flows> = BTreeMap::new();
+    let mut add = |id: u64, more: Flows| {
+        if let Some(key) = ServiceKey::from_u64(id) {
+            flows.entry(key).or_default().add(more);
+        }
+    };
+    new.iter().for_each(|(id, new)| add(*id, Flows { new: *new, ..Flows::default() }));
+    found.live.iter().for_each(|(id, live)| add(*id, Flows { live: *live, ..Flows::default() }));
+    for (key, total) in &found.bytes {
+        add(key.service, Flows { bytes: bytes(*total), ..Flows::default() });
+    }
+    flows
 }
 
 /// Flows by endpoint. A number that is none of ours is left out.
-pub(super) fn by_endpoint(live: &BTreeMap<u64, u64>) -> BTreeMap<EndpointId, u64> {
-    live.iter().filter_map(|(id, live)| Some((EndpointId(u32::try_from(*id).ok()?), *live))).collect()
+pub(super) fn by_endpoint(found: &Collected) -> BTreeMap<EndpointId, EndpointUse> {
+    let mut endpoints: BTreeMap<EndpointId, EndpointUse> = BTreeMap::new();
+    let mut add = |id: u64, more: EndpointUse| {
+        // 0 stands for those that are gone.
+        if let (Ok(id), true) = (u32::try_from(id), id != 0) {
+            endpoints.entry(EndpointId(id)).or_default().add(more);
+        }
+    };
+    found
+        .endpoints
+        .iter()
+        .for_each(|(id, live)| add(*id, EndpointUse { live: *live, ..EndpointUse::default() }));
+    for (key, total) in &found.bytes {
+        add(key.endpoint, EndpointUse { bytes: bytes(*total), live: 0 });
+    }
+    endpoints
+}
+
+const fn bytes(total: TotalVal) -> Bytes {
+    Bytes { requests: total.requests, answers: total.answers, one_way: false }
 }
 
 /// What is in the maps but leaves, and all attachments.

@@ -102,7 +102,9 @@ impl<F: Facility> Reconciler<F> {
             self.stats.set_maps(in_use.maps);
             // What could not be read stays as it was: a counter must not fall.
             if let Some(flows) = in_use.flows {
-                self.stats.set_services(in_use::by_name(&assignment, &flows, &in_use.endpoints));
+                let mut services = in_use::by_name(&assignment, &flows, &in_use.endpoints);
+                self.grown.raise(&mut services);
+                self.stats.set_services(services);
             }
         }
         if !outcome.behind {

@@ -250,7 +250,8 @@ fn flows_that_had_their_time_are_collected() {
     let live = [(SERVICE, 2)].into();
     // By endpoint: the same two.
     let endpoints = [(LOCAL, 2)].into();
-    assert_eq!(collected, Collected { entries: (202, 202), proposed: 0, removed: 0, live, endpoints });
+    let bytes = collected.bytes.clone();
+    assert_eq!(collected, Collected { entries: (202, 202), proposed: 0, removed: 0, live, endpoints, bytes });
     let fills: Vec<_> = driver.fills(1).into_iter().filter(|fill| fill.entries == 202).collect();
     assert_eq!(fills.iter().map(|fill| fill.map).collect::<Vec<_>>(), ["FLOWS", "REPLIES"]);
     assert!(fills.iter().all(|fill| fill.limit == 4096), "{fills:?}");

@@ -14,7 +14,7 @@ use super::support::packet::{ACK, SYN, Segment, TCP};
 use super::support::world::{self, Action, LOCAL, REMOTE, SERVICE, V4, World};
 
 /// Makes the maps those of another ABI version, and opens anew.
-fn upgrade(plane: &mut Plane, number: u32) -> std::path::PathBuf {
+pub(crate) fn upgrade(plane: &mut Plane, number: u32) -> std::path::PathBuf {
     let program = plane.driver().program_pin(Program::MeshIngress);
     let generation = program.ancestors().nth(2).expect("a generation");
     let old = generation.with_file_name(format!("gen-{number}"));

@@ -72,6 +72,8 @@ pub fn to_client<P: Packet, T: Tables>(packet: &P, tables: &T, work: &mut Work) 
 pub(crate) fn hand_over<T: Tables>(tables: &T, work: &mut Work, target: Target) -> Verdict {
     work.set_flow(BALANCED, target.service, 0);
     work.flow.mark = target.mark;
+    // The kernel's virtual services count their bytes.
+    work.flow.bytes = 0;
     if choose::set_flow(tables, work) {
         work.request = work.key;
         work.answers = FlowKey::default();

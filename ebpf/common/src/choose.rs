@@ -227,7 +227,11 @@ pub(crate) fn note<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal) {
 #[inline(always)]
 fn set_reply<T: Tables>(tables: &T, work: &Work) -> bool {
     let is_known = match tables.reply(&work.answers) {
-        Some(known) => known.is_same(&work.reply),
+        Some(known) if known.is_same(&work.reply) => true,
+        Some(other) => {
+            life::settle_answers(tables, &work.answers, other);
+            false
+        }
         None => false,
     };
     if is_known {
@@ -277,7 +281,14 @@ pub(crate) fn set_flow<T: Tables>(tables: &T, work: &mut Work) -> bool {
     work.flow.seen = now;
     work.flow.state = state;
     let is_known = match tables.flow(&work.key) {
-        Some(known) => known.is_same(&work.flow),
+        Some(known) if known.is_same(&work.flow) => {
+            tables.count_request(&work.key, known, work.flow.bytes);
+            true
+        }
+        Some(other) => {
+            life::settle_requests(tables, &work.key, other);
+            false
+        }
         None => false,
     };
     if is_known {

@@ -112,6 +112,11 @@ impl<P: Packet> Packet for Quoted<'_, P> {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         self.packet.load(offset + self.shift)
     }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.packet.length().wrapping_sub(self.shift)
+    }
 }
 
 /// Reads what an error quotes, if it is the beginning of a TCP, UDP or SCTP packet with its ports, and comes to who sent that.

@@ -39,6 +39,11 @@ impl<P: Packet> Packet for Inside<'_, P> {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         self.0.load(offset + OVERHEAD)
     }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.0.length().wrapping_sub(OVERHEAD)
+    }
 }
 
 /// How a tunnel packet came.

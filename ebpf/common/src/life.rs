@@ -13,7 +13,8 @@ use crate::keys::FlowKey;
 use crate::packet::{Header, connects};
 use crate::tables::Tables;
 use crate::values::{
-    PROPOSE_FLOW, PROPOSE_REPLY, REPLY_DIRECT, REPLY_HAIRPIN, REPLY_LOCAL, REPLY_STEER, ReplyVal,
+    ALIASED, FlowVal, PROPOSE_ANYWAY, PROPOSE_FLOW, PROPOSE_REPLY, Proposal, REPLY_DIRECT, REPLY_HAIRPIN,
+    REPLY_LOCAL, REPLY_STEER, ReplyVal,
 };
 use crate::verdict::Work;
 
@@ -162,10 +163,41 @@ pub(crate) fn note_answer<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyV
     tables.set_flow(&work.request, &work.flow);
 }
 
+/// Whether the bytes of an endpoint's flows are counted: [`FlowVal::endpoint`] may stand for something else.
+pub const fn is_counted(endpoint: u64) -> bool {
+    endpoint != 0 && endpoint < ALIASED
+}
+
+/// Adds what a flow's client has sent to the totals, before its record goes.
+#[inline(always)]
+pub(crate) fn settle_requests<T: Tables>(tables: &T, key: &FlowKey, flow: &FlowVal) {
+    if is_counted(flow.endpoint) {
+        let bytes = tables.take_requests(key, flow);
+        if bytes != 0 {
+            tables.add_total(flow.endpoint, flow.service, bytes, 0);
+        }
+    }
+}
+
+/// As [`settle_requests`], of what its endpoint has answered.
+#[inline(always)]
+pub(crate) fn settle_answers<T: Tables>(tables: &T, key: &FlowKey, reply: &ReplyVal) {
+    if is_counted(reply.endpoint) {
+        let bytes = tables.take_answers(key, reply);
+        if bytes != 0 {
+            tables.add_total(reply.endpoint, reply.service, 0, bytes);
+        }
+    }
+}
+
 /// Removes both records of a flow, found by those of its answers ([`Work::key`]).
 #[inline(always)]
 pub(crate) fn forget<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyVal) {
     request_of(tables, work, reply);
+    if let Some(flow) = tables.flow(&work.request) {
+        settle_requests(tables, &work.request, flow);
+    }
+    settle_answers(tables, &work.key, reply);
     tables.remove_flow(&work.request);
     tables.remove_reply(&work.key);
 }
@@ -199,17 +231,17 @@ pub(crate) fn park<T: Tables>(tables: &T, work: &Work) {
     let may_go = |proto, seen, state| {
         is_closed(state) || state & FLOW_OPEN == 0 || is_expired(proto, state, idle(now, seen))
     };
-    let mut goes = true;
-    if let Some(flow) = tables.flow(&parked.request) {
-        goes = may_go(parked.request.proto(), flow.seen, flow.state);
-    }
+    let flow = tables.flow(&parked.request);
+    let goes = flow.is_none_or(|flow| may_go(parked.request.proto(), flow.seen, flow.state));
     if goes
         && let Some(reply) = tables.reply(&parked.answers)
         && may_go(parked.answers.proto(), reply.seen, reply.state)
     {
+        settle_answers(tables, &parked.answers, reply);
         tables.remove_reply(&parked.answers);
     }
-    if goes {
+    if goes && let Some(flow) = flow {
+        settle_requests(tables, &parked.request, flow);
         tables.remove_flow(&parked.request);
     }
     tables.park(place, &work.request, &work.answers);
@@ -221,21 +253,38 @@ pub fn collect<T: Tables>(tables: &T) -> u32 {
     let mut removed = 0;
     for index in 0..PROPOSALS {
         let Some(proposal) = tables.proposal(index) else { return removed };
-        let now = match proposal.table {
-            PROPOSE_FLOW => tables.flow(&proposal.key).map(|flow| (flow.seen, flow.state)),
-            PROPOSE_REPLY => tables.reply(&proposal.key).map(|reply| (reply.seen, reply.state)),
+        removed += match proposal.table & !PROPOSE_ANYWAY {
+            PROPOSE_FLOW => u32::from(collect_flow(tables, proposal)),
+            PROPOSE_REPLY => u32::from(collect_reply(tables, proposal)),
             _ => return removed,
         };
-        let Some((seen, state)) = now else { continue };
-        if seen != proposal.seen || state != proposal.state {
-            continue;
-        }
-        if proposal.table == PROPOSE_FLOW {
-            tables.remove_flow(&proposal.key);
-        } else {
-            tables.remove_reply(&proposal.key);
-        }
-        removed += 1;
     }
     removed
+}
+
+#[inline(always)]
+fn collect_flow<T: Tables>(tables: &T, proposal: &Proposal) -> bool {
+    let Some(flow) = tables.flow(&proposal.key) else { return false };
+    let goes = is_unused(proposal, flow.seen, flow.state);
+    if goes {
+        settle_requests(tables, &proposal.key, flow);
+        tables.remove_flow(&proposal.key);
+    }
+    goes
+}
+
+#[inline(always)]
+fn collect_reply<T: Tables>(tables: &T, proposal: &Proposal) -> bool {
+    let Some(reply) = tables.reply(&proposal.key) else { return false };
+    let goes = is_unused(proposal, reply.seen, reply.state);
+    if goes {
+        settle_answers(tables, &proposal.key, reply);
+        tables.remove_reply(&proposal.key);
+    }
+    goes
+}
+
+#[inline(always)]
+const fn is_unused(proposal: &Proposal, seen: u32, state: u32) -> bool {
+    proposal.table & PROPOSE_ANYWAY != 0 || (seen == proposal.seen && state == proposal.state)
 }

@@ -36,6 +36,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     match choose::known(tables, work) {
         Known::Flow(flow, endpoint) if choose::goes_on(tables, work, flow, endpoint, &entry) => {
             work.proxy = proxy::ahead(flow.state);
+            tables.count_request(&work.key, flow, work.header.length.into());
             return forward(work, config, endpoint, &client, (flow.source_port, flow.target_port));
         }
         Known::Gone => return Verdict::Refuse(Reason::NoEndpoint),

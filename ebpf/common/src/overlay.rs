@@ -56,12 +56,14 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
         Some(reply) if reply.kind == REPLY_RESTORE => {
             life::note_answer(tables, work, reply);
             work.proxy = proxy::back(reply);
+            tables.count_answer(&work.key, reply, work.header.length.into());
             work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex));
             Verdict::Forward
         }
         Some(reply) if reply.kind == REPLY_LOCAL => {
             life::note_answer(tables, work, reply);
             work.proxy = proxy::back(reply);
+            tables.count_answer(&work.key, reply, work.header.length.into());
             local::home(work, config, reply);
             Verdict::Forward
         }
@@ -78,6 +80,7 @@ fn from_task<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local:
     match tables.reply(&work.key) {
         Some(reply) if reply.kind == REPLY_VIP => {
             life::note_answer(tables, work, reply);
+            tables.count_answer(&work.key, reply, work.header.length.into());
             work.forward_restored(ethernet, reply, Out::Peer(local.veth));
             Verdict::Forward
         }

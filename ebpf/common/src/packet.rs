@@ -38,6 +38,8 @@ const MAX_EXTENSIONS: u32 = 6;
 pub trait Packet {
     /// The `N` bytes at an offset; `None` if the packet ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// Its length in bytes, with whatever stands behind the IP packet.
+    fn length(&self) -> u32;
 }
 
 /// An Ethernet header.
@@ -82,6 +84,8 @@ pub struct Header {
     pub l4: u32,
     /// Where the IP packet ends by its own account, from the Ethernet header.
     pub end: u32,
+    /// Bytes it counts for: see [`length`].
+    pub length: u32,
     /// Whether it is IPv4.
     pub v4: bool,
     /// Upper layer protocol.
@@ -260,6 +264,7 @@ pub fn ethernet<P: Packet>(packet: &P) -> Option<Ethernet> {
 #[inline(always)]
 pub fn header<P: Packet>(packet: &P, kind: u16, header: &mut Header) -> Result<(), ParseError> {
     ip(packet, kind, header)?;
+    header.length = length(packet, header);
     if matches!(header.fragment, Fragment::Later) {
         return Ok(());
     }
@@ -287,6 +292,16 @@ pub fn header<P: Packet>(packet: &P, kind: u16, header: &mut Header) -> Result<(
     Ok(())
 }
 
+/// The bytes of an IP packet, headers and all: by its own account, which leaves out what a short frame is filled up with,
+/// but never more than there are. One that was merged from several counts whole, with one header. Beyond 64 KiB such a
+/// packet of IPv6 claims nothing (RFC 2675): then it is as long as the frame.
+#[inline(always)]
+fn length<P: Packet>(packet: &P, header: &Header) -> u32 {
+    let (claimed, there) = (header.end, packet.length());
+    let end = if claimed > header.l4 && claimed < there { claimed } else { there };
+    end.wrapping_sub(ETH_LEN)
+}
+
 /// Reads the IP header and steps over what it brings along, without the ports.
 #[inline(always)]
 pub(crate) fn ip<P: Packet>(packet: &P, kind: u16, header: &mut Header) -> Result<(), ParseError> {
@@ -312,6 +327,7 @@ fn ipv4<P: Packet>(packet: &P, header: &mut Header) -> Result<(), ParseError> {
         dport: 0,
         l4: ETH_LEN + length,
         end: ETH_LEN + total,
+        length: 0,
         v4: true,
         proto: h[9],
         id: u32::from(be16(h[4], h[5])),

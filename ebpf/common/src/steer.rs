@@ -51,7 +51,10 @@ pub(crate) fn lead<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Opti
             return Some(own);
         }
         // What has ended makes room for what begins.
-        Some(known) => work.header.may_begin() && life::is_over(tables, work.header.proto, known),
+        Some(known) => {
+            life::settle_answers(tables, &work.answers, known);
+            work.header.may_begin() && life::is_over(tables, work.header.proto, known)
+        }
         None => true,
     };
     // To its task a flow has the port that it was given, whether or not its own is free by now.

@@ -60,6 +60,16 @@ pub trait Tables {
     fn touch_flow(&self, key: &FlowKey, seen: u32, state: u32) -> bool;
     /// As [`Tables::touch_flow`], of its answers.
     fn touch_reply(&self, key: &FlowKey, seen: u32, state: u32) -> bool;
+    /// Adds to what a flow's client has sent, in the record that was found by the key.
+    fn count_request(&self, key: &FlowKey, flow: &FlowVal, bytes: u64);
+    /// Adds to what a flow's endpoint has answered, in the record that was found by the key.
+    fn count_answer(&self, key: &FlowKey, reply: &ReplyVal, bytes: u64);
+    /// Sets to nothing what a flow's client has sent, in the record that was found by the key. Returns what it was.
+    fn take_requests(&self, key: &FlowKey, flow: &FlowVal) -> u64;
+    /// Sets to nothing what a flow's endpoint has answered, in the record that was found by the key. Returns what it was.
+    fn take_answers(&self, key: &FlowKey, reply: &ReplyVal) -> u64;
+    /// Adds to `TOTALS`: bytes that clients of a service's endpoint have sent, and bytes that it has answered.
+    fn add_total(&self, endpoint: u64, service: u64, requests: u64, answers: u64);
     /// `FRAGMENTS`.
     fn fragment(&self, key: &FragmentKey) -> Option<&FragmentVal>;
     /// Records what becomes of the fragments of a datagram.

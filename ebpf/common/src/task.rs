@@ -172,6 +172,10 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
     let Some(reply) = tables.reply(&work.key) else { return false };
     life::note_answer(tables, work, reply);
     work.proxy = proxy::back(reply);
+    if reply.kind != REPLY_STEER {
+        // What is steered, its router counts.
+        tables.count_answer(&work.key, reply, work.header.length.into());
+    }
     match reply.kind {
         REPLY_RESTORE => work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex)),
         REPLY_LOCAL => {
@@ -209,6 +213,9 @@ pub(crate) fn to_router<T: Tables>(tables: &T, task: &TaskIf, router: &Mac) -> O
 fn vip_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &mut Work) -> bool {
     let Some(reply) = tables.reply(&work.key) else { return false };
     life::note_answer(tables, work, reply);
+    if reply.kind != REPLY_DIRECT {
+        tables.count_answer(&work.key, reply, work.header.length.into());
+    }
     match reply.kind {
         REPLY_VIP => work.forward_restored(ethernet, reply, Out::Peer(reply.ifindex)),
         REPLY_DIRECT => work.forward_restored(ethernet, reply, bridged(tables, task, ethernet.dst)),
@@ -238,6 +245,7 @@ fn bridged<T: Tables>(tables: &T, task: &TaskIf, dst: Mac) -> Out {
 fn to_vip<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, work: &mut Work) -> Verdict {
     match choose::known(tables, work) {
         Known::Flow(flow, endpoint) => {
+            tables.count_request(&work.key, flow, work.header.length.into());
             if !choose::is_noted(tables, work, flow) {
                 work.flow = *flow;
                 expect_answers(sender, vip, endpoint, work);

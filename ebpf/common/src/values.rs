@@ -265,7 +265,7 @@ layout! {
         seen @ 24: u32,
         /// What has been seen of it: bits `FLOW_*` of [`crate::life`].
         state @ 28: u32,
-        /// Bytes its client has sent, IP headers and all.
+        /// Bytes its client has sent, IP headers and all; of a flow that an endpoint is counted for ([`crate::life::is_counted`]).
         bytes @ 32: u64,
         /// Of a connection whose task is told of its client ([`PORT_PROXY`]): the sequence number of its SYN.
         isn @ 40: u32,
@@ -311,7 +311,7 @@ layout! {
         seen @ 48: u32,
         /// As [`FlowVal::state`].
         state @ 52: u32,
-        /// Bytes its endpoint has sent, IP headers and all.
+        /// Bytes its endpoint has sent, IP headers and all; likewise.
         bytes @ 56: u64,
         /// As [`FlowVal::isn`].
         isn @ 64: u32,
@@ -337,6 +337,26 @@ impl ReplyVal {
 }
 
 layout! {
+    /// Whose bytes: `TOTALS`.
+    TotalKey, size 16 {
+        /// Key in `ENDPOINTS`; 0: endpoints that are gone.
+        endpoint @ 0: u64,
+        /// Key in `SERVICES`.
+        service @ 8: u64,
+    }
+}
+
+layout! {
+    /// Bytes of flows whose records are gone: `TOTALS`.
+    TotalVal, size 16 {
+        /// What clients sent.
+        requests @ 0: u64,
+        /// What they were answered.
+        answers @ 8: u64,
+    }
+}
+
+layout! {
     /// A flow that may not last: `PARKED`. See [`crate::life`].
     Parked, size 80 {
         /// Its key in `FLOWS`; all zeroes if it has nothing there.
@@ -355,7 +375,7 @@ layout! {
         seen @ 40: u32,
         /// [`FlowVal::state`] as it was read.
         state @ 44: u32,
-        /// One of `PROPOSE_*`.
+        /// One of `PROPOSE_*`, with or without [`PROPOSE_ANYWAY`].
         table @ 48: u32,
         /// Zero.
         pad @ 52: u32,
@@ -368,6 +388,8 @@ pub const PROPOSE_NOTHING: u32 = 0;
 pub const PROPOSE_FLOW: u32 = 1;
 /// [`Proposal::table`]: an entry of `REPLIES`.
 pub const PROPOSE_REPLY: u32 = 2;
+/// [`Proposal::table`]: it is removed even if it has been used since.
+pub const PROPOSE_ANYWAY: u32 = 4;
 
 /// The flow entered by this node: restore the published address and send it out of the uplink.
 pub const REPLY_RESTORE: u16 = 1;

@@ -127,7 +127,7 @@ impl Work {
         self.flow.target_port = target_port;
         self.flow.source_port = self.header.sport;
         self.flow.mark = 0;
-        self.flow.bytes = 0;
+        self.flow.bytes = u64::from(self.header.length);
         self.flow.isn = 0;
     }
 }

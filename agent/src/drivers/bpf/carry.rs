@@ -98,6 +98,12 @@ impl BpfDriver {
                 || endpoints.contains(&endpoint)
         };
         let own = self.dirs.maps.clone();
+        if moment == Moment::Before {
+            self.carry_totals(&maps).unwrap_or_else(|error| {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(%from, error, "bytes that these programs counted can't be carried over: they count anew");
+            });
+        }
         // Answers first: a flow that is known is led on at once.
         let answers = bring(&mut self.replies, &own, replies, |reply| goes_on(reply.endpoint))?;
         let requests = bring(&mut self.flows, &own, flows, |flow| goes_on(flow.endpoint))?;

@@ -12,6 +12,7 @@ use shoal_ebpf_common::values::{ALIASED, BALANCED, PROPOSE_FLOW, PROPOSE_NOTHING
 
 use super::pod::Plain;
 use super::table::map_error;
+use super::totals::{Totals, of_records};
 use super::{BpfDriver, BpfError, sys};
 
 /// What a look at the tables of flows found.
@@ -27,6 +28,8 @@ pub struct Collected {
     pub live: BTreeMap<u64, u64>,
     /// The same, by the endpoint they were led to; without those whose endpoint a balancer knows.
     pub endpoints: BTreeMap<u64, u64>,
+    /// Bytes of all flows there ever were, but for what a full table gave up.
+    pub bytes: Totals,
 }
 
 /// The programs' clock (see [`shoal_ebpf_common::life`]), now.
@@ -37,6 +40,8 @@ pub fn clock() -> u32 {
 impl BpfDriver {
     /// Removes what has had its time by a moment of the programs' clock.
     pub fn collect(&mut self, now: u32) -> Result<Collected, BpfError> {
+        // In this order, what goes meanwhile may be missed until the next time, but nothing is counted twice.
+        let totals = self.totals()?;
         let (flows, replies) = (self.flows.scan(&self.dirs.maps)?, self.replies.scan(&self.dirs.maps)?);
         let entries = (flows.len(), replies.len());
         let (mut live, mut endpoints) = (BTreeMap::<u64, u64>::new(), BTreeMap::<u64, u64>::new());
@@ -49,6 +54,7 @@ impl BpfDriver {
                 }
             }
         }
+        let bytes = self.tell(&totals, &of_records(&flows, &replies))?;
         let flows = flows.iter().map(|(key, flow)| (PROPOSE_FLOW, key, flow.seen, flow.state));
         let replies = replies.iter().map(|(key, reply)| (PROPOSE_REPLY, key, reply.seen, reply.state));
         let expired = |key: &FlowKey, seen, state| is_expired(key.proto(), state, idle(now, seen));
@@ -57,11 +63,8 @@ impl BpfDriver {
             .filter(|(_, key, seen, state)| expired(key, *seen, *state))
             .map(|(table, key, seen, state)| Proposal { key: *key, seen, state, table, pad: 0 })
             .collect();
-        let mut removed = 0;
-        for part in proposals.chunks(usize::try_from(PROPOSALS).unwrap_or(1)) {
-            removed += self.propose(part)?;
-        }
-        Ok(Collected { entries, proposed: proposals.len(), removed, live, endpoints })
+        let removed = self.propose_all(&proposals)?;
+        Ok(Collected { entries, proposed: proposals.len(), removed, live, endpoints, bytes })
     }
 
     /// How many live flows this node leads to each of these endpoints, datagrams aside that were answered long ago.
@@ -77,6 +80,15 @@ impl BpfDriver {
             }
         }
         Ok(left)
+    }
+
+    /// Has a program remove entries, which takes their bytes over. Returns how many it did.
+    pub(super) fn propose_all(&mut self, proposals: &[Proposal]) -> Result<usize, BpfError> {
+        let mut removed = 0;
+        for part in proposals.chunks(usize::try_from(PROPOSALS).unwrap_or(1)) {
+            removed += self.propose(part)?;
+        }
+        Ok(removed)
     }
 
     fn propose(&mut self, proposals: &[Proposal]) -> Result<usize, BpfError> {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::{MapData, MapError, PerCpuArray};
+use aya::maps::{MapData, PerCpuArray};
 use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
 
-use super::table::map_error;
+use super::table::{is_gone, map_error};
 use super::{BpfDriver, BpfError};
 use crate::in_use::MapFill;
 
@@ -37,6 +37,7 @@ impl BpfDriver {
                 entries: counters.try_into().unwrap_or(u64::MAX),
                 limit: self.services.fill().limit,
             },
+            self.total_fill(),
             self.flows.fill(),
             self.replies.fill(),
             self.services.fill(),
@@ -68,11 +69,8 @@ impl BpfDriver {
 
     pub(crate) fn forget_connections(&mut self, service: u64) -> Result<(), BpfError> {
         match self.connections.remove(&service) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
-                Ok(())
-            }
-            Err(source) => Err(map_error("CONNECTIONS", "remove from", source)),
+            Err(source) if !is_gone(&source) => Err(map_error("CONNECTIONS", "remove from", source)),
+            _ => Ok(()),
         }
     }
 }

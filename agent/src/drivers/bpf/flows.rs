@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
 use shoal_ebpf_common::packet::{UDP, reply_key};
-use shoal_ebpf_common::values::{FlowVal, REPLY_STEER, ReplyVal};
+use shoal_ebpf_common::values::{
+    FlowVal, PROPOSE_ANYWAY, PROPOSE_FLOW, PROPOSE_REPLY, Proposal, REPLY_STEER, ReplyVal,
+};
 
 use super::{BpfDriver, BpfError};
 
 impl BpfDriver {
-    /// Removes what is recorded under a key, of a flow or of its answers; the other record stays, and makes up for it with
-    /// the flow's next packet.
+    /// Removes what is recorded under a key, of a flow or of its answers, as a full table does: the bytes it has counted are
+    /// lost. The other record stays, and makes up for it with the flow's next packet.
     pub fn forget(&mut self, key: &FlowKey) -> Result<bool, BpfError> {
         Ok(self.flows.remove(key)? | self.replies.remove(key)?)
     }
@@ -74,15 +76,18 @@ impl BpfDriver {
         let mut flows = self.flows()?;
         flows.retain(|key, flow| gone(key, flow));
         let mut orphans = false;
+        let mut proposals = Vec::new();
         for (key, flow) in &flows {
             match self.endpoints.get(&flow.endpoint)? {
                 Some(endpoint) => {
-                    self.replies.remove(&reply_key(key, flow, endpoint.addr(key.src.is_v4())))?;
+                    let answers = reply_key(key, flow, endpoint.addr(key.src.is_v4()));
+                    proposals.push(anyway(PROPOSE_REPLY, answers));
                 }
                 None => orphans = true,
             }
-            self.flows.remove(key)?;
+            proposals.push(anyway(PROPOSE_FLOW, *key));
         }
+        self.propose_all(&proposals)?;
         if orphans {
             self.purge_answers(&flows)?;
         }
@@ -92,6 +97,7 @@ impl BpfDriver {
     /// Removes what was recorded for the answers to flows whose endpoint, and with it the address that answers, is
     /// already gone.
     fn purge_answers(&mut self, flows: &BTreeMap<FlowKey, FlowVal>) -> Result<(), BpfError> {
+        let mut proposals = Vec::new();
         for (answers, reply) in self.replies()? {
             let request = FlowKey {
                 src: answers.dst,
@@ -104,8 +110,14 @@ impl BpfDriver {
             if reply.kind == REPLY_STEER || !is_gone {
                 continue;
             }
-            self.replies.remove(&answers)?;
+            proposals.push(anyway(PROPOSE_REPLY, answers));
         }
+        self.propose_all(&proposals)?;
         Ok(())
     }
+}
+
+/// An entry that goes even if it has been used since.
+fn anyway(table: u32, key: FlowKey) -> Proposal {
+    Proposal { key, table: table | PROPOSE_ANYWAY, ..Proposal::default() }
 }

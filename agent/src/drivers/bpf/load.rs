@@ -18,10 +18,11 @@ use super::carry::{self, Moment};
 use super::pod::Plain;
 use super::slots::Slots;
 use super::table::{Table, map_error, open_map};
+use super::totals::TOTALS;
 use super::{BpfConfig, BpfDriver, BpfError, OBJECT, connect, pins, sys};
 
 /// Every map, by the name it has in the object and on bpffs.
-pub(super) const MAPS: [&str; 25] = [
+pub(super) const MAPS: [&str; 26] = [
     "CONFIG",
     "PORTS",
     "SERVICES",
@@ -42,6 +43,7 @@ pub(super) const MAPS: [&str; 25] = [
     "BULK",
     "FLOWS",
     "REPLIES",
+    TOTALS,
     "PARKED",
     "PROPOSED",
     "DROPS",
@@ -161,6 +163,8 @@ impl BpfDriver {
             stats: typed(maps, "STATS")?,
             connects: typed(maps, "CONNECTS")?,
             connections: typed(maps, "CONNECTIONS")?,
+            totals: typed(maps, TOTALS)?,
+            told: super::totals::Told::default(),
             services,
             slots,
             free_slots,
@@ -290,6 +294,7 @@ pub(super) fn load(config: &BpfConfig, dirs: &Dirs) -> Result<(), BpfError> {
         .override_global("PLACES", &places, true)
         .map_max_entries("SLOTS", config.slot_entries)
         .map_max_entries("ENDPOINTS", config.endpoint_entries)
+        .map_max_entries(TOTALS, config.endpoint_entries)
         .load(OBJECT)
         .map_err(|source| BpfError::Load { program: None, source: Box::new(source) })?;
     for &program in Program::ALL {

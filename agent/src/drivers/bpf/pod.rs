@@ -4,7 +4,7 @@ use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
     BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal,
-    ReplyVal, ServiceVal, TaskIf, VipVal,
+    ReplyVal, ServiceVal, TaskIf, TotalKey, TotalVal, VipVal,
 };
 
 /// A type every bit pattern of which is a value, without padding: it may be copied to and from the kernel.
@@ -52,6 +52,8 @@ layouts!(
     RouterKey,
     ServiceVal,
     TaskIf,
+    TotalKey,
+    TotalVal,
     VipKey,
     VipVal,
 );

@@ -111,7 +111,7 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
     pub fn remove(&mut self, key: &K) -> Result<bool, BpfError> {
         match self.map.remove(&Plain(*key)) {
             Ok(()) => Ok(true),
-            Err(source) if is_not_found(&source) => Ok(false),
+            Err(source) if is_gone(&source) => Ok(false),
             Err(source) => Err(self.error("remove from", source)),
         }
     }
@@ -173,7 +173,8 @@ pub(crate) fn map_error(map: &'static str, action: &'static str, source: MapErro
     BpfError::Map { map, action, source: Box::new(source) }
 }
 
-fn is_not_found(error: &MapError) -> bool {
+/// Whether an error says that there is no such entry.
+pub(super) fn is_gone(error: &MapError) -> bool {
     matches!(error, MapError::KeyNotFound) || errno(error) == Some(libc::ENOENT)
 }
 

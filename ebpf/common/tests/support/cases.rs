@@ -48,6 +48,13 @@ macro_rules! every_case {
             a_flow_that_was_forgotten_comes_back_with_its_answers, a_flow_to_a_virtual_ip_is_made_whole,
             flows_that_only_begin_leave_room_for_others,
         );
+        every_case!(@ $make, bytes_cases:
+            a_flow_of_this_node_counts_both_ways, a_flow_of_a_virtual_ip_counts_both_ways,
+            a_flow_of_the_node_itself_counts_both_ways, what_another_node_counts_is_not_counted_again,
+            what_a_balancer_counts_is_not_counted_again, only_what_is_of_the_ip_packet_counts,
+            an_answer_in_a_tunnel_counts_without_it, bytes_outlast_the_record_of_their_flow,
+            flows_that_make_room_take_no_bytes_with_them,
+        );
         every_case!(@ $make, lane_cases:
             a_tunnel_packet_is_opened_and_delivered, an_answer_in_a_tunnel_goes_to_its_client,
             what_is_inside_may_be_dropped, tunnel_packets_of_another_kind_go_the_long_way,

@@ -8,7 +8,8 @@ use shoal_ebpf_common::lane::{Form, OVERHEAD};
 use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, TotalKey, TotalVal,
+    VipVal,
 };
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
 use shoal_ebpf_common::{balancer, fragment, icmp, lane, local, mesh, overlay, proxy, rewrite, task};
@@ -85,6 +86,19 @@ impl World for Host {
     }
     fn reply(&self, key: &FlowKey) -> Option<ReplyVal> {
         self.maps.replies.get(key).copied()
+    }
+    fn total(&self, endpoint: u64, service: u64) -> TotalVal {
+        self.maps.totals.get(&TotalKey { endpoint, service }).copied().unwrap_or_default()
+    }
+    fn bytes(&self, endpoint: u64, service: u64) -> TotalVal {
+        let TotalVal { mut requests, mut answers } = self.total(endpoint, service);
+        for flow in self.maps.flows.keys().iter().filter_map(|key| self.maps.flows.get(key)) {
+            requests += if (flow.endpoint, flow.service) == (endpoint, service) { flow.bytes } else { 0 };
+        }
+        for reply in self.maps.replies.keys().iter().filter_map(|key| self.maps.replies.get(key)) {
+            answers += if (reply.endpoint, reply.service) == (endpoint, service) { reply.bytes } else { 0 };
+        }
+        TotalVal { requests, answers }
     }
     fn forget(&mut self, key: &FlowKey) {
         self.maps.flows.remove(key);

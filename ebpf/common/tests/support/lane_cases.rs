@@ -32,7 +32,7 @@ pub(crate) fn tunneled(frame: &[u8], vni: u32) -> Vec<u8> {
     bytes
 }
 
-fn ready(w: &mut dyn World) {
+pub(crate) fn ready(w: &mut dyn World) {
     node(w);
     w.set_member(addr(&Ipv4Addr::from(MEMBER).to_string()));
     w.set_tunnel(NETWORK, IFINDEX);

@@ -15,7 +15,7 @@ use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
     BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal,
-    ReplyVal, ServiceVal, TaskIf, VipVal,
+    ReplyVal, ServiceVal, TaskIf, TotalKey, TotalVal, VipVal,
 };
 use shoal_ebpf_common::verdict::Out;
 
@@ -26,6 +26,10 @@ impl Packet for Buffer {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let offset = usize::try_from(offset).ok()?;
         self.0.get(offset..)?.first_chunk().copied()
+    }
+
+    fn length(&self) -> u32 {
+        self.0.len().try_into().unwrap()
     }
 }
 
@@ -140,6 +144,7 @@ pub(crate) struct Memory {
     pub(crate) parked: Map<u32, Parked>,
     pub(crate) proposals: Map<u32, Proposal>,
     pub(crate) connections: RefCell<HashMap<u64, u64>>,
+    pub(crate) totals: Map<TotalKey, TotalVal>,
 }
 
 impl Memory {
@@ -231,6 +236,30 @@ impl Tables for Memory {
         let Some(known) = self.replies.get(key).copied() else { return false };
         self.replies.set(*key, ReplyVal { seen, state, ..known });
         true
+    }
+    fn count_request(&self, key: &FlowKey, _flow: &FlowVal, bytes: u64) {
+        let known = *self.flows.get(key).unwrap();
+        self.flows.set(*key, FlowVal { bytes: known.bytes + bytes, ..known });
+    }
+    fn count_answer(&self, key: &FlowKey, _reply: &ReplyVal, bytes: u64) {
+        let known = *self.replies.get(key).unwrap();
+        self.replies.set(*key, ReplyVal { bytes: known.bytes + bytes, ..known });
+    }
+    fn take_requests(&self, key: &FlowKey, _flow: &FlowVal) -> u64 {
+        let known = *self.flows.get(key).unwrap();
+        self.flows.set(*key, FlowVal { bytes: 0, ..known });
+        known.bytes
+    }
+    fn take_answers(&self, key: &FlowKey, _reply: &ReplyVal) -> u64 {
+        let known = *self.replies.get(key).unwrap();
+        self.replies.set(*key, ReplyVal { bytes: 0, ..known });
+        known.bytes
+    }
+    fn add_total(&self, endpoint: u64, service: u64, requests: u64, answers: u64) {
+        let key = TotalKey { endpoint, service };
+        let known = self.totals.get(&key).copied().unwrap_or_default();
+        let value = TotalVal { requests: known.requests + requests, answers: known.answers + answers };
+        self.totals.set(key, value);
     }
     fn fragment(&self, key: &FragmentKey) -> Option<&FragmentVal> {
         self.fragments.get(key)

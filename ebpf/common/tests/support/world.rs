@@ -8,7 +8,7 @@ use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
     BalancerIf, ENDPOINT_LOCAL, EndpointVal, FlowVal, LEG_EGRESS, LocalVal, NodeConfig, PortVal, ReplyVal,
-    TaskIf, VipVal,
+    TaskIf, TotalVal, VipVal,
 };
 use shoal_ebpf_common::verdict::Out;
 
@@ -54,6 +54,10 @@ pub(crate) trait World {
     fn set_tunnel(&mut self, vni: u32, device: u32);
     fn flow(&self, key: &FlowKey) -> Option<FlowVal>;
     fn reply(&self, key: &FlowKey) -> Option<ReplyVal>;
+    /// Bytes of an endpoint's flows whose records are gone.
+    fn total(&self, endpoint: u64, service: u64) -> TotalVal;
+    /// Bytes of all flows of an endpoint.
+    fn bytes(&self, endpoint: u64, service: u64) -> TotalVal;
     /// Removes one record of a flow, as a full table does.
     fn forget(&mut self, key: &FlowKey);
     /// Lets the programs' clock go on.
