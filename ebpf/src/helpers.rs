@@ -3,7 +3,7 @@
 use core::mem::{self, MaybeUninit};
 use core::ptr;
 
-use aya_ebpf::bindings::{BPF_F_INGRESS, __sk_buff, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop};
 use aya_ebpf::helpers::generated::{
     bpf_check_mtu, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
 };

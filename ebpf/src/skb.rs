@@ -176,7 +176,12 @@ impl Packet for Skb {
         let mut bytes = Aligned(MaybeUninit::<[u8; N]>::uninit());
         // SAFETY: the buffer has N bytes, and the helper checks the packet's bounds.
         let result = unsafe {
-            bpf_skb_load_bytes(self.raw as *const c_void, offset, bytes.0.as_mut_ptr() as *mut c_void, N as u32)
+            bpf_skb_load_bytes(
+                self.raw as *const c_void,
+                offset,
+                bytes.0.as_mut_ptr() as *mut c_void,
+                N as u32,
+            )
         };
         // SAFETY: the helper has filled the buffer (it does even when it fails).
         (result == 0).then(|| unsafe { bytes.0.assume_init() })

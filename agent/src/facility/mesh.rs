@@ -98,8 +98,12 @@ pub(super) fn flows(new: &BTreeMap<u64, u64>, found: &Collected) -> BTreeMap<Ser
             flows.entry(key).or_default().add(more);
         }
     };
-    new.iter().for_each(|(id, new)| add(*id, Flows { new: *new, ..Flows::default() }));
-    found.live.iter().for_each(|(id, live)| add(*id, Flows { live: *live, ..Flows::default() }));
+    for (id, new) in new {
+        add(*id, Flows { new: *new, ..Flows::default() });
+    }
+    for (id, live) in &found.live {
+        add(*id, Flows { live: *live, ..Flows::default() });
+    }
     for (key, total) in &found.bytes {
         add(key.service, Flows { bytes: bytes(*total), ..Flows::default() });
     }
@@ -115,10 +119,9 @@ pub(super) fn by_endpoint(found: &Collected) -> BTreeMap<EndpointId, EndpointUse
             endpoints.entry(EndpointId(id)).or_default().add(more);
         }
     };
-    found
-        .endpoints
-        .iter()
-        .for_each(|(id, live)| add(*id, EndpointUse { live: *live, ..EndpointUse::default() }));
+    for (id, live) in &found.endpoints {
+        add(*id, EndpointUse { live: *live, ..EndpointUse::default() });
+    }
     for (key, total) in &found.bytes {
         add(key.endpoint, EndpointUse { bytes: bytes(*total), live: 0 });
     }

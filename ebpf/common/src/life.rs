@@ -247,19 +247,16 @@ pub(crate) fn park<T: Tables>(tables: &T, work: &Work) {
     tables.park(place, &work.request, &work.answers);
 }
 
-/// Removes what user space proposes, if it has not been used since; how many entries.
+/// Removes the entry that user space proposes at a place, unless it has been used since. Whether it did; `None`: nothing is
+/// proposed from there on.
 #[inline(always)]
-pub fn collect<T: Tables>(tables: &T) -> u32 {
-    let mut removed = 0;
-    for index in 0..PROPOSALS {
-        let Some(proposal) = tables.proposal(index) else { return removed };
-        removed += match proposal.table & !PROPOSE_ANYWAY {
-            PROPOSE_FLOW => u32::from(collect_flow(tables, proposal)),
-            PROPOSE_REPLY => u32::from(collect_reply(tables, proposal)),
-            _ => return removed,
-        };
+pub fn collect<T: Tables>(tables: &T, place: u32) -> Option<bool> {
+    let proposal = tables.proposal(place)?;
+    match proposal.table & !PROPOSE_ANYWAY {
+        PROPOSE_FLOW => Some(collect_flow(tables, proposal)),
+        PROPOSE_REPLY => Some(collect_reply(tables, proposal)),
+        _ => None,
     }
-    removed
 }
 
 #[inline(always)]

@@ -79,7 +79,7 @@ fn what_was_used_since_it_was_proposed_stays() {
     }
     // The second goes on before the collector runs.
     host.run(Program::MeshIngress, &sent(2).flags(ACK).bytes());
-    assert_eq!(life::collect(&host.maps), 2);
+    assert_eq!(host.collect(), 2);
     assert_eq!((host.flow(&flow(1)), host.reply(&answers(1))), (None, None));
     assert!(host.flow(&flow(2)).is_some() && host.reply(&answers(2)).is_some());
 }

@@ -69,8 +69,12 @@ pub(super) fn of_records(flows: &[(FlowKey, FlowVal)], replies: &[(FlowKey, Repl
             *of = sum(*of, TotalVal { requests, answers });
         }
     };
-    flows.iter().for_each(|(_, flow)| add(flow.endpoint, flow.service, flow.bytes, 0));
-    replies.iter().for_each(|(_, reply)| add(reply.endpoint, reply.service, 0, reply.bytes));
+    for (_, flow) in flows {
+        add(flow.endpoint, flow.service, flow.bytes, 0);
+    }
+    for (_, reply) in replies {
+        add(reply.endpoint, reply.service, 0, reply.bytes);
+    }
     live
 }
 

@@ -263,9 +263,9 @@ impl Mesh {
 
     /// The second half: the program removes what was not used since. How many.
     pub(crate) fn collect(&mut self, n: usize) -> u32 {
-        let maps = &self.nodes[n].host.maps;
-        let removed = life::collect(maps);
-        maps.proposals.set(0, Proposal::default());
+        let host = &self.nodes[n].host;
+        let removed = host.collect();
+        host.maps.proposals.set(0, Proposal::default());
         removed
     }
 

@@ -12,7 +12,7 @@ use shoal_ebpf_common::values::{
     VipVal,
 };
 use shoal_ebpf_common::verdict::{Out, Verdict, Work};
-use shoal_ebpf_common::{balancer, fragment, icmp, lane, local, mesh, overlay, proxy, rewrite, task};
+use shoal_ebpf_common::{balancer, fragment, icmp, lane, life, local, mesh, overlay, proxy, rewrite, task};
 
 use super::memory::{Buffer, Memory};
 use super::world::{Action, IFINDEX, Run, World};
@@ -121,6 +121,12 @@ impl World for Host {
 }
 
 impl Host {
+    /// Runs the collector; how many entries it removed.
+    pub(crate) fn collect(&self) -> u32 {
+        let found = (0..life::PROPOSALS).map_while(|place| life::collect(&self.maps, place));
+        found.map(u32::from).sum()
+    }
+
     /// Runs a program on a packet that came in some form.
     pub(crate) fn run_as(&mut self, program: Program, packet: &[u8], form: Form) -> Run {
         self.run_at(IFINDEX, program, packet, form)
