@@ -10,12 +10,13 @@ use crate::harness::{
     ECHO, LISTENS, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, create_web,
     ensure_same, host_names, running, scenario, web,
 };
-use crate::sameport;
+use crate::{bytes, sameport};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("scaling_takes_effect_and_leaves_unrelated_flows_alone", scaling),
     scenario("removing_a_service_leaves_unrelated_flows_alone", removal),
     scenario("a_killed_task_is_replaced_in_its_slot", replacement),
+    scenario("bytes_are_counted_where_they_enter_and_never_less", bytes::counted),
     scenario("one_client_port_through_many_ways_to_one_task", sameport::one_port_many_ways),
 ];
 

@@ -7,6 +7,7 @@
 
 mod admission;
 mod barriers;
+mod bytes;
 mod connect;
 mod doctor;
 mod engines;
