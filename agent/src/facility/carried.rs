@@ -124,6 +124,7 @@ mod tests {
             service: service(),
             target: 80,
             mark: Some(mark()),
+            proxy: false,
         };
         let web = Virtual {
             place: Place::Ingress,
