@@ -182,13 +182,18 @@ pub(crate) fn an_answer_in_a_tunnel_counts_without_it(w: &mut dyn World) {
     published(w, REMOTE);
     for (family, proto) in ALL {
         sends(w, MESH, &request(&family, proto, 40_000), 0);
-        let answer = Segment::new(proto, (family.other, PORT), (family.client, 40_000))
+        let mut answer = Segment::new(proto, (family.other, PORT), (family.client, 40_000))
             .flags(ACK)
             .macs(OTHER_TASK, ROUTER)
             .bytes();
-        assert_eq!(w.run(MESH, &tunneled(&answer, NETWORK)).action, Action::Redirect);
         let answers = key(proto, 0, (family.other, PORT), (family.client, 40_000));
-        assert_eq!(w.reply(&answers).map(|reply| reply.bytes), Some(answer.len() as u64 - 14));
+        let length = answer.len() as u64 - 14;
+        assert_eq!(w.run(MESH, &tunneled(&answer, NETWORK)).action, Action::Redirect);
+        assert_eq!(w.reply(&answers).map(|reply| reply.bytes), Some(length));
+        // What it claims beyond its end is not in the tunnel either.
+        answer[if family.node == V4.node { 16 } else { 18 }] = 0xff;
+        assert_eq!(w.run(MESH, &tunneled(&answer, NETWORK)).action, Action::Redirect);
+        assert_eq!(w.reply(&answers).map(|reply| reply.bytes), Some(2 * length));
     }
 }
 
