@@ -8,7 +8,7 @@ use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::fragment::{DATAGRAMS, FragmentKey, FragmentVal};
 use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::lane::BULK_SLOTS;
-use shoal_ebpf_common::life::{PROPOSALS, TICK_SHIFT};
+use shoal_ebpf_common::life::{PROPOSALS, TICK_SHIFT, is_counted};
 use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
 use shoal_ebpf_common::tables::Tables;
 use shoal_ebpf_common::values::{
@@ -395,6 +395,9 @@ unsafe fn take_bytes(count: *mut u64) -> u64 {
 /// Adds to `TOTALS`. A function of its own: packets of known flows don't pay for its stack. Returns 0.
 #[inline(never)]
 fn add_total(endpoint: u64, service: u64, requests: u64, answers: u64) -> u32 {
+    if !is_counted(endpoint) || requests | answers == 0 {
+        return 0;
+    }
     let key = TotalKey { endpoint, service };
     match TOTALS.get_ptr_mut(&key) {
         // SAFETY: the pointer is to this CPU's value. The collector may be interrupted in between, at worst by what counts

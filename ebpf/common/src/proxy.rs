@@ -281,8 +281,7 @@ fn lead_back<P: PacketMut, T: Tables>(
     }
     let reply = tables.reply(&work.key)?;
     let (first, more) = (reply.isn.wrapping_add(1), length(work.header.v4));
-    let heard = (reply.state & FLOW_HEARD).wrapping_neg().cast_signed() >> 31;
-    work.space = Space { first, more, heard: heard.cast_unsigned() };
+    work.space = Space { first, more, heard: reply.state & FLOW_HEARD != 0 };
     let to = work.space.clients(segment.acknowledged);
     put(packet, &work.header, ACKNOWLEDGED, segment.acknowledged, to)?;
     let said = segment.acknowledged.wrapping_sub(first);
@@ -303,24 +302,20 @@ pub struct Space {
     pub first: u32,
     /// Bytes of the header.
     pub more: u32,
-    /// All ones if the task has acknowledged all of it, else 0: only until then a number before `first` is as it was.
-    pub heard: u32,
+    /// Whether the task has acknowledged all of it: only until then a number before `first` is as it was.
+    pub heard: bool,
 }
 
 impl Space {
     /// What the client calls a number of the task's.
-    ///
-    /// Without a branch: the verifier would follow each way through each number of a packet.
     #[inline(always)]
     fn clients(&self, number: u32) -> u32 {
         let after = number.wrapping_sub(self.first);
-        let is_before = after.cast_signed() >> 31;
-        let beyond = (i64::from(after) - i64::from(self.more)) as u64;
-        let is_within = ((beyond.cast_signed() >> 63) as u64 & 0xffff_ffff) as u32;
-        // The lesser of both.
-        let passed = self.more.wrapping_add((beyond & 0xffff_ffff) as u32 & is_within);
-        let more = (passed & !is_before.cast_unsigned() & !self.heard) | (self.more & self.heard);
-        number.wrapping_sub(more)
+        number.wrapping_sub(match (self.heard, after < HALF) {
+            (true, _) => self.more,
+            (false, true) => after.min(self.more),
+            (false, false) => 0,
+        })
     }
 }
 

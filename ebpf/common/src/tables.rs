@@ -68,7 +68,8 @@ pub trait Tables {
     fn take_requests(&self, key: &FlowKey, flow: &FlowVal) -> u64;
     /// Sets to nothing what a flow's endpoint has answered, in the record that was found by the key. Returns what it was.
     fn take_answers(&self, key: &FlowKey, reply: &ReplyVal) -> u64;
-    /// Adds to `TOTALS`: bytes that clients of a service's endpoint have sent, and bytes that it has answered.
+    /// Adds to `TOTALS`: bytes that clients of a service's endpoint have sent, and bytes that it has answered. Nothing of an
+    /// endpoint that is none ([`crate::life::is_counted`]).
     fn add_total(&self, endpoint: u64, service: u64, requests: u64, answers: u64);
     /// `FRAGMENTS`.
     fn fragment(&self, key: &FragmentKey) -> Option<&FragmentVal>;

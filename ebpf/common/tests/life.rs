@@ -5,7 +5,7 @@ mod support;
 
 use shoal_ebpf_common::keys::FlowKey;
 use shoal_ebpf_common::life::{
-    self, FLOW_CLIENT_FIN, FLOW_OPEN, FLOW_RESET, FLOW_SERVER_FIN, TICK_SHIFT, is_expired,
+    FLOW_CLIENT_FIN, FLOW_OPEN, FLOW_RESET, FLOW_SERVER_FIN, TICK_SHIFT, is_expired,
 };
 use shoal_ebpf_common::reason::Program;
 use shoal_ebpf_common::values::{PROPOSE_FLOW, PROPOSE_REPLY, Proposal};

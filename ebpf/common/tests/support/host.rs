@@ -178,22 +178,11 @@ impl Host {
                     let action = self.drop(Reason::RewriteFailed);
                     return Run { action, bytes: buffer.0, out: None, mark: None };
                 }
-                if verdict == Verdict::Forward && work.proxy != proxy::PLAIN {
-                    let told = if work.proxy == proxy::BACK {
-                        proxy::to_client(&mut buffer, &self.maps, &mut work)
-                            .and_then(|()| proxy::blocks(&mut buffer, &work))
-                            .ok_or(Reason::RewriteFailed)
-                    } else {
-                        proxy::to_task(&mut buffer, &self.maps, &mut work).and_then(|told| {
-                            let made = if told { proxy::sum_up(&mut buffer, &work) } else { Some(()) };
-                            made.ok_or(Reason::RewriteFailed)
-                        })
-                    };
-                    self.copies.append(&mut buffer.1);
-                    if let Err(reason) = told {
-                        let action = self.drop(reason);
-                        return Run { action, bytes: buffer.0, out: None, mark: None };
-                    }
+                let told =
+                    if verdict == Verdict::Forward { self.tell(&mut buffer, &mut work) } else { Ok(()) };
+                if let Err(reason) = told {
+                    let action = self.drop(reason);
+                    return Run { action, bytes: buffer.0, out: None, mark: None };
                 }
                 if let Some(mtu) = self.mtus.get(&work.narrow) {
                     rewrite::narrow(&mut buffer, &work.header, *mtu).expect("the packet holds its options");
@@ -210,6 +199,22 @@ impl Host {
             }
         }
         Run { action, bytes: buffer.0, out, mark: Some(work.mark) }
+    }
+}
+
+impl Host {
+    /// Changes a packet of a connection whose endpoint is told of its client.
+    fn tell(&mut self, buffer: &mut Buffer, work: &mut Work) -> Result<(), Reason> {
+        let done = match work.proxy {
+            proxy::PLAIN => Some(()),
+            proxy::BACK => {
+                proxy::to_client(buffer, &self.maps, work).and_then(|()| proxy::blocks(buffer, work))
+            }
+            _ if proxy::to_task(buffer, &self.maps, work)? => proxy::sum_up(buffer, work),
+            _ => Some(()),
+        };
+        self.copies.append(&mut buffer.1);
+        done.ok_or(Reason::RewriteFailed)
     }
 }
 

@@ -8,6 +8,7 @@ use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::csum;
 use shoal_ebpf_common::fragment::{FragmentKey, FragmentVal};
 use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::life;
 use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::packet::Packet;
 use shoal_ebpf_common::proxy::Resize;
@@ -256,6 +257,9 @@ impl Tables for Memory {
         known.bytes
     }
     fn add_total(&self, endpoint: u64, service: u64, requests: u64, answers: u64) {
+        if !life::is_counted(endpoint) || requests + answers == 0 {
+            return;
+        }
         let key = TotalKey { endpoint, service };
         let known = self.totals.get(&key).copied().unwrap_or_default();
         let value = TotalVal { requests: known.requests + requests, answers: known.answers + answers };
