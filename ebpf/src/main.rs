@@ -124,22 +124,7 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work)
             return pass(program);
         }
         Verdict::Forward => match rewrite::apply(skb, &work.header, &work.forward) {
-            // Only these programs see such packets; the others needn't hold what is done with them.
-            Some(()) if work.proxy == proxy::AHEAD && leads_ahead(program) => {
-                match proxy_ahead(skb.copied(), work) {
-                    Aside::FORWARD => Ok(()),
-                    Aside::TOLD if proxy_sum(skb.copied(), work) == 1 => Ok(()),
-                    Aside::EARLY => Err(Reason::EarlyData),
-                    _ => Err(Reason::RewriteFailed),
-                }
-            }
-            Some(()) if work.proxy == proxy::BACK && leads_back(program) => {
-                match proxy_back(skb.copied(), work) {
-                    Aside::FORWARD if proxy_blocks(skb.copied(), work) == 1 => Ok(()),
-                    _ => Err(Reason::RewriteFailed),
-                }
-            }
-            Some(()) => Ok(()),
+            Some(()) => tell(skb, program, work),
             None => Err(Reason::RewriteFailed),
         },
         Verdict::Redirect => Ok(()),
@@ -212,6 +197,25 @@ impl Aside {
             Verdict::Drop(_) => Self::NO_FIRST,
             _ => Self::PASS,
         }
+    }
+}
+
+/// Changes a packet of a connection whose endpoint is told of its client. Only some programs see such packets; the others
+/// needn't hold what is done with them.
+#[inline(always)]
+fn tell(skb: &Skb, program: Program, work: &mut Work) -> Result<(), Reason> {
+    match work.proxy {
+        proxy::AHEAD if leads_ahead(program) => match proxy_ahead(skb.copied(), work) {
+            Aside::FORWARD => Ok(()),
+            Aside::TOLD if proxy_sum(skb.copied(), work) == 1 => Ok(()),
+            Aside::EARLY => Err(Reason::EarlyData),
+            _ => Err(Reason::RewriteFailed),
+        },
+        proxy::BACK if leads_back(program) => match proxy_back(skb.copied(), work) {
+            Aside::FORWARD if proxy_blocks(skb.copied(), work) == 1 => Ok(()),
+            _ => Err(Reason::RewriteFailed),
+        },
+        _ => Ok(()),
     }
 }
 

@@ -210,8 +210,10 @@ impl Host {
             proxy::BACK => {
                 proxy::to_client(buffer, &self.maps, work).and_then(|()| proxy::blocks(buffer, work))
             }
-            _ if proxy::to_task(buffer, &self.maps, work)? => proxy::sum_up(buffer, work),
-            _ => Some(()),
+            _ => {
+                let told = proxy::to_task(buffer, &self.maps, work)?;
+                if told { proxy::sum_up(buffer, work) } else { Some(()) }
+            }
         };
         self.copies.append(&mut buffer.1);
         done.ok_or(Reason::RewriteFailed)
