@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
     bpf_check_mtu, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
 };
 use shoal_ebpf_common::packet::{Header, UDP};
-use shoal_ebpf_common::verdict::Tunnel;
+use shoal_ebpf_common::values::PeerVal;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -85,41 +85,47 @@ unsafe fn clear<T>(value: &mut MaybeUninit<T>) -> &mut T {
     unsafe { value.assume_init_mut() }
 }
 
-/// Sets where a packet for a peer of this node's tunnels leaves, by the kernel's routes. Returns whether they say so.
+/// Where a tunnel packet leaves, and for which neighbor.
+pub struct Way {
+    ifindex: u32,
+    /// Network order.
+    neighbor: u32,
+}
+
+/// The way from this node to a peer of its tunnels, by the kernel's routes.
 #[inline(always)]
-pub fn find_way(skb: *mut __sk_buff, ifindex: u32, tunnel: &mut Tunnel) -> bool {
+pub fn way(skb: *mut __sk_buff, ifindex: u32, peer: &PeerVal) -> Option<Way> {
     let mut params = MaybeUninit::uninit();
     // SAFETY: it is one.
     let params: &mut FibLookup = unsafe { clear(&mut params) };
     params.ifindex = ifindex;
     params.family = AF_INET;
     params.l4_protocol = UDP;
-    params.__bindgen_anon_3.ipv4_src = tunnel.peer.source;
-    params.__bindgen_anon_4.ipv4_dst = tunnel.peer.vtep;
+    params.__bindgen_anon_3.ipv4_src = peer.source;
+    params.__bindgen_anon_4.ipv4_dst = peer.vtep;
     let size = mem::size_of::<FibLookup>() as i32;
     // SAFETY: as in `route`.
     let answer = unsafe { bpf_fib_lookup(skb as *mut _, params, size, 0) };
     // The answer names the gateway, if there is one, as the destination. It may be one of IPv6.
     if !ROUTED.contains(&answer) || params.family != AF_INET {
-        return false;
+        return None;
     }
     // SAFETY: every bit pattern is an address.
-    tunnel.neighbor = unsafe { params.__bindgen_anon_4.ipv4_dst };
-    tunnel.ifindex = params.ifindex;
-    true
+    let neighbor = unsafe { params.__bindgen_anon_4.ipv4_dst };
+    Some(Way { ifindex: params.ifindex, neighbor })
 }
 
 /// Sends a tunnel packet on its way. Returns the program's verdict.
 #[inline(always)]
-pub fn send_by(tunnel: &Tunnel) -> i32 {
+pub fn send_by(way: &Way) -> i32 {
     let mut hop = MaybeUninit::uninit();
     // SAFETY: it is one.
     let hop: &mut NextHop = unsafe { clear(&mut hop) };
     hop.nh_family = u32::from(AF_INET);
-    hop.__bindgen_anon_1.ipv4_nh = tunnel.neighbor;
+    hop.__bindgen_anon_1.ipv4_nh = way.neighbor;
     let size = mem::size_of::<NextHop>() as i32;
     // SAFETY: the structure is of the size that is given, and copied by the helper.
-    unsafe { bpf_redirect_neigh(tunnel.ifindex, hop, size, 0) as i32 }
+    unsafe { bpf_redirect_neigh(way.ifindex, hop, size, 0) as i32 }
 }
 
 /// The MTU of a device: what an IP packet may have.

@@ -158,16 +158,16 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work)
             None => Err(Reason::RewriteFailed),
         },
     };
-    if let Err(reason) = ready {
-        return drop(program, reason);
-    }
-    match send(skb, work) {
-        FAILED => drop(program, Reason::RewriteFailed),
-        NO_ROUTE => drop(program, Reason::NoRoute),
-        action => {
+    let sent = match ready {
+        Ok(()) => send(skb, work),
+        Err(reason) => Err(reason),
+    };
+    match sent {
+        Ok(action) => {
             maps::count(program, Event::Forwarded);
             action
         }
+        Err(reason) => drop(program, reason),
     }
 }
 
@@ -316,77 +316,50 @@ fn fragment_rewrite(mut skb: Skb, work: &Work) -> u32 {
     u32::from(rewrite::fragment(&mut skb, &work.header, &work.forward).is_some())
 }
 
-/// What sends a packet on returns one of these if it does not, else the program's verdict.
-const FAILED: i32 = 100;
-const NO_ROUTE: i32 = 101;
-
-/// Sends a packet on.
-///
-/// What takes more than a call is in functions of their own, here as above: the verifier follows them once, and not for each
-/// way that leads here.
+/// Sends a packet on; the action that does it, or why it goes no further.
 #[inline(always)]
-fn send(skb: &Skb, work: &mut Work) -> i32 {
-    if work.narrow != 0 && narrow(skb.copied(), work) == 0 {
-        return FAILED;
+fn send(skb: &mut Skb, work: &Work) -> Result<i32, Reason> {
+    if work.narrow != 0
+        && let Some(mtu) = skb.mtu(work.narrow)
+        && rewrite::narrow(skb, &work.header, mtu).is_none()
+    {
+        return Err(Reason::RewriteFailed);
     }
     match work.forward.out {
         Out::Peer(ifindex) => {
             // The frame came to a device with another address, so the kernel took it for somebody else's.
             skb.claim_for_host();
             skb.set_mark(work.mark);
-            helpers::redirect_peer(ifindex)
+            Ok(helpers::redirect_peer(ifindex))
         }
         // A checksum of SCTP that is left to a device is made by the tunnel's; no uplink looks for it in what we wrap.
-        Out::Device(ifindex) if work.header.proto == SCTP => helpers::redirect(ifindex),
-        Out::Device(ifindex) => match find_tunnel(skb.copied(), work, ifindex) {
-            0 => helpers::redirect(ifindex),
-            _ => by_tunnel(skb.copied(), work, ifindex),
+        Out::Device(ifindex) if work.header.proto == SCTP => Ok(helpers::redirect(ifindex)),
+        Out::Device(ifindex) => by_tunnel(skb, ifindex),
+        Out::Host(ifindex) => Ok(helpers::redirect_in(ifindex)),
+        Out::Neighbor(ifindex) => Ok(helpers::redirect_neigh(ifindex)),
+        Out::Route => match skb.route(&work.header) {
+            Some(ifindex) => Ok(helpers::redirect_neigh(ifindex)),
+            None => Err(Reason::NoRoute),
         },
-        Out::Host(ifindex) => helpers::redirect_in(ifindex),
-        Out::Neighbor(ifindex) => helpers::redirect_neigh(ifindex),
-        Out::Route => by_route(skb.copied(), work),
     }
 }
 
-/// Lowers what one end of a connection says that it takes. Returns 0 if the kernel refused, else 1.
-#[inline(never)]
-fn narrow(mut skb: Skb, work: &Work) -> u32 {
-    let Some(mtu) = skb.mtu(work.narrow) else { return 1 };
-    u32::from(rewrite::narrow(&mut skb, &work.header, mtu).is_some())
-}
-
-/// Sends a packet where the kernel's routes lead.
-#[inline(never)]
-fn by_route(skb: Skb, work: &Work) -> i32 {
-    match skb.route(&work.header) {
-        Some(ifindex) => helpers::redirect_neigh(ifindex),
-        None => NO_ROUTE,
-    }
-}
-
-/// Finds a way into the tunnels of a VXLAN device past the device ([`Work::tunnel`]). Returns 1, or 0 if there is none for
-/// this packet.
-#[inline(never)]
-fn find_tunnel(skb: Skb, work: &mut Work, device: u32) -> u32 {
-    let Some(head) = skb.load::<16>(0) else { return 0 };
+/// Sends a frame into the tunnels of a VXLAN device, past the device if that can be.
+#[inline(always)]
+fn by_tunnel(skb: &mut Skb, device: u32) -> Result<i32, Reason> {
+    // One after the other: of two at once the compiler keeps what is not there yet, which the verifier refuses.
+    let Some(config) = Kernel.config() else { return Ok(helpers::redirect(device)) };
+    let Some(head) = skb.load::<16>(0) else { return Ok(helpers::redirect(device)) };
     let to = [head[0], head[1], head[2], head[3], head[4], head[5]];
-    let Some(peer) = Kernel.peer(&LocalKey::new(device, to)) else { return 0 };
+    let Some(peer) = Kernel.peer(&LocalKey::new(device, to)) else { return Ok(helpers::redirect(device)) };
     if !skb.fits(peer) {
-        return 0;
+        return Ok(helpers::redirect(device));
     }
-    work.tunnel.head = head;
-    work.tunnel.peer = *peer;
-    u32::from(skb.find_way(&mut work.tunnel))
-}
-
-/// Sends a frame that way, or by the device if it can't be wrapped.
-#[inline(never)]
-fn by_tunnel(mut skb: Skb, work: &mut Work, device: u32) -> i32 {
-    let Some(config) = Kernel.config() else { return helpers::redirect(device) };
-    match skb.wrap(&mut work.tunnel, config.vxlan_port) {
-        Wrapped::Whole => helpers::send_by(&work.tunnel),
-        Wrapped::Half => FAILED,
-        Wrapped::Not => helpers::redirect(device),
+    let Some(way) = skb.way(peer) else { return Ok(helpers::redirect(device)) };
+    match skb.wrap(head, peer, config.vxlan_port) {
+        Wrapped::Whole => Ok(helpers::send_by(&way)),
+        Wrapped::Half => Err(Reason::RewriteFailed),
+        Wrapped::Not => Ok(helpers::redirect(device)),
     }
 }
 

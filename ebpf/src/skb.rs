@@ -19,7 +19,7 @@ use shoal_ebpf_common::packet::{ETH_IPV6, ETH_LEN, Header, Packet};
 use shoal_ebpf_common::proxy::Resize;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::values::PeerVal;
-use shoal_ebpf_common::verdict::{Out, Tunnel};
+use shoal_ebpf_common::verdict::Out;
 
 use crate::helpers;
 
@@ -121,7 +121,7 @@ impl Skb {
 
     /// Puts a frame into a tunnel packet, still without its Ethernet addresses.
     #[inline(always)]
-    pub fn wrap(&mut self, tunnel: &mut Tunnel, data_port: u16) -> Wrapped {
+    pub fn wrap(&mut self, head: [u8; 16], peer: &PeerVal, data_port: u16) -> Wrapped {
         const FLAGS: u32 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
         /// Length of the inner Ethernet header, where the kernel looks for it in the flags.
         const INNER_ETHERNET: u64 = (ETH_LEN as u64) << 56;
@@ -129,7 +129,7 @@ impl Skb {
         let (hash, id) = unsafe { (bpf_get_hash_recalc(self.raw), bpf_get_prandom_u32()) };
         // SAFETY: as above. It was found to fit, far below 2^16.
         let length = unsafe { (*self.raw).len } as u16;
-        let parcel = Parcel { head: &tunnel.head, length, port: lane::source_port(hash), id: id as u16 };
+        let parcel = Parcel { head, length, port: lane::source_port(hash), id: id as u16 };
         // SAFETY: as above.
         let result = unsafe {
             bpf_skb_adjust_room(self.raw, OVERHEAD as i32, AFTER_ETHERNET, u64::from(FLAGS) | INNER_ETHERNET)
@@ -137,19 +137,19 @@ impl Skb {
         if result != 0 {
             return Wrapped::Not;
         }
-        lane::wrap(&parcel, &tunnel.peer, data_port, &mut tunnel.words);
+        let words = lane::wrap(&parcel, peer, data_port);
         // SAFETY: words have no byte that is not one.
-        let bytes = unsafe { &*(&raw const tunnel.words).cast::<[u8; 52]>() };
+        let bytes = unsafe { &*(&raw const words).cast::<[u8; 52]>() };
         match self.store(lane::WRAP_AT, bytes, false) {
             Some(()) => Wrapped::Whole,
             None => Wrapped::Half,
         }
     }
 
-    /// Sets the way to the other end of a tunnel. Returns whether there is one.
+    /// The way to the other end of a tunnel.
     #[inline(always)]
-    pub fn find_way(&self, tunnel: &mut Tunnel) -> bool {
-        helpers::find_way(self.raw, self.ifindex(), tunnel)
+    pub fn way(&self, peer: &PeerVal) -> Option<helpers::Way> {
+        helpers::way(self.raw, self.ifindex(), peer)
     }
 
     /// Sets the packet's mark, which it keeps on its way into another namespace.

@@ -115,9 +115,9 @@ pub const fn source_port(hash: u32) -> u16 {
 /// What is known of a frame that goes into a tunnel.
 #[derive(Clone, Copy)]
 #[cfg_attr(feature = "host", derive(Debug))]
-pub struct Parcel<'a> {
+pub struct Parcel {
     /// Its Ethernet header and the first two bytes of its IP header.
-    pub head: &'a [u8; 16],
+    pub head: [u8; 16],
     /// Its length with the Ethernet header.
     pub length: u16,
     /// Source port of the tunnel packet.
@@ -126,22 +126,19 @@ pub struct Parcel<'a> {
     pub id: u16,
 }
 
-/// What a tunnel puts before a frame, as words in network order.
-pub type Words = [u32; 13];
-
 /// Where what [`wrap`] gives begins: after the Ethernet addresses, which the kernel fills in.
 pub const WRAP_AT: u32 = 12;
 
 /// What a tunnel puts before a frame, from the type in its own Ethernet header on; the frame's Ethernet header is the
 /// last of it. In words as they lie in memory: the target has few registers for bytes.
 #[inline(always)]
-pub fn wrap(parcel: &Parcel<'_>, peer: &PeerVal, data_port: u16, words: &mut Words) {
+pub fn wrap(parcel: &Parcel, peer: &PeerVal, data_port: u16) -> [u32; 13] {
     /// 64 is what Linux gives its own packets where nothing is configured (`IPDEFTTL`).
     const TTL_AND_UDP: u16 = (64 << 8) | UDP as u16;
     const VERSION_AND_LENGTH: u16 = 0x4500;
     const UDP_AND_VXLAN: u16 = 16;
     const IPV4: u16 = 20;
-    let e = parcel.head;
+    let e = &parcel.head;
     let datagram = parcel.length + UDP_AND_VXLAN;
     let total = datagram + IPV4;
     let first = VERSION_AND_LENGTH | ecn(e);
@@ -156,20 +153,22 @@ pub fn wrap(parcel: &Parcel<'_>, peer: &PeerVal, data_port: u16, words: &mut Wor
         + (to & 0xffff);
     let sum = (sum & 0xffff) + (sum >> 16);
     let check = !(sum + (sum >> 16)) & 0xffff;
-    words[0] = pair(ETH_IPV4, u32::from(first));
-    words[1] = pair(total, u32::from(parcel.id));
-    words[2] = pair(0, u32::from(TTL_AND_UDP));
-    words[3] = ((check << 16) | (source >> 16)).to_be();
-    words[4] = ((source << 16) | (to >> 16)).to_be();
-    words[5] = ((to << 16) | u32::from(parcel.port)).to_be();
-    words[6] = pair(data_port, u32::from(datagram));
-    // No checksum of the datagram; the VXLAN header begins in the other half.
-    words[7] = pair(0, u32::from(VXLAN_FLAGS) << 8);
-    words[8] = (peer.vni >> 8).to_be();
-    words[9] = ((peer.vni << 24) | u32::from(be16(e[0], e[1]))).to_be();
-    words[10] = u32::from_ne_bytes([e[2], e[3], e[4], e[5]]);
-    words[11] = u32::from_ne_bytes([e[6], e[7], e[8], e[9]]);
-    words[12] = u32::from_ne_bytes([e[10], e[11], e[12], e[13]]);
+    [
+        pair(ETH_IPV4, u32::from(first)),
+        pair(total, u32::from(parcel.id)),
+        pair(0, u32::from(TTL_AND_UDP)),
+        ((check << 16) | (source >> 16)).to_be(),
+        ((source << 16) | (to >> 16)).to_be(),
+        ((to << 16) | u32::from(parcel.port)).to_be(),
+        pair(data_port, u32::from(datagram)),
+        // No checksum of the datagram; the VXLAN header begins in the other half.
+        pair(0, u32::from(VXLAN_FLAGS) << 8),
+        (peer.vni >> 8).to_be(),
+        ((peer.vni << 24) | u32::from(be16(e[0], e[1]))).to_be(),
+        u32::from_ne_bytes([e[2], e[3], e[4], e[5]]),
+        u32::from_ne_bytes([e[6], e[7], e[8], e[9]]),
+        u32::from_ne_bytes([e[10], e[11], e[12], e[13]]),
+    ]
 }
 
 /// A word of two halves, in network order.

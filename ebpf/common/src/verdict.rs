@@ -3,11 +3,10 @@
 use crate::addr::Addr;
 use crate::fragment::{FragmentKey, FragmentVal};
 use crate::keys::{FlowKey, Mac, copied};
-use crate::lane::Words;
 use crate::packet::{Ethernet, Fragment, Header};
 use crate::proxy::Space;
 use crate::reason::Reason;
-use crate::values::{FlowVal, PeerVal, ReplyVal};
+use crate::values::{FlowVal, ReplyVal};
 
 /// What is to be done with a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,24 +72,6 @@ pub struct Work {
     pub proxy: u32,
     /// The sequence numbers of that connection.
     pub space: Space,
-    /// The tunnel that the packet goes into.
-    pub tunnel: Tunnel,
-}
-
-/// A way into a tunnel.
-#[derive(Clone, Copy, Default)]
-#[cfg_attr(feature = "host", derive(Debug))]
-pub struct Tunnel {
-    /// Its other end.
-    pub peer: PeerVal,
-    /// The frame's Ethernet header, and two bytes more.
-    pub head: [u8; 16],
-    /// What goes before the frame.
-    pub words: Words,
-    /// Where the tunnel packet leaves.
-    pub ifindex: u32,
-    /// The neighbor it leaves for, network order.
-    pub neighbor: u32,
 }
 
 impl Work {

@@ -21,15 +21,13 @@ pub(crate) const SELF: [u8; 4] = [192, 0, 2, 202];
 pub(crate) fn tunneled(frame: &[u8], vni: u32) -> Vec<u8> {
     let peer = PeerVal { vtep: u32::from_ne_bytes(SELF), source: u32::from_ne_bytes(MEMBER), vni, mtu: 1450 };
     let parcel = Parcel {
-        head: frame.first_chunk().unwrap(),
+        head: *frame.first_chunk().unwrap(),
         length: u16::try_from(frame.len()).unwrap(),
         port: 50_000,
         id: 7,
     };
     let mut bytes = vec![2, 0xee, 0, 0, 0, 2, 2, 0xee, 0, 0, 0, 1];
-    let mut words = [0; 13];
-    lane::wrap(&parcel, &peer, TUNNEL_PORT, &mut words);
-    bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+    bytes.extend(lane::wrap(&parcel, &peer, TUNNEL_PORT).iter().flat_map(|word| word.to_ne_bytes()));
     bytes.extend(&frame[14..]);
     bytes
 }
