@@ -1,4 +1,5 @@
-//! Bytes of services as metrics: where they entered, and never less than before.
+//! Bytes of services as metrics: where they entered, and never less than before. The service has a name of its own: one that
+//! had it before may not have been forgotten yet.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,7 +17,7 @@ const DIRECTIONS: [&str; 2] = ["in", "out"];
 type Told = [f64; 4];
 
 fn told(node: &Node) -> anyhow::Result<Told> {
-    let labels = "{service=\"web\",network=\"ingress\"";
+    let labels = "{service=\"counted\",network=\"ingress\"";
     let mut told = Told::default();
     for (at, direction) in DIRECTIONS.into_iter().enumerate() {
         let direction = format!("direction=\"{direction}\"}}");
@@ -54,8 +55,8 @@ fn is_about(bytes: f64, payload: f64) -> bool {
 pub(crate) fn counted(swarm: &mut Swarm) -> anyhow::Result<()> {
     let port = format!("{PUBLISHED_ECHO}:{ECHO}");
     let flags = [&["--replicas", "1", "-p", &port][..], &LISTENS].concat();
-    create(swarm, "web", "front", &flags)?;
-    let task = running(swarm, "web", 1)?.remove(0);
+    create(swarm, "counted", "front", &flags)?;
+    let task = running(swarm, "counted", 1)?.remove(0);
     let home = node_of(swarm, &task)?.name().to_owned();
     let entry = swarm.nodes.iter().position(|node| node.name() != home).context("three nodes")?;
     let place = swarm.nodes[entry].place;
@@ -78,7 +79,7 @@ pub(crate) fn counted(swarm: &mut Swarm) -> anyhow::Result<()> {
     let victim = task.process()?;
     kill_hard(victim);
     wait_for("a successor in the same slot", PATIENCE, || {
-        let now = swarm.manager().running_tasks("web").map_err(|error| format!("{error:#}"))?;
+        let now = swarm.manager().running_tasks("counted").map_err(|error| format!("{error:#}"))?;
         if now.iter().any(|other| other.id != task.id) { Ok(()) } else { Err(format!("{now:?}")) }
     })?;
     let after = told(&swarm.nodes[entry])?;
