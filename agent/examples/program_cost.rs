@@ -189,7 +189,7 @@ impl Plane {
         };
         driver.task_ifs.upsert(&LO, &task)?;
         for addr in [v4("198.51.100.1"), v4("198.51.100.2"), v6("2001:db8:1::1"), v6("2001:db8:1::2")] {
-            driver.local_addrs.upsert(&addr.into(), &1)?;
+            driver.local_addrs.upsert(&addr.into(), &0)?;
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use aya::TestRun;
 use aya::programs::{SchedClassifier, TestRunOptions};
 use shoal_agent::drivers::bpf::{self, BpfDriver, ServiceSpec};
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{Member, Policy};
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
@@ -105,7 +105,16 @@ impl World for Kernel {
         self.driver().members.upsert(&addr, &1).expect("set a member");
     }
     fn set_local_addr(&mut self, addr: Addr) {
-        self.driver().local_addrs.upsert(&addr, &1).expect("set an address");
+        self.driver().local_addrs.upsert(&addr, &0).expect("set an address");
+    }
+    fn set_own_door(&mut self, addr: Addr, number: u32) {
+        self.driver().local_addrs.upsert(&addr, &number).expect("set an address");
+    }
+    fn set_door(&mut self, key: DoorKey, addr: Addr) {
+        self.driver().doors.upsert(&key, &addr).expect("set a door");
+    }
+    fn remove_door(&mut self, key: DoorKey) {
+        self.driver().doors.remove(&key).expect("remove a door");
     }
     fn set_task_if(&mut self, ifindex: u32, value: TaskIf) {
         self.driver().task_ifs.upsert(&ifindex, &value).expect("set a task interface");

@@ -6,7 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::fragment::{DATAGRAMS, FragmentKey, FragmentVal};
-use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{ClientKey, DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::lane::BULK_SLOTS;
 use shoal_ebpf_common::life::{PROPOSALS, TICK_SHIFT, is_counted};
 use shoal_ebpf_common::reason::{Event, Program, Reason, stat_index};
@@ -38,6 +38,8 @@ static ROUTERS: HashMap<RouterKey, u32> = HashMap::pinned(16_384, SPARSE);
 static MEMBERS: HashMap<Addr, u32> = HashMap::pinned(65_536, SPARSE);
 #[map]
 static LOCAL_ADDRS: HashMap<Addr, u32> = HashMap::pinned(4_096, SPARSE);
+#[map]
+static DOORS: HashMap<DoorKey, Addr> = HashMap::pinned(1 << 17, SPARSE);
 #[map]
 static TASK_IFS: HashMap<u32, TaskIf> = HashMap::pinned(16_384, SPARSE);
 #[map]
@@ -166,6 +168,16 @@ impl Tables for Kernel {
     #[inline(always)]
     fn is_local_addr(&self, addr: &Addr) -> bool {
         lookup!(LOCAL_ADDRS, addr).is_some()
+    }
+
+    #[inline(always)]
+    fn own_door(&self, addr: &Addr) -> u32 {
+        lookup!(LOCAL_ADDRS, addr).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn door(&self, key: &DoorKey) -> Option<&Addr> {
+        lookup!(DOORS, key)
     }
 
     #[inline(always)]

@@ -40,7 +40,7 @@ use std::sync::atomic::AtomicUsize;
 use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use aya::programs::{ProgramError, SchedClassifier};
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{ClientKey, DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
     BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, PeerVal, PortVal, Proposal, ReplyVal,
     ServiceVal, TaskIf, VipVal,
@@ -197,8 +197,11 @@ pub struct BpfDriver {
     pub routers: Table<RouterKey, u32>,
     /// Addresses tunnel packets may come from.
     pub members: Table<Addr, u32>,
-    /// Addresses of this node at which published ports answer.
+    /// Addresses of this node at which published ports answer, with the numbers that other nodes know them by (1 to 63; 0:
+    /// none).
     pub local_addrs: Table<Addr, u32>,
+    /// Addresses of other nodes that this one may answer from.
+    pub doors: Table<DoorKey, Addr>,
     /// What each task veth may send, by the host side's interface index.
     pub task_ifs: Table<u32, TaskIf>,
     /// Virtual IPs.

@@ -296,7 +296,7 @@ pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
     Ok(match object {
         Object::MeshConfig(o) => bpf.set_config(node_config(o, links)?)?,
         Object::Member(addr) => bpf.members.upsert(&(*addr).into(), &1)?,
-        Object::LocalAddr(addr) => bpf.local_addrs.upsert(&(*addr).into(), &1)?,
+        Object::LocalAddr(addr) => bpf.local_addrs.upsert(&(*addr).into(), &0)?,
         Object::Router(mac) => bpf.routers.upsert(&RouterKey::new(mac.0), &1)?,
         Object::Tunnel(o) => bpf.tunnels.upsert(&o.vni.get(), &index(&o.vxlan)?)?,
         Object::Peer(o) => {

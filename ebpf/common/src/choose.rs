@@ -1,6 +1,7 @@
 //! Choosing an endpoint and remembering the choice.
 
 use crate::addr::Addr;
+use crate::direct;
 use crate::hash;
 use crate::keys::{FlowKey, Mac, same_mac};
 use crate::life;
@@ -174,6 +175,8 @@ pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, en
             return false;
         }
         work.flow.source_port = other_port(&work.key, salt);
+        // Only here is it known what to translate that back to.
+        work.flow.door = 0;
         work.answers.dport = work.flow.source_port;
     }
     false
@@ -277,7 +280,8 @@ pub fn write<T: Tables>(tables: &T, work: &mut Work) {
 /// Returns whether it was not.
 #[inline(always)]
 pub(crate) fn set_flow<T: Tables>(tables: &T, work: &mut Work) -> bool {
-    let (now, state) = (tables.clock(), life::at_first(&work.header) | proxy::at_first(work));
+    let (now, state) =
+        (tables.clock(), life::at_first(&work.header) | proxy::at_first(work) | direct::at_first(work));
     work.flow.seen = now;
     work.flow.state = state;
     let is_known = match tables.flow(&work.key) {

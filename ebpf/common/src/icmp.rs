@@ -10,6 +10,7 @@
 
 use crate::addr::Addr;
 use crate::balancer;
+use crate::direct;
 use crate::guard;
 use crate::keys::{LocalKey, Mac, RouterKey, copied, same_mac};
 use crate::local;
@@ -220,13 +221,13 @@ fn to_router<T: Tables>(tables: &T, config: &NodeConfig, work: &mut Work) -> Ver
 fn from_router<T: Tables>(tables: &T, router: &Mac, out: Out, work: &mut Work) -> Verdict {
     work.answers = work.quote.key(0);
     if let Some(known) = tables.reply(&work.answers)
-        && steer::leads_to(known, router, work.quote.dport)
+        && steer::came_by(known, router, work.quote.dport)
     {
         return answered_from(work, known, out);
     }
     work.key = work.quote.reverse_key(steer::scope_of(router));
     let Some(flow) = tables.flow(&work.key) else { return Verdict::Pass };
-    if flow.endpoint != ALIASED || flow.service != steer::number(router) {
+    if flow.endpoint != ALIASED || !steer::is_of(flow.service, router) {
         return Verdict::Pass;
     }
     work.answers.dport = flow.source_port;
@@ -304,11 +305,14 @@ fn about_mesh<T: Tables>(tables: &T, task: &TaskIf, work: &mut Work) -> bool {
             home(work, config, reply);
         }
         REPLY_STEER => {
-            let Some(out) = task::to_router(tables, task, &reply.mac) else { return false };
+            let Some(config) = tables.config() else { return false };
+            // By the router, whoever answers: it knows what the client sent.
+            let router = direct::router_of(&reply.mac, &config.router_mac);
+            let Some(out) = task::to_router(task, config, &router) else { return false };
             unchanged(work, out);
             work.forward.src = ingress.copied();
             work.forward.src_mac = copied(&task.ingress_mac);
-            work.forward.dst_mac = copied(&reply.mac);
+            work.forward.dst_mac = router;
             work.quoted.sport = reply.client_port;
         }
         _ => return false,

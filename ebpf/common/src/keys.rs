@@ -130,6 +130,26 @@ impl RouterKey {
 }
 
 layout! {
+    /// An address of another node, as a frame from its router names it: `DOORS`. See [`crate::direct`].
+    DoorKey, size 8 {
+        /// The low half of the address of the node's router, as a number.
+        router @ 0: u32,
+        /// Which of the node's addresses, 1 to 63.
+        number @ 4: u16,
+        /// 4 or 6.
+        family @ 6: u16,
+    }
+}
+
+impl DoorKey {
+    /// The key of a node's address of a family.
+    #[inline(always)]
+    pub const fn new(router: u32, number: u16, v4: bool) -> Self {
+        Self { router, number, family: if v4 { 4 } else { 6 } }
+    }
+}
+
+layout! {
     /// One of the networks of a task, by its namespace: `CLIENTS`.
     ClientKey, size 16 {
         /// Cookie of the task's network namespace (`SO_NETNS_COOKIE`).

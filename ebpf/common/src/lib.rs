@@ -23,6 +23,7 @@ pub mod balancer;
 pub mod choose;
 pub mod connect;
 pub mod csum;
+pub mod direct;
 pub mod fragment;
 pub mod guard;
 pub mod hash;
@@ -46,7 +47,7 @@ pub mod verdict;
 
 /// Version of the map layouts. It names the directory the maps are pinned in, so that a daemon never adopts maps
 /// of another layout.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// UDP port of the VXLAN tunnels where nothing else is configured.
 pub const DEFAULT_VXLAN_PORT: u16 = 7378;

@@ -37,6 +37,8 @@ pub const FLOW_TOLD: u32 = 32;
 pub const FLOW_SPOKE: u32 = 64;
 /// The endpoint has acknowledged what it was told.
 pub const FLOW_HEARD: u32 = 128;
+/// Its answers don't pass here: see [`crate::direct`].
+pub const FLOW_DSR: u32 = 256;
 
 /// Proposals that one run of the collector looks at.
 pub const PROPOSALS: u32 = 64;
@@ -57,14 +59,30 @@ pub const fn is_closed(state: u32) -> bool {
     state & FLOW_RESET != 0 || state & BOTH == BOTH
 }
 
+/// Ticks after which a client that has said its last, and whose endpoint is not heard here, has no more to acknowledge.
+const SILENCE: u32 = 2;
+
+/// Whether only the client of a connection is heard here, and it sends no more.
+#[inline(always)]
+const fn is_half_heard(state: u32) -> bool {
+    const BOTH: u32 = FLOW_DSR | FLOW_CLIENT_FIN;
+    state & BOTH == BOTH
+}
+
+/// Whether a connection that was idle for so many ticks has ended, so far as can be told here.
+#[inline(always)]
+pub const fn has_ended(state: u32, idle: u32) -> bool {
+    is_closed(state) || (is_half_heard(state) && idle >= SILENCE)
+}
+
 /// Whether a flow is under way: neither ended nor still at its beginning, and of datagrams used lately.
 pub const fn is_live(proto: u8, state: u32, idle: u32) -> bool {
-    !is_closed(state) && state & FLOW_OPEN != 0 && (connects(proto) || seconds(idle) < DATAGRAMS_FOR)
+    !has_ended(state, idle) && state & FLOW_OPEN != 0 && (connects(proto) || seconds(idle) < DATAGRAMS_FOR)
 }
 
 /// Whether the record of a flow that was idle for so many ticks has had its time.
 pub const fn is_expired(proto: u8, state: u32, idle: u32) -> bool {
-    let limit = if is_closed(state) {
+    let limit = if is_closed(state) || is_half_heard(state) {
         CLOSED_FOR
     } else if state & FLOW_OPEN == 0 {
         EMBRYO_FOR
@@ -79,7 +97,8 @@ pub const fn is_expired(proto: u8, state: u32, idle: u32) -> bool {
 /// Whether a flow is over, by the record of its answers: another may have its ports.
 #[inline(always)]
 pub(crate) fn is_over<T: Tables>(tables: &T, proto: u8, known: &ReplyVal) -> bool {
-    is_closed(known.state) || is_expired(proto, known.state, idle(tables.clock(), known.seen))
+    let idle = idle(tables.clock(), known.seen);
+    has_ended(known.state, idle) || is_expired(proto, known.state, idle)
 }
 
 const fn seconds(ticks: u32) -> u64 {
@@ -155,6 +174,7 @@ pub(crate) fn note_answer<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyV
     work.flow.mark = 0;
     work.flow.bytes = 0;
     work.flow.isn = reply.isn;
+    work.flow.door = 0;
     work.flow.seen = now;
     work.flow.state = state;
     if reply.kind == REPLY_STEER {
@@ -222,7 +242,8 @@ pub(crate) fn park<T: Tables>(tables: &T, work: &Work) {
     let Some(parked) = tables.parked(place) else { return };
     let now = tables.clock();
     let may_go = |proto, seen, state| {
-        is_closed(state) || state & FLOW_OPEN == 0 || is_expired(proto, state, idle(now, seen))
+        let idle = idle(now, seen);
+        has_ended(state, idle) || state & FLOW_OPEN == 0 || is_expired(proto, state, idle)
     };
     let flow = tables.flow(&parked.request);
     let goes = flow.is_none_or(|flow| may_go(parked.request.proto(), flow.seen, flow.state));

@@ -3,6 +3,7 @@
 use crate::addr::Addr;
 use crate::balancer::{self, Target};
 use crate::choose::{self, Entry, Known};
+use crate::direct;
 use crate::icmp;
 use crate::keys::{PortKey, copied};
 use crate::packet::{self, Fragment, Header, Packet, UDP};
@@ -34,7 +35,9 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         Known::Flow(flow, endpoint) if choose::goes_on(tables, work, flow, endpoint, &entry) => {
             work.proxy = proxy::ahead(flow.state);
             tables.count_request(&work.key, flow, work.header.length.into());
-            return forward(work, config, endpoint, flow.source_port, flow.target_port);
+            let verdict = forward(work, config, endpoint, flow.source_port, flow.target_port);
+            direct::mark(work, config, flow.door);
+            return verdict;
         }
         Known::Balanced(flow) if config.gate != 0 => {
             narrow(work, config.ingress_vxlan);
@@ -60,11 +63,15 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     };
     work.set_flow(choice.id, port.service, port.target_port);
     proxy::begin(packet, port, work);
+    direct::begin(tables, port, choice.endpoint, work);
     if !choose::record(tables, work, choice.endpoint, &entry) {
         return Verdict::Drop(Reason::NoSourcePort);
     }
     let (source, target) = (work.flow.source_port, work.flow.target_port);
-    forward(work, config, choice.endpoint, source, target)
+    let verdict = forward(work, config, choice.endpoint, source, target);
+    let door = work.flow.door;
+    direct::mark(work, config, door);
+    verdict
 }
 
 /// Whether the packet is one of the tunnels' (or the fragment of one that tells).

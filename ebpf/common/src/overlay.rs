@@ -1,5 +1,6 @@
 //! `overlay_rx`: what arrives through a tunnel.
 
+use crate::direct;
 use crate::icmp;
 use crate::keys::{LocalKey, RouterKey, VipKey, same_mac};
 use crate::life;
@@ -37,8 +38,10 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         if steer::is_known(tables, work, &ethernet.src) {
             return work.redirect(Out::Peer(local.veth));
         }
-        if tables.is_router(&RouterKey::new(ethernet.src)) {
-            return match steer::lead(tables, work, &ethernet.src) {
+        let router = direct::router_of(&ethernet.src, &config.router_mac);
+        if tables.is_router(&RouterKey::new(router)) {
+            let way = direct::way(tables, work, &ethernet.src, &router);
+            return match steer::lead(tables, work, &way) {
                 Some(port) => steer::deliver(work, &ethernet, port, Out::Peer(local.veth)),
                 None => Verdict::Drop(Reason::NoSourcePort),
             };

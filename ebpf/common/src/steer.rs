@@ -50,6 +50,11 @@ pub(crate) fn lead<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Opti
             note(tables, work, known);
             return Some(own);
         }
+        // By the same router, which wants it answered in another way.
+        Some(known) if came_by(known, router, own) => {
+            set(tables, work, router);
+            return Some(own);
+        }
         // What has ended makes room for what begins.
         Some(known) => {
             life::settle_answers(tables, &work.answers, known);
@@ -141,12 +146,19 @@ fn record<T: Tables>(tables: &T, work: &mut Work, router: &Mac, port: u16) {
     work.flow.state = life::at_first(&work.header);
     work.flow.bytes = 0;
     work.flow.isn = 0;
+    work.flow.door = 0;
     tables.set_flow(&work.key, &work.flow);
 }
 
 #[inline(always)]
 pub(crate) fn leads_to(known: &ReplyVal, router: &Mac, port: u16) -> bool {
     known.kind == REPLY_STEER && known.client_port == port && same_mac(&known.mac, router)
+}
+
+/// As [`leads_to`], whatever the router said of who answers ([`crate::direct`]).
+#[inline(always)]
+pub(crate) fn came_by(known: &ReplyVal, router: &Mac, port: u16) -> bool {
+    known.kind == REPLY_STEER && known.client_port == port && scope_of(&known.mac) == scope_of(router)
 }
 
 #[inline(always)]
@@ -197,6 +209,12 @@ pub(crate) const fn scope_of(router: &Mac) -> u32 {
 #[inline(always)]
 pub(crate) const fn number(router: &Mac) -> u64 {
     u64::from_be_bytes([0, 0, router[0], router[1], router[2], router[3], router[4], router[5]])
+}
+
+/// Whether a number ([`number`]) is of that router, whatever it said of who answers.
+#[inline(always)]
+pub(crate) const fn is_of(number: u64, router: &Mac) -> bool {
+    number & 0xff_ffff == scope_of(router) as u64
 }
 
 /// Sets what is recorded for a flow with a translated port, from what is recorded for its answers.

@@ -2,7 +2,7 @@
 
 use crate::addr::Addr;
 use crate::fragment::{FragmentKey, FragmentVal};
-use crate::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use crate::keys::{ClientKey, DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use crate::values::{
     BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal,
     ReplyVal, ServiceVal, TaskIf, VipVal,
@@ -30,8 +30,12 @@ pub trait Tables {
     fn is_router(&self, key: &RouterKey) -> bool;
     /// `MEMBERS`.
     fn is_member(&self, addr: &Addr) -> bool;
-    /// `LOCAL_ADDRS`.
+    /// `LOCAL_ADDRS`: whether it is there.
     fn is_local_addr(&self, addr: &Addr) -> bool;
+    /// `LOCAL_ADDRS`: its number; 0: it has none.
+    fn own_door(&self, addr: &Addr) -> u32;
+    /// `DOORS`.
+    fn door(&self, key: &DoorKey) -> Option<&Addr>;
     /// `TASK_IFS`.
     fn task_if(&self, ifindex: u32) -> Option<&TaskIf>;
     /// `VIPS`.

@@ -3,6 +3,7 @@
 use crate::addr::Addr;
 use crate::balancer::{self, Target};
 use crate::choose::{self, Choice, Known};
+use crate::direct;
 use crate::guard::{self, Speech};
 use crate::icmp;
 use crate::keys::{LocalKey, Mac, PortKey, VipKey, copied, same_mac};
@@ -15,8 +16,8 @@ use crate::reason::Reason;
 use crate::steer;
 use crate::tables::Tables;
 use crate::values::{
-    EndpointVal, REPLY_DIRECT, REPLY_HAIRPIN, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER, REPLY_VIP, TaskIf,
-    VipVal,
+    EndpointVal, NodeConfig, REPLY_DIRECT, REPLY_HAIRPIN, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER, REPLY_VIP,
+    TaskIf, VipVal,
 };
 use crate::verdict::{Out, Question, Verdict, Work};
 
@@ -183,12 +184,22 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
             local::home(work, config, reply);
         }
         REPLY_STEER => {
-            let Some(out) = to_router(tables, task, &reply.mac) else { return false };
-            work.forward_unchanged(ethernet, out);
-            work.forward.src = ingress.copied();
+            if let Some(door) = direct::door(tables, work.header.v4, &reply.mac) {
+                work.forward_unchanged(ethernet, Out::Route);
+                work.forward.src = door.copied();
+                work.forward.sport = direct::port(&reply.mac);
+                // What the client sends comes through a tunnel.
+                work.narrow = if work.header.opens() { task.ingress_vxlan } else { 0 };
+            } else {
+                let Some(config) = tables.config() else { return false };
+                let router = direct::router_of(&reply.mac, &config.router_mac);
+                let Some(out) = to_router(task, config, &router) else { return false };
+                work.forward_unchanged(ethernet, out);
+                work.forward.src = ingress.copied();
+                work.forward.src_mac = copied(&task.ingress_mac);
+                work.forward.dst_mac = router;
+            }
             work.forward.dport = reply.client_port;
-            work.forward.src_mac = copied(&task.ingress_mac);
-            work.forward.dst_mac = copied(&reply.mac);
             if work.header.src != work.key.src && reply.addr == work.key.src {
                 steer::answers_from(tables, work, reply);
             }
@@ -200,8 +211,7 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
 
 /// The way to a router: this node's own is the balancer's, if there is one.
 #[inline(always)]
-pub(crate) fn to_router<T: Tables>(tables: &T, task: &TaskIf, router: &Mac) -> Option<Out> {
-    let config = tables.config()?;
+pub(crate) fn to_router(task: &TaskIf, config: &NodeConfig, router: &Mac) -> Option<Out> {
     if !same_mac(router, &config.router_mac) {
         return Some(Out::Device(task.ingress_vxlan));
     }

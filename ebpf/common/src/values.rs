@@ -40,6 +40,8 @@ layout! {
 
 /// [`PortVal::flags`]: tasks are told who the client is by a header of the PROXY protocol, version 2.
 pub const PORT_PROXY: u16 = 1;
+/// [`PortVal::flags`]: the node of a task answers clients itself where it can: see [`crate::direct`].
+pub const PORT_DSR: u16 = 2;
 
 impl PortVal {
     /// A published port of a service, balanced by the service's table.
@@ -100,6 +102,8 @@ layout! {
 pub const ENDPOINT_LOCAL: u16 = 1;
 /// The endpoint keeps its flows and gets no new ones.
 pub const ENDPOINT_DRAINING: u16 = 2;
+/// The endpoint's node, another one, can answer clients of this one itself: see [`crate::direct`].
+pub const ENDPOINT_DSR: u16 = 4;
 
 impl EndpointVal {
     /// The endpoint's address in a family; [`Addr::ANY`] if it has none.
@@ -112,6 +116,12 @@ impl EndpointVal {
     #[inline(always)]
     pub const fn is_local(&self) -> bool {
         self.flags & ENDPOINT_LOCAL != 0
+    }
+
+    /// Whether its node can answer clients of this one itself.
+    #[inline(always)]
+    pub const fn may_answer(&self) -> bool {
+        self.flags & ENDPOINT_DSR != 0
     }
 
     /// Whether the endpoint gets no new flows.
@@ -269,8 +279,9 @@ layout! {
         bytes @ 32: u64,
         /// Of a connection whose task is told of its client ([`PORT_PROXY`]): the sequence number of its SYN.
         isn @ 40: u32,
-        /// Zero.
-        pad @ 44: u32,
+        /// Number of the address that was asked, if the endpoint's node answers the client itself; 0: it doesn't. See
+        /// [`crate::direct`].
+        door @ 44: u32,
     }
 }
 
@@ -284,6 +295,7 @@ impl FlowVal {
             && self.source_port == other.source_port
             && self.mark == other.mark
             && self.isn == other.isn
+            && self.door == other.door
     }
 }
 

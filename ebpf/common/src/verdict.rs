@@ -129,6 +129,7 @@ impl Work {
         self.flow.mark = 0;
         self.flow.bytes = u64::from(self.header.length);
         self.flow.isn = 0;
+        self.flow.door = 0;
     }
 }
 

@@ -22,7 +22,7 @@ use super::totals::TOTALS;
 use super::{BpfConfig, BpfDriver, BpfError, OBJECT, connect, pins, sys};
 
 /// Every map, by the name it has in the object and on bpffs.
-pub(super) const MAPS: [&str; 26] = [
+pub(super) const MAPS: [&str; 27] = [
     "CONFIG",
     "PORTS",
     "SERVICES",
@@ -32,6 +32,7 @@ pub(super) const MAPS: [&str; 26] = [
     "ROUTERS",
     "MEMBERS",
     "LOCAL_ADDRS",
+    "DOORS",
     "TASK_IFS",
     "VIPS",
     "CLIENTS",
@@ -149,6 +150,7 @@ impl BpfDriver {
             routers: Table::open(maps, "ROUTERS")?,
             members: Table::open(maps, "MEMBERS")?,
             local_addrs: Table::open(maps, "LOCAL_ADDRS")?,
+            doors: Table::open(maps, "DOORS")?,
             task_ifs: Table::open(maps, "TASK_IFS")?,
             vips: Table::open(maps, "VIPS")?,
             clients: Table::open(maps, "CLIENTS")?,

@@ -1,7 +1,7 @@
 //! The map keys and values of `shoal-ebpf-common` as aya wants them.
 
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{ClientKey, DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::values::{
     BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal,
     ReplyVal, ServiceVal, TaskIf, TotalKey, TotalVal, VipVal,
@@ -37,6 +37,7 @@ layouts!(
     BalancerIf,
     ClientKey,
     ClientVal,
+    DoorKey,
     EndpointVal,
     FlowKey,
     FlowVal,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::lane::{Form, OVERHEAD};
 use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
@@ -67,7 +67,16 @@ impl World for Host {
         self.maps.members.set(addr, 1);
     }
     fn set_local_addr(&mut self, addr: Addr) {
-        self.maps.local_addrs.set(addr, 1);
+        self.maps.local_addrs.set(addr, 0);
+    }
+    fn set_own_door(&mut self, addr: Addr, number: u32) {
+        self.maps.local_addrs.set(addr, number);
+    }
+    fn set_door(&mut self, key: DoorKey, addr: Addr) {
+        self.maps.doors.set(key, addr);
+    }
+    fn remove_door(&mut self, key: DoorKey) {
+        self.maps.doors.remove(&key);
     }
     fn set_task_if(&mut self, ifindex: u32, value: TaskIf) {
         self.maps.task_ifs.set(ifindex, value);

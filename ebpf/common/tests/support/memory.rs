@@ -7,7 +7,7 @@ use std::hash::Hash;
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::csum;
 use shoal_ebpf_common::fragment::{FragmentKey, FragmentVal};
-use shoal_ebpf_common::keys::{ClientKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{ClientKey, DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::life;
 use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::packet::Packet;
@@ -128,6 +128,7 @@ pub(crate) struct Memory {
     pub(crate) routers: Map<RouterKey, u32>,
     pub(crate) members: Map<Addr, u32>,
     pub(crate) local_addrs: Map<Addr, u32>,
+    pub(crate) doors: Map<DoorKey, Addr>,
     pub(crate) task_ifs: Map<u32, TaskIf>,
     pub(crate) vips: Map<VipKey, VipVal>,
     pub(crate) clients: Map<ClientKey, ClientVal>,
@@ -191,6 +192,12 @@ impl Tables for Memory {
     }
     fn is_local_addr(&self, addr: &Addr) -> bool {
         self.local_addrs.get(addr).is_some()
+    }
+    fn own_door(&self, addr: &Addr) -> u32 {
+        self.local_addrs.get(addr).copied().unwrap_or(0)
+    }
+    fn door(&self, key: &DoorKey) -> Option<&Addr> {
+        self.doors.get(key)
     }
     fn task_if(&self, ifindex: u32) -> Option<&TaskIf> {
         self.task_ifs.get(&ifindex)

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::keys::{FlowKey, LocalKey, Mac, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{DoorKey, FlowKey, LocalKey, Mac, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
@@ -48,6 +48,10 @@ pub(crate) trait World {
     fn set_router(&mut self, key: RouterKey);
     fn set_member(&mut self, addr: Addr);
     fn set_local_addr(&mut self, addr: Addr);
+    /// An address of this node that others know by a number.
+    fn set_own_door(&mut self, addr: Addr, number: u32);
+    fn set_door(&mut self, key: DoorKey, addr: Addr);
+    fn remove_door(&mut self, key: DoorKey);
     fn set_task_if(&mut self, ifindex: u32, value: TaskIf);
     fn set_vip(&mut self, key: VipKey, value: VipVal);
     fn set_balancer_if(&mut self, ifindex: u32, value: BalancerIf);

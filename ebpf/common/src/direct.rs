@@ -1,0 +1,96 @@
+//! Direct server return: the node of a task answers a client itself, past the node that the client asked.
+//!
+//! It has to know the address and port that were asked. The frame that carries a packet of such a flow to it says so: in
+//! place of the router's address its source is
+//!
+//! ```text
+//! 6 bits number of the address | 1 0 | 16 bits port | low half of the router's address
+//! ```
+//!
+//! (`1 0`: locally administered, of one host.) The number stands for an address of the router's node, which tells the others
+//! of its addresses; `DOORS` has them. Number 0 is the router's own address, and of no flow that is answered directly: those
+//! begin `02`. So nothing is longer than it was, there is nothing to remember but where answers go, as for any
+//! flow that a router brings, and an answer whose door is not known goes back to the router, which knows what to do.
+//!
+//! The router sees one half of such a flow. Its end is told by what the client says alone.
+
+use crate::addr::Addr;
+use crate::keys::{DoorKey, Mac};
+use crate::life::FLOW_DSR;
+use crate::steer;
+use crate::tables::Tables;
+use crate::values::{EndpointVal, NodeConfig, PORT_DSR, PortVal};
+use crate::verdict::Work;
+
+/// Numbers of addresses are below this.
+pub const NUMBERS: u32 = 64;
+
+/// The router's address in frames of a flow, for an answer from the address of this number and port.
+#[inline(always)]
+pub const fn marked(router: &Mac, number: u32, port: u16) -> Mac {
+    let [high, low] = port.to_be_bytes();
+    let [number, ..] = number.to_le_bytes();
+    [router[0] | number << 2, high, low, router[3], router[4], router[5]]
+}
+
+/// The number that a frame's source has of an address; 0: it is a router's own, or a task's.
+#[inline(always)]
+pub const fn number(source: &Mac) -> u16 {
+    (source[0] >> 2) as u16
+}
+
+/// The port that such a frame names.
+#[inline(always)]
+pub const fn port(source: &Mac) -> u16 {
+    u16::from_be_bytes([source[1], source[2]])
+}
+
+/// The router's own address, of what a frame of its came from; `own` is the address of this node's, whose upper half all
+/// have.
+#[inline(always)]
+pub const fn router_of(source: &Mac, own: &Mac) -> Mac {
+    if number(source) == 0 {
+        return *source;
+    }
+    [own[0], own[1], own[2], source[3], source[4], source[5]]
+}
+
+/// Decides whether a new flow ([`Work::flow`]) that came in by an uplink is answered by the endpoint's node: if the address
+/// that was asked is one that the node knows.
+#[inline(always)]
+pub(crate) fn begin<T: Tables>(tables: &T, port: &PortVal, endpoint: &EndpointVal, work: &mut Work) {
+    if port.flags & PORT_DSR != 0 && endpoint.may_answer() {
+        work.flow.door = tables.own_door(&work.header.dst);
+    }
+}
+
+/// What is said of a new flow.
+#[inline(always)]
+pub(crate) const fn at_first(work: &Work) -> u32 {
+    if work.flow.door == 0 { 0 } else { FLOW_DSR }
+}
+
+/// Names the door ([`FlowVal::door`](crate::values::FlowVal::door)) in a packet that goes to its endpoint.
+#[inline(always)]
+pub(crate) fn mark(work: &mut Work, config: &NodeConfig, door: u32) {
+    if door != 0 {
+        work.forward.src_mac = marked(&config.router_mac, door, work.header.dport);
+    }
+}
+
+/// What answers to a packet of a router's go by: the source of its frame. A client on this very node is answered by the
+/// router, as the kernel leads nothing of ours to itself.
+#[inline(always)]
+pub(crate) fn way<T: Tables>(tables: &T, work: &Work, source: &Mac, router: &Mac) -> Mac {
+    if number(source) != 0 && tables.is_local_addr(&work.header.src) { *router } else { *source }
+}
+
+/// The address that the client of an answer asked, if the answer goes to it by itself; `source` is what its requests' frames
+/// come from.
+#[inline(always)]
+pub(crate) fn door<'a, T: Tables>(tables: &'a T, v4: bool, source: &Mac) -> Option<&'a Addr> {
+    match number(source) {
+        0 => None,
+        number => tables.door(&DoorKey::new(steer::scope_of(source), number, v4)),
+    }
+}
