@@ -9,7 +9,7 @@ use shoal_types::port::unfit_address;
 use shoal_types::{ProxyProtocol, PublishMode};
 
 const EXAMPLE: &str = "write it as 8080:80, 8000-8010:80-90/udp or \
-                       published=8080,target=80,protocol=tcp,mode=host,ip=ADDR,proxy-protocol=v2";
+                       published=8080,target=80,protocol=tcp,mode=host,ip=ADDR,proxy-protocol=v2,dsr=true";
 
 /// The ports that one `-p` publishes. Without a published number the cluster picks a free one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +75,10 @@ fn proxy(text: &str) -> Result<pb::ProxyProtocol, String> {
     })
 }
 
+fn dsr(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("'dsr={text}' is neither on nor off; write dsr=true or dsr=false"))
+}
+
 /// An address in the one form it is compared in.
 fn address(text: &str) -> Result<String, String> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
@@ -96,6 +100,7 @@ struct Words {
     mode: Option<pb::PublishMode>,
     ip: Option<String>,
     proxy: Option<pb::ProxyProtocol>,
+    dsr: Option<bool>,
 }
 
 /// One `-p`.
@@ -118,6 +123,7 @@ pub(crate) fn publish(text: &str) -> Result<Publish, String> {
         mode: words.mode.unwrap_or(pb::PublishMode::Ingress).into(),
         ip: words.ip.clone().unwrap_or_default(),
         proxy: words.proxy.unwrap_or_default().into(),
+        dsr: words.dsr.unwrap_or_default(),
     };
     Ok(Publish((0..target.count()).map(port).collect()))
 }
@@ -169,6 +175,7 @@ fn long(text: &str) -> Result<Words, String> {
             "mode" => words.mode = Some(mode(value)?),
             "ip" => words.ip = Some(address(value)?),
             "proxy-protocol" => words.proxy = Some(proxy(value)?),
+            "dsr" => words.dsr = Some(dsr(value)?),
             _ => return Err(format!("'{key}' is not a key of a published port; {EXAMPLE}")),
         }
     }
@@ -187,6 +194,7 @@ pub(crate) struct PortMatch {
     mode: Option<pb::PublishMode>,
     ip: Option<String>,
     proxy: Option<pb::ProxyProtocol>,
+    dsr: Option<bool>,
 }
 
 /// `80` (target, or published when no target has that number), `8080:80`, ranges of both, each with `/udp` or behind an
@@ -194,13 +202,13 @@ pub(crate) struct PortMatch {
 pub(crate) fn port_match(text: &str) -> Result<PortMatch, String> {
     let is_long = text.contains('=');
     let words = if is_long { long(text)? } else { short(text)? };
-    let Words { published, target, protocol, mode, ip, proxy } = words;
+    let Words { published, target, protocol, mode, ip, proxy, dsr } = words;
     if published.is_none() && target.is_none() {
         return Err(format!("'{text}' names no port; {EXAMPLE}"));
     }
     let is_one = !is_long && published.is_none() && ip.is_none();
     let (either, target) = if is_one { (target, None) } else { (None, target) };
-    Ok(PortMatch { shown: text.to_owned(), either, published, target, protocol, mode, ip, proxy })
+    Ok(PortMatch { shown: text.to_owned(), either, published, target, protocol, mode, ip, proxy, dsr })
 }
 
 /// A port as asked for, and the number it has: the cluster chose it where none was asked for.
@@ -219,6 +227,7 @@ impl PortMatch {
                 && self.mode.is_none_or(|mode| mode == publish_mode(&p.spec))
                 && self.ip.as_ref().is_none_or(|ip| *ip == p.spec.ip)
                 && self.proxy.is_none_or(|proxy| proxy == p.spec.proxy())
+                && self.dsr.is_none_or(|dsr| dsr == p.spec.dsr)
                 // The n-th of one range with the n-th of the other.
                 && self.published.zip(self.target).is_none_or(|(published, target)| {
                     p.number.wrapping_sub(published.first) == p.spec.target.wrapping_sub(target.first)

@@ -97,8 +97,8 @@ pub(crate) fn spec_ports_texts(ports: &[pb::PortSpec]) -> Value {
 }
 
 fn as_published(port: &pb::PortSpec) -> pb::PublishedPort {
-    let pb::PortSpec { protocol, published, target, mode, ip, proxy } = port.clone();
-    pb::PublishedPort { protocol, published, target, mode, ip, proxy }
+    let pb::PortSpec { protocol, published, target, mode, ip, proxy, dsr } = port.clone();
+    pb::PublishedPort { protocol, published, target, mode, ip, proxy, dsr }
 }
 
 /// What the cluster chose where no number was asked for, as a note for each range.

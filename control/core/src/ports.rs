@@ -125,8 +125,8 @@ impl PortTable {
                     Some(published) => published,
                     None => self.automatic(asker, *port, &mine)?,
                 };
-                let PortSpec { protocol, target, binding, proxy, .. } = *port;
-                let resolved = PublishedPort { protocol, published, target, binding, proxy };
+                let PortSpec { protocol, target, binding, proxy, dsr, .. } = *port;
+                let resolved = PublishedPort { protocol, published, target, binding, proxy, dsr };
                 mine.insert(resolved.place());
                 Ok(resolved)
             })

@@ -177,12 +177,14 @@ pub struct PublishedPort {
     pub binding: Binding,
     /// Header that connections begin with for the task; `None`: what the client sends, and nothing else.
     pub proxy: Option<ProxyProtocol>,
+    /// Direct server return: the node of the task answers the client itself, past the node that the client asked.
+    pub dsr: bool,
 }
 
 impl PublishedPort {
     /// A port that every node answers on at every address.
     pub const fn everywhere(protocol: Protocol, published: u16, target: u16) -> Self {
-        Self { protocol, published, target, binding: Binding::EVERYWHERE, proxy: None }
+        Self { protocol, published, target, binding: Binding::EVERYWHERE, proxy: None, dsr: false }
     }
 
     /// What it takes.
@@ -226,12 +228,11 @@ impl fmt::Display for PublishedPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_address(f, self.binding.addr)?;
         write!(f, "{}->{}/{}", self.published, self.target, self.protocol)?;
-        match (self.is_host(), self.proxy) {
-            (false, None) => Ok(()),
-            (true, None) => f.write_str(" (host)"),
-            (false, Some(proxy)) => write!(f, " (proxy {proxy})"),
-            (true, Some(proxy)) => write!(f, " (host, proxy {proxy})"),
-        }
+        let host = self.is_host().then(|| "host".to_owned());
+        let proxy = self.proxy.map(|proxy| format!("proxy {proxy}"));
+        let dsr = self.dsr.then(|| "dsr".to_owned());
+        let how: Vec<_> = [host, proxy, dsr].into_iter().flatten().collect();
+        if how.is_empty() { Ok(()) } else { write!(f, " ({})", how.join(", ")) }
     }
 }
 
@@ -249,6 +250,8 @@ pub struct PortSpec {
     pub binding: Binding,
     /// Header that connections begin with for the task; `None`: what the client sends, and nothing else.
     pub proxy: Option<ProxyProtocol>,
+    /// Direct server return: the node of the task answers the client itself, past the node that the client asked.
+    pub dsr: bool,
 }
 
 impl PortSpec {
@@ -260,7 +263,8 @@ impl PortSpec {
 }
 
 /// How ports stand in logs, snapshots and ledgers. Their formats don't take another field, but the protocol may get
-/// another variant: a port that answers everywhere, without a header, is written as ever.
+/// another variant: a port that answers everywhere, without a header and by the node asked, is written as
+/// ever.
 mod stored {
     use serde::{Deserialize, Serialize};
 
@@ -272,12 +276,28 @@ mod stored {
     enum Transport {
         Tcp,
         Udp,
-        Bound { protocol: Protocol, binding: Binding },
-        Headed { protocol: Protocol, binding: Binding, proxy: ProxyProtocol },
+        Bound {
+            protocol: Protocol,
+            binding: Binding,
+        },
+        Headed {
+            protocol: Protocol,
+            binding: Binding,
+            proxy: ProxyProtocol,
+        },
+        /// With direct server return. It has a header as well where both were asked for, to be refused.
+        Direct {
+            protocol: Protocol,
+            binding: Binding,
+            proxy: Option<ProxyProtocol>,
+        },
     }
 
     impl Transport {
-        fn of(protocol: Protocol, binding: Binding, proxy: Option<ProxyProtocol>) -> Self {
+        fn of(protocol: Protocol, binding: Binding, proxy: Option<ProxyProtocol>, dsr: bool) -> Self {
+            if dsr {
+                return Self::Direct { protocol, binding, proxy };
+            }
             if let Some(proxy) = proxy {
                 return Self::Headed { protocol, binding, proxy };
             }
@@ -288,12 +308,13 @@ mod stored {
             }
         }
 
-        const fn parts(self) -> (Protocol, Binding, Option<ProxyProtocol>) {
+        const fn parts(self) -> (Protocol, Binding, Option<ProxyProtocol>, bool) {
             match self {
-                Self::Tcp => (Protocol::Tcp, Binding::EVERYWHERE, None),
-                Self::Udp => (Protocol::Udp, Binding::EVERYWHERE, None),
-                Self::Bound { protocol, binding } => (protocol, binding, None),
-                Self::Headed { protocol, binding, proxy } => (protocol, binding, Some(proxy)),
+                Self::Tcp => (Protocol::Tcp, Binding::EVERYWHERE, None, false),
+                Self::Udp => (Protocol::Udp, Binding::EVERYWHERE, None, false),
+                Self::Bound { protocol, binding } => (protocol, binding, None, false),
+                Self::Headed { protocol, binding, proxy } => (protocol, binding, Some(proxy), false),
+                Self::Direct { protocol, binding, proxy } => (protocol, binding, proxy, true),
             }
         }
     }
@@ -307,15 +328,15 @@ mod stored {
 
     impl From<PublishedPort> for Port {
         fn from(p: PublishedPort) -> Self {
-            let protocol = Transport::of(p.protocol, p.binding, p.proxy);
+            let protocol = Transport::of(p.protocol, p.binding, p.proxy, p.dsr);
             Self { protocol, published: p.published, target: p.target }
         }
     }
 
     impl From<Port> for PublishedPort {
         fn from(p: Port) -> Self {
-            let (protocol, binding, proxy) = p.protocol.parts();
-            Self { protocol, published: p.published, target: p.target, binding, proxy }
+            let (protocol, binding, proxy, dsr) = p.protocol.parts();
+            Self { protocol, published: p.published, target: p.target, binding, proxy, dsr }
         }
     }
 
@@ -328,15 +349,15 @@ mod stored {
 
     impl From<PortSpec> for Spec {
         fn from(p: PortSpec) -> Self {
-            let protocol = Transport::of(p.protocol, p.binding, p.proxy);
+            let protocol = Transport::of(p.protocol, p.binding, p.proxy, p.dsr);
             Self { protocol, published: p.published, target: p.target }
         }
     }
 
     impl From<Spec> for PortSpec {
         fn from(p: Spec) -> Self {
-            let (protocol, binding, proxy) = p.protocol.parts();
-            Self { protocol, published: p.published, target: p.target, binding, proxy }
+            let (protocol, binding, proxy, dsr) = p.protocol.parts();
+            Self { protocol, published: p.published, target: p.target, binding, proxy, dsr }
         }
     }
 }

@@ -257,6 +257,7 @@ fn published(spec: &pb::ServiceSpec) -> Vec<pb::PublishedPort> {
         mode: p.mode,
         ip: p.ip.clone(),
         proxy: p.proxy,
+        dsr: p.dsr,
     };
     spec.ports.iter().map(one).collect()
 }

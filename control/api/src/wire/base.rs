@@ -109,6 +109,7 @@ impl TryFrom<pb::PublishedPort> for PublishedPort {
             target: port("target", p.target)?,
             binding: binding(p.mode, &p.ip)?,
             proxy: proxy(p.proxy)?,
+            dsr: p.dsr,
         })
     }
 }
@@ -123,6 +124,7 @@ impl From<PublishedPort> for pb::PublishedPort {
             mode: mode.into(),
             ip,
             proxy: proxy_to(p.proxy).into(),
+            dsr: p.dsr,
         }
     }
 }

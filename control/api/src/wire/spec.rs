@@ -131,6 +131,7 @@ impl TryFrom<pb::PortSpec> for PortSpec {
             target: port("ports.target", p.target)?,
             binding: binding(p.mode, &p.ip)?,
             proxy: proxy(p.proxy)?,
+            dsr: p.dsr,
         })
     }
 }
@@ -145,6 +146,7 @@ impl From<PortSpec> for pb::PortSpec {
             mode: mode.into(),
             ip,
             proxy: proxy_to(p.proxy).into(),
+            dsr: p.dsr,
         }
     }
 }

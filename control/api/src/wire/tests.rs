@@ -50,6 +50,7 @@ fn spec() -> ServiceSpec {
                 target: 80,
                 binding: Binding::EVERYWHERE,
                 proxy: Some(ProxyProtocol::V2),
+                dsr: false,
             },
             PortSpec {
                 protocol: Protocol::Udp,
@@ -60,6 +61,7 @@ fn spec() -> ServiceSpec {
                     addr: Some("2001:db8::7".parse().expect("an address")),
                 },
                 proxy: None,
+                dsr: false,
             },
         ],
         update: UpdateConfig::default(),

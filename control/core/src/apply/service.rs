@@ -26,8 +26,8 @@ fn check_own_ports(state: &State, ports: &[PublishedPort]) -> Result<(), Rejecti
         Protocol::Sctp => false,
     };
     let Some(port) = ports.iter().find(is_own) else { return Ok(()) };
-    let PublishedPort { protocol, published, target, binding, proxy } = *port;
-    let value = ports::shown(PortSpec { protocol, published: Some(published), target, binding, proxy });
+    let PublishedPort { protocol, published, target, binding, proxy, dsr } = *port;
+    let value = ports::shown(PortSpec { protocol, published: Some(published), target, binding, proxy, dsr });
     let help = "publish another port; managers and tunnels could not be reached any more";
     Err(Rejection::invalid("publish", value, "is a port of the swarm itself", help))
 }

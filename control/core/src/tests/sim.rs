@@ -432,6 +432,7 @@ pub(crate) fn tcp(published: u16, target: u16) -> PortSpec {
         target,
         binding: Binding::EVERYWHERE,
         proxy: None,
+        dsr: false,
     }
 }
 
