@@ -187,8 +187,8 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "N")]
     pub(crate) replicas: Option<u32>,
     /// Port to publish, as in 8080:80, 8000-8010:80-90/udp, 80 (the swarm chooses one of 30000-32767), 192.0.2.1:8080:80,
-    /// 5060:5060/sctp, or published=8080,target=80,protocol=tcp|udp|sctp,mode=ingress|host,ip=ADDR,proxy-protocol=v2;
-    /// repeatable
+    /// 5060:5060/sctp, or published=8080,target=80,protocol=tcp|udp|sctp,mode=ingress|host,ip=ADDR,proxy-protocol=v2,
+    /// dsr=true|false; repeatable
     #[arg(short, long, value_name = "PORT", value_parser = parse::publish)]
     pub(crate) publish: Vec<parse::Publish>,
     /// Network of the tasks, NAME or name=NAME,alias=OTHER,alias=...; repeatable

@@ -9,7 +9,7 @@ use shoal_types::port::unfit_address;
 use shoal_types::{ProxyProtocol, PublishMode};
 
 const EXAMPLE: &str = "write it as 8080:80, 8000-8010:80-90/udp or \
-                       published=8080,target=80,protocol=tcp,mode=host,ip=ADDR,proxy-protocol=v2,dsr=true";
+                       published=8080,target=80,protocol=tcp,mode=host,ip=ADDR,proxy-protocol=v2 (dsr=true with mode=ingress)";
 
 /// The ports that one `-p` publishes. Without a published number the cluster picks a free one.
 #[derive(Debug, Clone, PartialEq, Eq)]

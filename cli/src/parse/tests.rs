@@ -111,6 +111,10 @@ fn headed(port: &pb::PortSpec) -> pb::PortSpec {
     pb::PortSpec { proxy: pb::ProxyProtocol::V2.into(), ..port.clone() }
 }
 
+fn direct(port: &pb::PortSpec) -> pb::PortSpec {
+    pb::PortSpec { dsr: true, ..port.clone() }
+}
+
 #[test]
 fn published_ports() {
     use pb::Protocol::{Sctp, Tcp, Udp};
@@ -132,6 +136,12 @@ fn published_ports() {
         ("target=80,ip=::ffff:192.0.2.1", bound(&port(Tcp, 0, 80), Ingress, "192.0.2.1")),
         ("published=8080,target=80,proxy-protocol=v2", headed(&port(Tcp, 8080, 80))),
         ("target=80,proxy-protocol=v2,mode=host", headed(&bound(&port(Tcp, 0, 80), Host, ""))),
+        ("published=8080,target=80,dsr=true", direct(&port(Tcp, 8080, 80))),
+        (
+            "dsr=true,protocol=udp,target=53,ip=10.0.0.1",
+            direct(&bound(&port(Udp, 0, 53), Ingress, "10.0.0.1")),
+        ),
+        ("published=8080,target=80,dsr=false", port(Tcp, 8080, 80)),
     ] {
         assert_eq!(publish(text), Ok(Publish(vec![want])), "{text}");
     }
@@ -151,11 +161,16 @@ fn published_ports() {
             bound(&port(Tcp, 2, 4), Ingress, "10.0.0.1"),
             2,
         ),
+        ("published=1-2,target=3-4,dsr=true", direct(&port(Tcp, 1, 3)), direct(&port(Tcp, 2, 4)), 2),
         ("published=1-2,target=3-4,proxy-protocol=v2", headed(&port(Tcp, 1, 3)), headed(&port(Tcp, 2, 4)), 2),
     ] {
         let Publish(ports) = publish(text).unwrap();
         assert_eq!((ports.first(), ports.last(), ports.len()), (Some(&first), Some(&last), count), "{text}");
     }
+}
+
+#[test]
+fn what_is_no_published_port() {
     for (bad, says) in [
         ("8080-8090:80", "published ports 8080-8090 are 11 and target ports 80 are 1"),
         ("8090-8080:80-90", "end before they begin; write 8080-8090"),
@@ -172,6 +187,8 @@ fn published_ports() {
         ("target=80,proxy-protocol=v1", "only v2 is; write proxy-protocol=v2"),
         ("target=80,proxy-protocol=", "only v2 is"),
         ("8080:80,proxy-protocol=v2", "'8080:80' is not key=value"),
+        ("target=80,dsr=yes", "'dsr=yes' is neither on nor off; write dsr=true or dsr=false"),
+        ("target=80,dsr", "'dsr' is not key=value"),
         ("80/icmp", "unknown"),
         ("0:80", "1 to 65535"),
         ("70000:80", "1 to 65535"),
@@ -197,6 +214,7 @@ fn ports_to_remove() {
         // Chosen by the cluster: 30000.
         port(Tcp, 0, 90),
         headed(&port(Tcp, 9090, 95)),
+        direct(&port(Tcp, 9091, 96)),
     ];
     for (text, gone) in [
         ("80", &[0, 1][..]),
@@ -219,6 +237,11 @@ fn ports_to_remove() {
         ("10.0.0.2:7001:71", &[]),
         ("target=8080", &[]),
         ("target=1-99,proxy-protocol=v2", &[6]),
+        ("target=95-96,dsr=true", &[7]),
+        ("target=95-96,dsr=false", &[6]),
+        ("published=9091,dsr=true", &[7]),
+        ("published=9090,dsr=true", &[]),
+        ("target=96", &[7]),
     ] {
         let number = |spec: &pb::PortSpec| if spec.published == 0 { 30_000 } else { spec.published };
         let known: Vec<Known> =

@@ -45,8 +45,8 @@ impl Run<'_> {
         first.published > 0
             && next.published == first.published.saturating_add(self.count)
             && next.target == first.target.saturating_add(self.count)
-            && (next.protocol, next.mode, &next.ip, next.proxy)
-                == (first.protocol, first.mode, &first.ip, first.proxy)
+            && (next.protocol, next.mode, &next.ip, next.proxy, next.dsr)
+                == (first.protocol, first.mode, &first.ip, first.proxy, first.dsr)
     }
 
     fn numbers(&self, first: u32) -> String {
@@ -59,12 +59,11 @@ impl Run<'_> {
     fn text(&self) -> String {
         let first = self.first;
         let published = if first.published == 0 { "auto".to_owned() } else { self.numbers(first.published) };
-        let how = match (mode(first.mode), proxy(first.proxy)) {
-            ("host", Some(proxy)) => format!(" (host, proxy {proxy})"),
-            ("host", None) => " (host)".to_owned(),
-            (_, Some(proxy)) => format!(" (proxy {proxy})"),
-            (_, None) => String::new(),
-        };
+        let host = (mode(first.mode) == "host").then(|| "host".to_owned());
+        let proxy = proxy(first.proxy).map(|proxy| format!("proxy {proxy}"));
+        let dsr = first.dsr.then(|| "dsr".to_owned());
+        let how = [host, proxy, dsr].into_iter().flatten().collect::<Vec<_>>().join(", ");
+        let how = if how.is_empty() { how } else { format!(" ({how})") };
         format!(
             "{}:{published}->{}/{}{how}",
             address(&first.ip),
@@ -85,7 +84,8 @@ fn runs(ports: &[pb::PublishedPort]) -> Vec<Run<'_>> {
     runs
 }
 
-/// `*:8080->80/tcp`, `192.0.2.1:8000-8010->80-90/udp`, `*:8080->80/tcp (host, proxy v2)`, joined by commas.
+/// `*:8080->80/tcp`, `192.0.2.1:8000-8010->80-90/udp`, `*:8080->80/tcp (host, proxy v2)`, `*:8080->80/tcp (dsr)`, joined
+/// by commas.
 pub(crate) fn ports_text(ports: &[pb::PublishedPort]) -> String {
     runs(ports).iter().map(Run::text).collect::<Vec<_>>().join(", ")
 }
@@ -137,6 +137,7 @@ fn item(port: &pb::PublishedPort) -> Value {
     json!({
         "protocol": protocol(port.protocol()), "published": published, "target": port.target,
         "mode": mode(port.mode), "ip": ip, "proxyProtocol": proxy(port.proxy),
+        "dsr": port.dsr,
     })
 }
 
@@ -145,7 +146,8 @@ pub(super) fn spec_ports_item(ports: &[pb::PortSpec]) -> Value {
     ports.iter().map(|port| item(&as_published(port))).collect()
 }
 
-/// Published ports with docker's names. The address has the name it has on docker's hosts; docker has no header.
+/// Published ports with docker's names. The address has the name it has on docker's hosts; docker has neither
+/// a header nor direct server return.
 pub(super) fn docker_ports(ports: &[pb::PublishedPort]) -> Value {
     ports.iter().map(docker_port).collect()
 }
@@ -165,6 +167,9 @@ fn docker_port(port: &pb::PublishedPort) -> Value {
     }
     if let Some(proxy) = proxy(port.proxy) {
         item["ProxyProtocol"] = proxy.into();
+    }
+    if port.dsr {
+        item["Dsr"] = true.into();
     }
     item
 }

@@ -232,11 +232,16 @@ fn neighbors_are_shown_as_ranges() {
     ports.push(headed(port(8017, 96, ingress, "")));
     ports.push(port(8018, 97, ingress, ""));
     ports.push(headed(port(8019, 98, host, "")));
+    let direct = |port: pb::PublishedPort| pb::PublishedPort { dsr: true, ..port };
+    ports.extend((8020..=8022).map(|n| direct(port(n, n - 7921, ingress, ""))));
+    ports.push(port(8023, 102, ingress, ""));
+    ports.push(direct(port(8024, 103, ingress, "192.0.2.1")));
     assert_eq!(
         ports_text(&ports),
         "*:8000-8010->80-90/tcp, *:8011-8012->91-92/tcp (host), 192.0.2.1:8013->93/tcp (host), \
          [2001:db8::1]:8014->94/tcp, [2001:db8::1]:8015->94/tcp, \
-         *:8016-8017->95-96/tcp (proxy v2), *:8018->97/tcp, *:8019->98/tcp (host, proxy v2)"
+         *:8016-8017->95-96/tcp (proxy v2), *:8018->97/tcp, *:8019->98/tcp (host, proxy v2), \
+         *:8020-8022->99-101/tcp (dsr), *:8023->102/tcp, 192.0.2.1:8024->103/tcp (dsr)"
     );
 }
 

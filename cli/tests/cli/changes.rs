@@ -207,7 +207,7 @@ async fn ports_are_shown_as_ranges_and_told_one_by_one() {
     assert_eq!(ports.len(), 101);
     assert_eq!(
         ports[100],
-        serde_json::json!({ "protocol": "tcp", "published": 443, "target": 80, "mode": "ingress", "ip": "10.0.0.1", "proxyProtocol": null })
+        serde_json::json!({ "protocol": "tcp", "published": 443, "target": 80, "mode": "ingress", "ip": "10.0.0.1", "proxyProtocol": null, "dsr": false })
     );
     let inspected: serde_json::Value =
         serde_json::from_str(&fake.run("service inspect web").await.stdout).unwrap();
@@ -245,6 +245,33 @@ async fn the_header_of_a_port_is_shown_wherever_the_port_is() {
         "web\n  ~ ports: [\"*:443-444->80-81/tcp (proxy v2)\",\"*:8080->82/tcp\"] -> \
          [\"*:8080->82/tcp\",\"*:443->80/tcp\"]\n"
     );
+}
+
+#[tokio::test]
+async fn direct_return_of_a_port_is_shown_switched_and_removed_by() {
+    let fake = Fake::start();
+    let create = "service create -d --name web -p published=443-444,target=80-81,dsr=true -p 8080:82 true";
+    fake.run(create).await;
+    let listed = fake.run("service ls --format {{.Ports}}").await;
+    assert_eq!(listed, quiet_success("*:443-444->80-81/tcp (dsr), *:8080->82/tcp\n"));
+    let json: serde_json::Value = serde_json::from_str(&fake.run("service ls --json").await.stdout).unwrap();
+    let direct: Vec<_> = (0..3).map(|n| json["items"][0]["ports"][n]["dsr"].as_bool()).collect();
+    assert_eq!(direct, [Some(true), Some(true), Some(false)]);
+    let inspected: serde_json::Value =
+        serde_json::from_str(&fake.run("service inspect web").await.stdout).unwrap();
+    for ports in [&inspected[0]["Endpoint"]["Ports"], &inspected[0]["Spec"]["EndpointSpec"]["Ports"]] {
+        assert_eq!(ports[0]["Dsr"].as_bool(), Some(true), "{ports}");
+        assert_eq!(ports[2].get("Dsr"), None, "{ports}");
+    }
+    let update = "service update --dry-run --publish-rm published=1-8080,dsr=true \
+                  --publish-add published=8080,target=82,dsr=true web";
+    assert_eq!(
+        fake.run(update).await.stdout,
+        "web\n  ~ ports: [\"*:443-444->80-81/tcp (dsr)\",\"*:8080->82/tcp\"] -> [\"*:8080->82/tcp (dsr)\"]\n"
+    );
+    let update = "service update -d --publish-add 443:80 --publish-add published=444,target=81,dsr=false web";
+    assert_eq!(fake.run(update).await, quiet_success("web\n"));
+    assert!(fake.world().services[0].ports.iter().all(|port| !port.dsr));
 }
 
 #[tokio::test]

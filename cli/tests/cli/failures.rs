@@ -134,6 +134,7 @@ async fn usage_errors_are_exit_code_2() {
         "service create --name web -p 8080-8090:80 true",
         "service create --name web -p published=80,target=80,mode=mesh true",
         "service create --name web -p published=80,target=80,proxy-protocol=v1 true",
+        "service create --name web -p published=80,target=80,dsr=on true",
         "service create --name web -p 80/dccp true",
         "service create --name web -p 127.0.0.1:8080:80 true",
         "service create --name web --limit-memory lots true",

@@ -109,6 +109,7 @@ impl PortTable {
             check_numbers(*port)?;
             check_translation(asker, *port)?;
             check_proxy(*port)?;
+            check_direct(*port)?;
             let Some(place) = port.place() else { continue };
             if let Some(other) = mine.overlapping(place) {
                 return Err(twice(*port, place, other));
@@ -269,6 +270,26 @@ fn check_proxy(port: PortSpec) -> Result<(), Rejection> {
     let help =
         "leave proxy-protocol out: the task sees the client's address anyway; or publish it as protocol=tcp";
     Err(Rejection::invalid("publish.proxy-protocol", shown(port), problem, help))
+}
+
+/// Answers go past the node that was asked where another node has the task, and nothing is to be put right in them.
+fn check_direct(port: PortSpec) -> Result<(), Rejection> {
+    let (problem, help) = match port.proxy {
+        _ if !port.dsr => return Ok(()),
+        Some(proxy) => (
+            format!(
+                "has proxy-protocol={proxy}, and the node that puts the header in must see both directions"
+            ),
+            "leave dsr out; or leave proxy-protocol out: the task sees the client's address anyway",
+        ),
+        None if port.binding.mode == PublishMode::Host => (
+            "has mode=host: its nodes answer with their own tasks, and there is no other to answer past"
+                .to_owned(),
+            "leave dsr out, answers go straight to the client anyway; or publish the port with mode=ingress",
+        ),
+        None => return Ok(()),
+    };
+    Err(Rejection::invalid("publish.dsr", shown(port), problem, help))
 }
 
 fn twice(port: PortSpec, place: PortPlace, other: PortPlace) -> Rejection {

@@ -199,7 +199,8 @@ impl PublishedPort {
 }
 
 /// What a version of shoal must know to answer on a port, in the order in which it was learned. Assignments have their
-/// ports in this order, each form where older versions don't look: they answer on none of those they would get wrong.
+/// ports in this order, each form where older versions don't look: they answer on none of those they would get wrong. Direct server
+/// return has no form: a version that doesn't know of it answers by the node that was asked, which is right for clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PortForm {
     /// TCP or UDP on every address of every node.
@@ -398,6 +399,8 @@ mod tests {
         assert_eq!(told.to_string(), "8080->80/tcp (proxy v2)");
         let host = Binding { mode: PublishMode::Host, addr: None };
         assert_eq!(PublishedPort { binding: host, ..told }.to_string(), "8080->80/tcp (host, proxy v2)");
+        let past = PublishedPort { dsr: true, ..PublishedPort::everywhere(Protocol::Udp, 53, 53) };
+        assert_eq!(past.to_string(), "53->53/udp (dsr)");
         assert_eq!(ProxyProtocol::V2.to_string().parse(), Ok(ProxyProtocol::V2));
         assert!("v1".parse::<ProxyProtocol>().is_err_and(|error| error.contains("only v2")));
         assert!("mesh".parse::<PublishMode>().is_err());

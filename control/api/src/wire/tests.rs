@@ -61,7 +61,7 @@ fn spec() -> ServiceSpec {
                     addr: Some("2001:db8::7".parse().expect("an address")),
                 },
                 proxy: None,
-                dsr: false,
+                dsr: true,
             },
         ],
         update: UpdateConfig::default(),
@@ -145,8 +145,10 @@ fn a_delta_survives_the_wire() {
 fn a_spec_of_a_caller_that_knows_no_policies_has_none() {
     let mut wire = pb::ServiceSpec { lb: String::new(), endpoint_mode: String::new(), ..(&spec()).into() };
     wire.ports[0].proxy = 0;
+    wire.ports[1].dsr = false;
     let mut expected = ServiceSpec { lb: LbPolicy::Auto, endpoint: EndpointMode::Vip, ..spec() };
     expected.ports[0].proxy = None;
+    expected.ports[1].dsr = false;
     assert_eq!(ServiceSpec::try_from(wire), Ok(expected));
 }
 
@@ -246,4 +248,38 @@ fn a_peer_of_an_older_version_never_opens_a_port_in_another_way_than_asked_for()
     );
     assert_eq!(sent.proxy_ports.len(), 2);
     assert_eq!(Object::try_from(wire), Ok(object));
+}
+
+#[test]
+fn a_peer_of_an_older_version_answers_a_port_with_direct_return_by_the_node_asked() {
+    let everywhere = PublishedPort { dsr: true, ..PublishedPort::everywhere(Protocol::Tcp, 8080, 80) };
+    let one = Binding { mode: PublishMode::Ingress, addr: Some("192.0.2.1".parse().expect("an address")) };
+    let forms = [
+        everywhere,
+        PublishedPort { binding: one, ..everywhere },
+        PublishedPort { dsr: true, ..PublishedPort::everywhere(Protocol::Sctp, 5060, 5060) },
+    ];
+    let without = forms.map(|port| PublishedPort { dsr: false, ..port });
+    let wire = |ports: [PublishedPort; 3]| {
+        let object = Object::Service(AssignedService {
+            id: ServiceId::from_entropy(1),
+            index: shoal_types::ServiceIndex(1),
+            name: "web".parse().expect("a name"),
+            vips: Vec::new(),
+            ports: ports.to_vec(),
+            lb: LbPolicy::Auto,
+            dnsrr: Vec::new(),
+        });
+        let wire = pb::AssignmentObject::from(&object);
+        assert_eq!(Object::try_from(wire.clone()), Ok(object));
+        let Some(pb::assignment_object::Object::Service(sent)) = wire.object else { panic!("a service") };
+        sent
+    };
+    let mut sent = wire(forms);
+    for ports in [&mut sent.ports, &mut sent.bound_ports, &mut sent.sctp_ports] {
+        assert!(ports.len() == 1 && ports[0].dsr);
+        // What it skips.
+        ports[0].dsr = false;
+    }
+    assert_eq!(sent, wire(without));
 }

@@ -3,7 +3,7 @@
 use shoal_types::id::{Name, NodeId};
 use shoal_types::lb::{DirectRouting, LbEngine, LbInUse, LbPolicy};
 use shoal_types::object::{Cluster, Node, NodeState};
-use shoal_types::spec::ServiceSpec;
+use shoal_types::spec::{PortSpec, ServiceSpec};
 
 use super::At;
 use crate::command::Outcome;
@@ -42,20 +42,26 @@ pub(super) fn check_policy(state: &State, spec: &ServiceSpec) -> Result<(), Reje
     }
 }
 
-/// Refuses a policy that only IPVS has beside a port whose tasks get a header: IPVS puts none in front, so such a port
-/// is balanced by the service's table on either engine.
-pub(super) fn check_proxy(spec: &ServiceSpec) -> Result<(), Rejection> {
-    let Some(port) = spec.ports.iter().find(|port| port.proxy.is_some()) else { return Ok(()) };
+/// Refuses a policy that only IPVS has beside a port whose tasks get a header or answer past the node that was asked:
+/// IPVS does neither, so such a port is balanced by the service's table on either engine.
+pub(super) fn check_tables(spec: &ServiceSpec) -> Result<(), Rejection> {
     if spec.lb.refused_by(LbEngine::Ebpf).is_none() {
         return Ok(());
     }
+    let option = |port: &PortSpec| match port.proxy {
+        Some(_) => Some("proxy-protocol"),
+        None => port.dsr.then_some("dsr"),
+    };
+    let Some((port, option)) = spec.ports.iter().find_map(|port| Some((port, option(port)?))) else {
+        return Ok(());
+    };
     let problem = format!(
-        "is a policy of engine ipvs alone, and port {} with proxy-protocol is balanced by the eBPF table on \
-         either engine",
+        "is a policy of engine ipvs alone, and port {} with {option} is balanced by the eBPF table on either \
+         engine",
         ports::shown(*port)
     );
     let help =
-        "choose another policy: auto, rr, maglev or source; or publish the port without proxy-protocol";
+        format!("choose another policy: auto, rr, maglev or source; or publish the port without {option}");
     Err(Rejection::invalid("lb", spec.lb, problem, help))
 }
 

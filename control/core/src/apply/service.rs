@@ -91,7 +91,7 @@ pub(super) fn create(
     }
     service_spec::check(state, spec)?;
     balancing::check_policy(state, spec)?;
-    balancing::check_proxy(spec)?;
+    balancing::check_tables(spec)?;
     let asker = Asker { id, name: &spec.name, has: &[] };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
     check_own_ports(state, &ports)?;
@@ -154,7 +154,7 @@ pub(super) fn update(
     if spec.lb != old.spec.lb {
         balancing::check_policy(state, spec)?;
     }
-    balancing::check_proxy(spec)?;
+    balancing::check_tables(spec)?;
     let asker = Asker { id, name: &spec.name, has: &old.ports };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
     check_own_ports(state, &ports)?;

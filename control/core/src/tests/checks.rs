@@ -92,8 +92,8 @@ fn check_ports(state: &State) {
         assert_eq!(service.ports.len(), service.spec.ports.len());
         for (port, asked) in service.ports.iter().zip(&service.spec.ports) {
             assert_eq!(
-                (port.protocol, port.target, port.binding, port.proxy),
-                (asked.protocol, asked.target, asked.binding, asked.proxy)
+                (port.protocol, port.target, port.binding, port.proxy, port.dsr),
+                (asked.protocol, asked.target, asked.binding, asked.proxy, asked.dsr)
             );
             assert!(asked.published.is_none_or(|published| published == port.published));
             assert_eq!(state.ports.owner(port, &service.id), Some(&service.id));

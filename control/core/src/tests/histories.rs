@@ -91,10 +91,10 @@ fn port(n: u8) -> Vec<PortSpec> {
         3 => vec![PortSpec { binding: host(one(n % 3)), ..tcp(number, 80) }],
         4 => {
             let binding = Binding { addr: one(n % 3), ..Binding::EVERYWHERE };
-            vec![PortSpec { binding, ..tcp(number, 80) }, tcp(9000 + u16::from(n), 81)]
+            vec![PortSpec { binding, dsr: n > 127, ..tcp(number, 80) }, tcp(9000 + u16::from(n), 81)]
         }
         5 => vec![PortSpec { published: None, binding: host(None), ..tcp(1, 80) }],
-        _ => vec![PortSpec { proxy: (n > 127).then_some(ProxyProtocol::V2), ..tcp(number, 80) }],
+        _ => vec![PortSpec { proxy: (n > 127).then_some(ProxyProtocol::V2), dsr: n < 64, ..tcp(number, 80) }],
     }
 }
 

@@ -28,6 +28,10 @@ fn headed(port: PortSpec) -> PortSpec {
     PortSpec { proxy: Some(ProxyProtocol::V2), ..port }
 }
 
+fn direct(port: PortSpec) -> PortSpec {
+    PortSpec { dsr: true, ..port }
+}
+
 fn publishing(text: &str, replicas: u32, ports: &[PortSpec]) -> ServiceSpec {
     let mut spec = service(text, replicas, &[], ports);
     spec.update.order = UpdateOrder::StopFirst;
@@ -248,6 +252,11 @@ fn bindings_are_read_back_from_logs_and_snapshots() {
     sim.create(&publishing("web", 1, &[tcp(443, 80), on("2001:db8::1", tcp(80, 80)), host(auto)]));
     sim.create(&publishing("api", 1, &[host(on("192.0.2.1", tcp(8080, 80)))]));
     sim.create(&publishing("told", 1, &[headed(tcp(8443, 80)), headed(host(auto)), host(tcp(8444, 80))]));
+    let other = |protocol| PortSpec { protocol, ..tcp(7000, 7000) };
+    let past = [tcp(7000, 70), other(Protocol::Udp), on("192.0.2.2", other(Protocol::Sctp)), tcp(7001, 71)];
+    let past = past.map(direct);
+    let past = sim.create(&publishing("past", 1, &past));
+    assert!(sim.state.services()[&past].ports.iter().all(|port| port.dsr));
     sim.rest();
     let bytes = postcard::to_stdvec(&sim.state).expect("serializes");
     let state: State = postcard::from_bytes(&bytes).expect("reads");
@@ -255,6 +264,28 @@ fn bindings_are_read_back_from_logs_and_snapshots() {
     let log: Vec<(u64, Entry)> =
         postcard::from_bytes(&postcard::to_stdvec(&sim.log).expect("serializes")).expect("reads");
     assert_eq!(log, sim.log);
+}
+
+#[test]
+fn ports_of_older_logs_are_read_as_they_were_and_what_was_asked_for_in_vain_is_read_as_well() {
+    let v4 = [0, 1, 0, 192, 0, 2, 1];
+    for (port, transport) in [
+        (tcp(80, 8), vec![0]),
+        (PortSpec { protocol: Protocol::Udp, ..tcp(80, 8) }, vec![1]),
+        (host(tcp(80, 8)), vec![2, 0, 1, 0]),
+        (on("192.0.2.1", tcp(80, 8)), [&[2, 0][..], &v4].concat()),
+        (PortSpec { protocol: Protocol::Sctp, ..tcp(80, 8) }, vec![2, 2, 0, 0]),
+        (headed(tcp(80, 8)), vec![3, 0, 0, 0, 0]),
+        // Since direct server return.
+        (direct(tcp(80, 8)), vec![4, 0, 0, 0, 0]),
+        (direct(on("192.0.2.1", tcp(80, 8))), [&[4, 0][..], &v4, &[0]].concat()),
+        // Commands are in logs before they are refused.
+        (direct(headed(host(tcp(80, 8)))), vec![4, 0, 1, 0, 1, 0]),
+    ] {
+        let stored = [&transport[..], &[1, 80, 8]].concat();
+        assert_eq!(postcard::to_stdvec(&port).expect("written"), stored, "{port:?}");
+        assert_eq!(postcard::from_bytes(&stored), Ok(port));
+    }
 }
 
 #[test]
@@ -325,28 +356,93 @@ fn a_header_is_switched_without_another_task_and_nodes_are_told() {
 }
 
 #[test]
-fn a_policy_that_only_ipvs_has_does_not_go_with_a_header() {
+fn a_policy_that_only_ipvs_has_does_not_go_with_what_ipvs_does_not_do() {
+    let options: [(&str, fn(PortSpec) -> PortSpec); 2] = [("proxy-protocol", headed), ("dsr", direct)];
+    for (option, of) in options {
+        let mut sim = Sim::of(1);
+        sim.must(Command::SetLbEngine { engine: LbEngine::Ipvs });
+        sim.balances("n1", LbEngine::Ipvs, true, false);
+        let least = |ports: &[PortSpec]| ServiceSpec {
+            lb: LbPolicy::LeastConnections,
+            ..publishing("web", 1, ports)
+        };
+        let both = [tcp(8080, 80), of(tcp(8081, 81))];
+        let rejection = refused(&mut sim, least(&both));
+        assert_eq!(rejection.code(), ErrorCode::InvalidField);
+        let says = format!(
+            "lb: 'leastconn' is a policy of engine ipvs alone, and port 8081:81/tcp with {option} is balanced"
+        );
+        assert!(rejection.to_string().starts_with(&says), "{rejection}");
+        let help = format!(
+            "choose another policy: auto, rr, maglev or source; or publish the port without {option}"
+        );
+        assert_eq!(rejection.help(), help);
+        // Neither by an update of the one nor of the other.
+        let web = sim.create(&least(&both[..1]));
+        assert!(update(&mut sim, &web, &both).is_err());
+        sim.update(&web, |spec| spec.lb = LbPolicy::RoundRobin);
+        update(&mut sim, &web, &both).expect("tables have round robin");
+        let spec = ServiceSpec { lb: LbPolicy::LeastConnections, ..sim.state.services()[&web].spec.clone() };
+        let change = Command::UpdateService { id: web.clone(), spec: Box::new(spec), expect_version: None };
+        assert_eq!(sim.propose(change).expect_err("refused").to_string(), rejection.to_string());
+    }
+}
+
+#[test]
+fn only_a_node_that_another_one_asked_answers_past_it() {
     let mut sim = Sim::of(1);
-    sim.must(Command::SetLbEngine { engine: LbEngine::Ipvs });
-    sim.balances("n1", LbEngine::Ipvs, true, false);
-    let least =
-        |ports: &[PortSpec]| ServiceSpec { lb: LbPolicy::LeastConnections, ..publishing("web", 1, ports) };
-    let both = [tcp(8080, 80), headed(tcp(8081, 81))];
-    let rejection = refused(&mut sim, least(&both));
-    assert_eq!(rejection.code(), ErrorCode::InvalidField);
-    assert!(
-        rejection.to_string().starts_with(
-            "lb: 'leastconn' is a policy of engine ipvs alone, and port 8081:81/tcp with proxy-protocol"
+    let web = sim.create(&publishing("web", 1, &[direct(tcp(8080, 80))]));
+    let auto = PortSpec { published: None, ..tcp(1, 80) };
+    for (port, says, help) in [
+        (
+            headed(tcp(8080, 80)),
+            "'8080:80/tcp' has proxy-protocol=v2, and the node that puts",
+            "leave proxy-protocol out",
         ),
-        "{rejection}"
-    );
-    assert!(rejection.help().contains("auto, rr, maglev or source"));
-    // Neither by an update of the one nor of the other.
-    let web = sim.create(&least(&both[..1]));
-    assert!(update(&mut sim, &web, &both).is_err());
-    sim.update(&web, |spec| spec.lb = LbPolicy::RoundRobin);
-    update(&mut sim, &web, &both).expect("tables have round robin");
-    let spec = ServiceSpec { lb: LbPolicy::LeastConnections, ..sim.state.services()[&web].spec.clone() };
-    let change = Command::UpdateService { id: web.clone(), spec: Box::new(spec), expect_version: None };
-    assert_eq!(sim.propose(change).expect_err("refused").to_string(), rejection.to_string());
+        (
+            host(tcp(8080, 80)),
+            "'8080:80/tcp' has mode=host: its nodes answer with their own",
+            "with mode=ingress",
+        ),
+        (host(auto), "':80/tcp' has mode=host", "with mode=ingress"),
+        (
+            host(on("192.0.2.1", headed(tcp(8080, 80)))),
+            "'192.0.2.1:8080:80/tcp' has proxy-protocol=v2",
+            "leave dsr out",
+        ),
+    ] {
+        let rejections = [
+            refused(&mut sim, publishing("other", 1, &[direct(port)])),
+            update(&mut sim, &web, &[direct(port)]).expect_err("refused"),
+        ];
+        for rejection in rejections {
+            assert_eq!(rejection.code(), ErrorCode::InvalidField);
+            assert!(rejection.to_string().starts_with(&format!("publish.dsr: {says}")), "{rejection}");
+            assert!(rejection.help().contains(help), "{}", rejection.help());
+        }
+        update(&mut sim, &web, &[port]).expect("each without the other");
+        update(&mut sim, &web, &[direct(tcp(8080, 80))]).expect("and back");
+    }
+}
+
+#[test]
+fn answers_are_sent_another_way_without_another_task_and_nodes_are_told() {
+    let mut sim = Sim::of(2);
+    let other = |protocol| PortSpec { protocol, ..tcp(8080, 8080) };
+    let ports = [tcp(8080, 80), other(Protocol::Udp), on("192.0.2.1", tcp(8081, 80)), other(Protocol::Sctp)];
+    let web = sim.create(&publishing("web", 2, &ports));
+    sim.run(60_000);
+    let version = |sim: &Sim| sim.state.services()[&web].task_version;
+    let before = (sim.ps(&web), version(&sim));
+    // In every protocol and place, and beside one that is answered by the node asked.
+    for wanted in [ports.map(direct), [direct(ports[0]), ports[1], ports[2], direct(ports[3])], ports] {
+        update(&mut sim, &web, &wanted).expect("may be switched");
+        sim.run(60_000);
+        assert_eq!((sim.ps(&web), version(&sim)), before);
+        assert!(sim.converged(&web));
+        let told = sim.assignment("n2");
+        let told: Vec<_> = told.services().flat_map(|s| &s.ports).collect();
+        assert_eq!(told.iter().map(|port| port.dsr).collect::<Vec<_>>(), wanted.map(|port| port.dsr));
+        assert!(told.is_sorted_by_key(|port| port.form()), "as the wire has them");
+    }
 }
