@@ -225,7 +225,7 @@ impl Prober {
                 Kind::Answer => probes.book().answered(&ends, &message, at, clock),
                 Kind::Probe => {
                     let back = probes.book().asked(&ends, at);
-                    answers.extend(back.map(|ends| frame::build(&ends, &message.answer(clock))));
+                    answers.extend(back.map(|ends| frame::build(&ends, &message.answer(clock), None)));
                 }
             }
         })?;

@@ -10,6 +10,7 @@
 pub mod check;
 pub mod desired;
 mod diff;
+pub mod doors;
 pub mod health;
 pub mod name;
 pub mod object;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use shoal_types::assignment::AssignedService;
 use shoal_types::{Protocol, PublishedPort, ServiceId};
 
+use crate::doors::digest;
 use crate::object::FirewallMark;
 
 /// A published port, and the mark of its virtual service where one balances it.
@@ -66,14 +67,9 @@ fn marks<'a>(ports: impl Iterator<Item = &'a PublishedPort>) -> BTreeMap<(Protoc
     numbers
 }
 
-/// The digest of an address (FNV-1a), from 1 to [`FirewallMark::SCOPES`].
+/// The digest of an address, from 1 to [`FirewallMark::SCOPES`].
 fn number(addr: IpAddr) -> u32 {
-    let fold = |hash: u32, octet: u8| (hash ^ u32::from(octet)).wrapping_mul(0x0100_0193);
-    let hash = match addr {
-        IpAddr::V4(addr) => addr.octets().into_iter().fold(0x811c_9dc5, fold),
-        IpAddr::V6(addr) => addr.octets().into_iter().fold(0x811c_9dc5, fold),
-    };
-    hash % FirewallMark::SCOPES + 1
+    digest(addr) % FirewallMark::SCOPES + 1
 }
 
 #[cfg(test)]

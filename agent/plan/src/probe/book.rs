@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_types::NodeId;
@@ -9,6 +10,7 @@ use shoal_types::NodeId;
 use super::frame::{Ends, Kind, Message, SMALLEST};
 use super::judge::{Class, Counts, Heard, Offset, ROUNDS, Report, Round, Sent, State, judge};
 use super::{Own, Peer, Time};
+use crate::doors::{Addresses, Told};
 
 /// Every peer has a round this often,
 const PERIOD: Duration = Duration::from_secs(10);
@@ -20,6 +22,10 @@ const URGENT: usize = 16;
 const CHECKED: usize = 64;
 /// What most links carry.
 const COMMON: u16 = 1400;
+
+/// Addresses are forgotten so long after they were told last, or when so many of the peer's rounds have gone by without.
+const FORGET: Duration = Duration::from_mins(3);
+const FORGET_ROUNDS: u32 = 4;
 
 /// How a round goes on while it is not answered.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +74,8 @@ struct Watched {
     /// Rounds that were not whole when their time was over, since one that was.
     wanting: usize,
     heard: Heard,
+    /// The addresses it told last, and when.
+    told: Option<(Arc<Addresses>, Time)>,
     offset: Option<Offset>,
     counts: Counts,
 }
@@ -256,6 +264,26 @@ impl Book {
         Some(ends.turned())
     }
 
+    /// Notes what a peer's probe that has room for addresses ([`Message::has_room`]) tells of its own; `None` if it is of a
+    /// version that tells none. Nobody else is listened to.
+    pub fn heard(&mut self, ends: &Ends, told: Option<Addresses>, now: Time) {
+        let Some(peer) = self.known(ends) else { return };
+        peer.told = told.map(|told| match &peer.told {
+            Some((known, _)) if **known == told => (Arc::clone(known), now),
+            _ => (Arc::new(told), now),
+        });
+    }
+
+    /// The addresses of the peers that tell them.
+    pub fn told(&self, now: Time) -> Told {
+        let many = u32::try_from(self.peers.len()).unwrap_or(u32::MAX).max(1);
+        let forget = FORGET.max(PERIOD.max(CLOSEST * many) * FORGET_ROUNDS);
+        let all = self.peers.iter().filter_map(|(node, peer)| Some((node, peer.told.as_ref()?)));
+        all.filter(|(_, (_, at))| now.saturating_sub(*at) < forget)
+            .map(|(node, (told, _))| (node.clone(), Arc::clone(told)))
+            .collect()
+    }
+
     /// The peer that sent a frame to this node, by both of its addresses.
     fn known(&mut self, ends: &Ends) -> Option<&mut Watched> {
         let own = self.own?;
@@ -352,6 +380,7 @@ impl Watched {
             over: VecDeque::new(),
             wanting: 0,
             heard: Heard::default(),
+            told: None,
             offset: None,
             counts: Counts::default(),
         }

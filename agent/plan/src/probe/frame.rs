@@ -2,16 +2,22 @@
 //! where frames for a task there go. All numbers are big endian.
 //!
 //! ```text
-//! Ethernet 14 | IPv4 20 | UDP 8 | "shp1" | kind 1 | size class 1 | attempt 1 | 0 | run 8 | round 4 | clock 8 | length 2 | 0 6 | filling
+//! Ethernet 14 | IPv4 20 | UDP 8 | "shp1" | kind 1 | size class 1 | attempt 1 | 0 | run 8 | round 4 | clock 8 | length 2
+//!     | addresses 1 | of IPv4 1 | of IPv6 1 | 0 3 | addresses of IPv4, 4 each | of IPv6, 16 each | filling
 //! ```
+//!
+//! Every probe that has room for the longest list tells the addresses of the sender that published ports answer on
+//! ([`crate::doors`]); "addresses" is 1 in those. A version that knows nothing of them sends 0 there, and reads none of it.
 //!
 //! Whoever gets a probe answers at once with the same words and its own clock, in a frame of the smallest size: which
 //! sizes arrive is told by what is answered, one direction at a time. The checksum covers the filling, so a frame that
 //! was damaged on the way is as good as lost.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use shoal_types::MacAddr;
+
+use crate::doors::{Addresses, MOST_V4, MOST_V6};
 
 /// UDP port, inside the tunnel, that probes and answers go to.
 pub const PORT: u16 = 7378;
@@ -24,6 +30,15 @@ const UDP: usize = 8;
 /// What probe and answer say.
 const WORDS: usize = 36;
 const HEADERS: usize = IP + UDP;
+/// Where the words say whether there are addresses, and how many.
+const TELLS: usize = 30;
+const OF_V4: usize = TELLS + 1;
+const OF_V6: usize = TELLS + 2;
+/// How they are told, the only way so far.
+const IN_TURN: u8 = 1;
+/// Smallest probe, by its IP packet, that tells addresses: with room for as many as there may be.
+const ROOM: u16 = 960;
+const _: () = assert!(HEADERS + WORDS + MOST_V4 * 4 + MOST_V6 * 16 <= ROOM as usize);
 const MAGIC: [u8; 4] = *b"shp1";
 const ETH_IPV4: [u8; 2] = [0x08, 0x00];
 const PROTO_UDP: u8 = 17;
@@ -85,6 +100,11 @@ impl Message {
         Self { kind: Kind::Answer, clock_ms, ..self }
     }
 
+    /// Whether it is one in which a sender tells its addresses, if it can.
+    pub const fn has_room(&self) -> bool {
+        matches!(self.kind, Kind::Probe) && self.length >= ROOM
+    }
+
     fn words(&self) -> [u8; WORDS] {
         let mut words = [0; WORDS];
         let kind = match self.kind {
@@ -121,9 +141,9 @@ impl Message {
     }
 }
 
-/// The frame of a message. A probe is as long as it says, an answer as short as can be. The source port differs from
-/// round to round, so that rounds take different ones of several equal paths.
-pub fn build(ends: &Ends, message: &Message) -> Vec<u8> {
+/// The frame of a message. A probe is as long as it says, and tells the addresses if it has room; an answer is as short as
+/// can be. The source port differs from round to round, so that rounds take different ones of several equal paths.
+pub fn build(ends: &Ends, message: &Message, own: Option<&Addresses>) -> Vec<u8> {
     let length = match message.kind {
         Kind::Probe => message.length.max(SMALLEST),
         Kind::Answer => SMALLEST,
@@ -147,7 +167,10 @@ pub fn build(ends: &Ends, message: &Message) -> Vec<u8> {
     frame.extend(datagram.to_be_bytes());
     frame.extend([0, 0]);
     frame.extend(message.words());
-    frame.extend((ETH + HEADERS + WORDS..ETH + size).map(filling));
+    if let Some(own) = own.filter(|_| message.has_room()) {
+        tell(&mut frame, own);
+    }
+    frame.extend((frame.len()..ETH + size).map(filling));
     let header = checksum(frame.get(ETH..ETH + IP).unwrap_or_default(), 0);
     put(&mut frame, ETH + 10, header);
     let sum = match checksum(frame.get(ETH + IP..).unwrap_or_default(), pseudo(ends, datagram)) {
@@ -187,6 +210,37 @@ pub fn parse(frame: &[u8]) -> Option<(Ends, Message)> {
         Kind::Answer => length == SMALLEST,
     };
     whole.then_some((ends, message))
+}
+
+/// Adds addresses to a frame that has its words.
+fn tell(frame: &mut Vec<u8>, own: &Addresses) {
+    let number = |all: usize| u8::try_from(all).unwrap_or_default();
+    let said = [IN_TURN, number(own.v4().len()), number(own.v6().len())];
+    if let Some(place) = frame.get_mut(ETH + HEADERS + TELLS..).and_then(|words| words.get_mut(..said.len()))
+    {
+        place.copy_from_slice(&said);
+    }
+    frame.extend(own.v4().iter().flat_map(Ipv4Addr::octets));
+    frame.extend(own.v6().iter().flat_map(Ipv6Addr::octets));
+}
+
+/// The addresses that the sender of a probe tells, from a frame that [`parse`] read as one. `None`: it tells none, not even
+/// that it has none.
+pub fn addresses(frame: &[u8]) -> Option<Addresses> {
+    let datagram = frame.get(ETH + HEADERS..)?;
+    let words = datagram.get(..WORDS)?;
+    if words.get(TELLS) != Some(&IN_TURN) {
+        return None;
+    }
+    let (v4, v6) = (usize::from(*words.get(OF_V4)?), usize::from(*words.get(OF_V6)?));
+    if v4 > MOST_V4 || v6 > MOST_V6 {
+        return None;
+    }
+    let (of_v4, rest) = datagram.get(WORDS..)?.split_at_checked(v4 * 4)?;
+    let of_v6 = rest.get(..v6 * 16)?;
+    let of_v4 = of_v4.chunks_exact(4).filter_map(|octets| array::<4>(octets, 0).map(IpAddr::from));
+    let of_v6 = of_v6.chunks_exact(16).filter_map(|octets| array::<16>(octets, 0).map(IpAddr::from));
+    Some(Addresses::of(of_v4.chain(of_v6)))
 }
 
 fn source_port(message: &Message) -> u16 {
@@ -231,6 +285,8 @@ fn checksum(bytes: &[u8], start: u32) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const ENDS: Ends = Ends {
@@ -245,22 +301,85 @@ mod tests {
         Message { kind: Kind::Probe, run, round: 70_001, class: 2, attempt: 1, length, clock_ms }
     }
 
+    fn several() -> Addresses {
+        let all = ["192.0.2.7", "2001:db8::7", "198.51.100.7", "2001:db8::8", "2001:db8::9"];
+        Addresses::of(all.map(|addr| addr.parse().expect("an address")))
+    }
+
+    #[test]
+    fn addresses_are_told_where_there_is_room() {
+        let most = (0..MOST_V4).map(|n| IpAddr::from([10, 0, 0, u8::try_from(n).expect("few")]));
+        let most = most.chain((1..=MOST_V6).map(|n| IpAddr::from(Ipv6Addr::from((0xfd << 120) | n as u128))));
+        let most = Addresses::of(most);
+        assert_eq!((most.v4().len(), most.v6().len()), (MOST_V4, MOST_V6));
+        for own in [Addresses::default(), several(), most] {
+            for length in [ROOM, 1400, 1450, 8950] {
+                let frame = build(&ENDS, &probe(length), Some(&own));
+                assert_eq!(frame.len(), ETH + usize::from(length));
+                assert_eq!(parse(&frame), Some((ENDS, probe(length))), "{length}");
+                assert!(probe(length).has_room());
+                assert_eq!(addresses(&frame).as_ref(), Some(&own), "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_says_nothing_of_addresses_is_told_from_who_has_none() {
+        assert_eq!(addresses(&build(&ENDS, &probe(1400), None)), None);
+        let none = build(&ENDS, &probe(1400), Some(&Addresses::default()));
+        assert_eq!(addresses(&none), Some(Addresses::default()));
+        let small = probe(ROOM - 1);
+        assert!(!small.has_room() && !probe(1400).answer(7).has_room());
+        assert_eq!(build(&ENDS, &small, Some(&several())), build(&ENDS, &small, None));
+        let mut later = build(&ENDS, &probe(1400), Some(&several()));
+        later[ETH + HEADERS + TELLS] = 2;
+        assert_eq!(addresses(&later), None);
+    }
+
+    #[test]
+    fn more_addresses_than_there_may_be_are_none() {
+        for (at, most) in [(OF_V4, MOST_V4), (OF_V6, MOST_V6)] {
+            let mut frame = build(&ENDS, &probe(1450), Some(&Addresses::default()));
+            frame[ETH + HEADERS + at] = u8::try_from(most + 1).expect("few");
+            assert_eq!(addresses(&frame), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_harm(
+            mut frame in proptest::collection::vec(any::<u8>(), 0..1500),
+            v4 in any::<u8>(),
+            v6 in any::<u8>(),
+        ) {
+            for (at, octet) in [(TELLS, IN_TURN), (OF_V4, v4), (OF_V6, v6)] {
+                if let Some(place) = frame.get_mut(ETH + HEADERS + at) {
+                    *place = octet;
+                }
+            }
+            let told = addresses(&frame);
+            let needed = ETH + HEADERS + WORDS + usize::from(v4) * 4 + usize::from(v6) * 16;
+            let may = usize::from(v4) <= MOST_V4 && usize::from(v6) <= MOST_V6 && needed <= frame.len();
+            prop_assert_eq!(told.is_some(), may);
+        }
+    }
+
     #[test]
     fn what_is_sent_is_read() {
         for length in [64, 65, 1400, 1450, 8950, u16::MAX] {
-            let frame = build(&ENDS, &probe(length));
+            let frame = build(&ENDS, &probe(length), None);
             assert_eq!(frame.len(), ETH + usize::from(length));
             assert_eq!(parse(&frame), Some((ENDS, probe(length))), "{length}");
         }
         let answer = probe(1450).answer(7);
-        let frame = build(&ENDS.turned(), &answer);
+        let frame = build(&ENDS.turned(), &answer, Some(&several()));
         assert_eq!(frame.len(), ETH + usize::from(SMALLEST), "an answer is small whatever is answered");
         assert_eq!(parse(&frame), Some((ENDS.turned(), answer)));
     }
 
     #[test]
     fn what_is_damaged_cut_or_padded() {
-        let frame = build(&ENDS, &probe(200));
+        let frame = build(&ENDS, &probe(200), None);
         for at in 12..frame.len() {
             let mut damaged = frame.clone();
             damaged[at] ^= 0x10;
@@ -277,7 +396,7 @@ mod tests {
     fn a_probe_that_is_not_as_long_as_it_says_is_none() {
         let mut lies = probe(300);
         lies.kind = Kind::Answer;
-        let mut frame = build(&ENDS, &lies);
+        let mut frame = build(&ENDS, &lies, None);
         frame[ETH + HEADERS + 4] = 1;
         let datagram = 44;
         put(&mut frame, ETH + IP + 6, 0);
@@ -289,7 +408,7 @@ mod tests {
     #[test]
     fn rounds_differ_in_their_source_port() {
         let port = |round| {
-            let frame = build(&ENDS, &Message { round, ..probe(64) });
+            let frame = build(&ENDS, &Message { round, ..probe(64) }, None);
             u16::from_be_bytes([frame[ETH + IP], frame[ETH + IP + 1]])
         };
         assert_eq!([port(0), port(1), port(0x4001)], [49_152, 49_153, 49_153]);
