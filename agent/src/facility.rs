@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use shoal_plan::desired::{HOST_SYSCTLS, RESERVED_PORTS};
+use shoal_plan::doors::Addresses;
 use shoal_plan::object::{Firewall, Object, Resolver, Sysctl};
 use shoal_plan::{Engine, Facts, IfName, Key, Objects};
 use shoal_types::assignment::Assignment;
@@ -122,6 +123,11 @@ pub trait Facility: Send + 'static {
     /// Connections that were led to an endpoint when they were made, by family; `None` while none are led.
     fn connects(&self) -> Option<BTreeMap<&'static str, u64>> {
         None
+    }
+
+    /// The addresses of other nodes that an earlier run left in place, by the low half of their routers' addresses.
+    fn doors(&self) -> BTreeMap<u32, Addresses> {
+        BTreeMap::new()
     }
 
     /// What balances, as of the last facts.
@@ -307,6 +313,8 @@ impl Facility for HostFacility {
             firewall: self.has_firewall().await,
             fast_lane: self.fast_lane,
             connect_hooks: self.clients.enabled(),
+            // Probes tell them.
+            peers: Arc::default(),
         })
     }
 
@@ -506,6 +514,10 @@ impl Facility for HostFacility {
             Some(resolver) if resolver.forward => self.dns.search_domains(),
             _ => Vec::new(),
         }
+    }
+
+    fn doors(&self) -> BTreeMap<u32, Addresses> {
+        mesh::doors(&self.bpf)
     }
 
     fn lb(&self) -> LbInUse {

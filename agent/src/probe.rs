@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use shoal_plan::IfName;
+use shoal_plan::desired::wants_direct;
+use shoal_plan::doors::{self, Addresses};
 use shoal_plan::probe::frame::{self, Kind};
-use shoal_plan::probe::{Book, Own, Peer, Report, Ticket};
+use shoal_plan::probe::{Book, Out, Own, Peer, Report, Ticket};
 use shoal_types::NodeId;
 use shoal_types::assignment::{Assignment, Member};
 use tokio::sync::{Notify, oneshot, watch};
@@ -36,6 +38,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Rounds that somebody waits for take half of it.
 const PATIENCE: Duration = Duration::from_secs(6);
 const GLANCE: Duration = Duration::from_millis(20);
+/// Addresses that others tell are handed on no more often: at first each round tells more of them.
+const HAND_ON: Duration = Duration::from_secs(1);
 /// The largest frame there is.
 const FRAME: usize = 1 << 16;
 
@@ -50,6 +54,10 @@ pub struct Probes {
     /// Who waits for a check to begin.
     waiting: Mutex<Vec<oneshot::Sender<Option<Ticket>>>>,
     asked: Notify,
+    /// What this node tells of its addresses, once they are known.
+    own: Mutex<Option<Arc<Addresses>>>,
+    /// What others tell of theirs, while it matters.
+    peers: watch::Sender<Arc<doors::Told>>,
 }
 
 impl Default for Probes {
@@ -61,6 +69,8 @@ impl Default for Probes {
             began: Instant::now(),
             waiting: Mutex::default(),
             asked: Notify::new(),
+            own: Mutex::default(),
+            peers: watch::Sender::default(),
         }
     }
 }
@@ -96,6 +106,40 @@ impl Probes {
     /// Why nothing can be sent.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over the addresses that this node tells others of.
+    pub(crate) fn tell(&self, own: Addresses) {
+        let mut known = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() != Some(&own) {
+            *known = Some(Arc::new(own));
+        }
+    }
+
+    fn own(&self) -> Option<Arc<Addresses>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The addresses that other nodes tell, while a published port has them answer each other's clients.
+    pub(crate) fn peers(&self) -> watch::Receiver<Arc<doors::Told>> {
+        self.peers.subscribe()
+    }
+
+    /// Takes over what others told an earlier run.
+    pub(crate) fn recall(&self, told: doors::Told) {
+        self.book().recall(&told, self.elapsed());
+        self.hand_on(told);
+    }
+
+    /// Hands on what others tell, if it is something else than before. Else nobody is woken.
+    pub(crate) fn hand_on(&self, told: doors::Told) {
+        self.peers.send_if_modified(|known| {
+            let is_new = **known != told;
+            if is_new {
+                *known = Arc::new(told);
+            }
+            is_new
+        });
     }
 
     /// Asks the peers now: what came of it, and how many were left out because there are too many. `None` if nothing can
@@ -144,13 +188,15 @@ impl Probes {
 /// What sends and answers probes while the node is a member.
 pub(crate) struct Prober {
     /// Links of the host.
-    pub(crate) nl: Nl,
+    nl: Nl,
     /// What the node was told.
-    pub(crate) assignment: watch::Receiver<Arc<Assignment>>,
+    assignment: watch::Receiver<Arc<Assignment>>,
     /// Where what is found goes.
-    pub(crate) stats: Arc<Stats>,
+    stats: Arc<Stats>,
     /// Ends it.
-    pub(crate) closing: CancellationToken,
+    closing: CancellationToken,
+    /// Whether a published port has the nodes of its tasks answer; not known without an assignment.
+    is_direct: Option<bool>,
 }
 
 /// Where probes go in and out.
@@ -163,6 +209,16 @@ struct Place {
 }
 
 impl Prober {
+    /// One that has not looked at anything yet.
+    pub(crate) const fn new(
+        nl: Nl,
+        assignment: watch::Receiver<Arc<Assignment>>,
+        stats: Arc<Stats>,
+        closing: CancellationToken,
+    ) -> Self {
+        Self { nl, assignment, stats, closing, is_direct: None }
+    }
+
     /// Runs until it is told to close. What was known is forgotten then.
     pub(crate) async fn run(mut self) {
         let mut tap = None;
@@ -170,6 +226,8 @@ impl Prober {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_soon = false;
+        let mut hand_on = interval(HAND_ON);
+        hand_on.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let next = self.stats.probes.book().next().map(|at| self.stats.probes.began + at);
             // Every arm waits for one thing; one that loses loses nothing.
@@ -192,6 +250,7 @@ impl Prober {
                         look.reset_after(RETRY);
                     }
                 }
+                _ = hand_on.tick() => self.hand_on(),
                 () = self.stats.probes.asked.notified() => {
                     // As the device is now.
                     self.look(&mut tap).await;
@@ -224,6 +283,9 @@ impl Prober {
             match message.kind {
                 Kind::Answer => probes.book().answered(&ends, &message, at, clock),
                 Kind::Probe => {
+                    if message.has_room() {
+                        probes.book().heard(&ends, frame::addresses(bytes), at);
+                    }
                     let back = probes.book().asked(&ends, at);
                     answers.extend(back.map(|ends| frame::build(&ends, &message.answer(clock), None)));
                 }
@@ -231,7 +293,10 @@ impl Prober {
         })?;
         let due = probes.book().due(probes.elapsed());
         let clock_ms = now().0;
-        let due = due.iter().map(|out| frame::build(&out.ends, &frame::Message { clock_ms, ..out.message }));
+        let own = probes.own();
+        let frame =
+            |out: &Out| frame::build(&out.ends, &frame::Message { clock_ms, ..out.message }, own.as_deref());
+        let due = due.iter().map(frame);
         for frame in answers.into_iter().chain(due) {
             match tap.send(&frame) {
                 Err(error) if is_fatal(&error) => return Err(error),
@@ -242,7 +307,19 @@ impl Prober {
         Ok(())
     }
 
+    /// Hands on what others tell, while it matters: it makes the node look at everything.
+    fn hand_on(&self) {
+        let probes = &self.stats.probes;
+        match self.is_direct {
+            Some(true) => probes.hand_on(probes.book().told(probes.elapsed())),
+            Some(false) => probes.hand_on(doors::Told::new()),
+            None => {}
+        }
+    }
+
     async fn look(&mut self, tap: &mut Option<Tap>) {
+        let assignment = self.assignment.borrow().clone();
+        self.is_direct = assignment.cluster().map(|_| wants_direct(&assignment));
         let place = match self.place().await {
             Ok(place) => place,
             Err(trouble) => {

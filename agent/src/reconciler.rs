@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_plan::doors::Told;
 use shoal_types::assignment::Assignment;
 use shoal_types::{Generation, NodeId};
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
@@ -69,6 +70,8 @@ pub enum Wake {
     Kernel,
     /// A task ended, or an operation on one is done.
     Task,
+    /// Other nodes told other addresses.
+    Peers,
     /// Time for a look at everything.
     Sweep,
     /// Time to try again what failed.
@@ -102,6 +105,8 @@ pub struct Reconciler<F> {
     facility: F,
     runtime: Arc<dyn Runtime>,
     assignment: watch::Receiver<Arc<Assignment>>,
+    /// Addresses of other nodes.
+    peers: watch::Receiver<Arc<Told>>,
     reports: Reports,
     stats: Arc<Stats>,
     node: NodeId,
@@ -147,6 +152,7 @@ impl<F: Facility> Reconciler<F> {
             facility: context.facility,
             runtime: context.runtime,
             assignment: context.assignment,
+            peers: context.stats.probes.peers(),
             reports: context.reports,
             stats: context.stats,
             node: context.node,
@@ -209,6 +215,8 @@ impl<F: Facility> Reconciler<F> {
                     // The sender goes only when the node closes.
                     Err(_) => break,
                 },
+                // Its sender stays as long as the counters do.
+                Ok(()) = self.peers.changed() => Some(Wake::Peers),
                 event = self.finished.recv() => {
                     if let Some(event) = event {
                         self.tasks.finish(event);

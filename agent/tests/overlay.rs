@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use netlink_packet_route::RouteNetlinkMessage;
@@ -237,6 +238,7 @@ fn wanted(own: u8, tasks: bool) -> Objects {
         firewall: true,
         fast_lane: true,
         connect_hooks: true,
+        peers: Arc::default(),
     };
     let mut all = desired::derive(&assignment, &facts).expect("says who the node is");
     all.retain(|key, _| {

@@ -2,6 +2,7 @@
 
 mod balancer;
 mod balancing;
+mod direct;
 mod names;
 mod part;
 mod published;
@@ -9,6 +10,7 @@ mod sandbox;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use shoal_types::assignment::{
@@ -17,11 +19,13 @@ use shoal_types::assignment::{
 use shoal_types::object::{Attachment, DesiredState};
 use shoal_types::{DirectRouting, DualAddr, EndpointId, MacAddr, NetworkId, NodeId, ServiceId, TaskId};
 
+use crate::doors::{Addresses, Told};
 use crate::name::{IfName, Mark};
 use crate::object::{Bridge, Fdb, Firewall, Neighbor, Object, Objects, Peer, Sysctl, Vxlan};
 use crate::ports::{self, PortSet};
 use published::Published;
 
+pub use direct::wants_direct;
 pub use part::{Part, Services, derive_part};
 
 /// Kernel parameters of the host that the mesh needs: packets of tasks are forwarded.
@@ -60,6 +64,16 @@ pub struct Facts {
     pub fast_lane: bool,
     /// Whether connections of tasks to virtual IPs are led to endpoints when they are made.
     pub connect_hooks: bool,
+    /// Addresses of other nodes, of those that tell them, while a published port has answers go past the node that was
+    /// asked.
+    pub peers: Arc<Told>,
+}
+
+impl Facts {
+    /// The addresses that the node tells others of.
+    pub fn addresses(&self) -> Addresses {
+        Addresses::of(self.uplinks.iter().flat_map(|uplink| &uplink.addrs).copied())
+    }
 }
 
 /// What balances on a node.
@@ -141,6 +155,8 @@ pub(crate) struct View<'a> {
     published: BTreeMap<&'a ServiceId, Vec<Published<'a>>>,
     /// Virtual IPs on the loopbacks of tasks; none while nobody forwards to them unchanged.
     direct: BTreeMap<(&'a ServiceId, &'a NetworkId), DualAddr>,
+    /// Other nodes that can answer clients of this one, with their routers; none while no published port wants it.
+    answering: BTreeMap<&'a NodeId, MacAddr>,
 }
 
 impl<'a> View<'a> {
@@ -153,6 +169,9 @@ impl<'a> View<'a> {
             with_tasks.contains(service)
         });
         view.direct = direct_vips(assignment, view.cluster);
+        if wants_direct(assignment) {
+            view.answering = direct::answering(&view);
+        }
         Some(view)
     }
 
@@ -177,6 +196,7 @@ impl<'a> View<'a> {
             local,
             overlay_mtu: facts.underlay_mtu.saturating_sub(overhead),
             direct: BTreeMap::new(),
+            answering: BTreeMap::new(),
         })
     }
 

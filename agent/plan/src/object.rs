@@ -2,6 +2,7 @@
 
 mod attached;
 mod balancer;
+mod door;
 mod lane;
 mod service;
 
@@ -20,6 +21,7 @@ pub use balancer::{
     Balancer, BalancerIf, BalancerLeg, FirewallMark, Gate, IngressBalancer, Place, Virtual,
     VirtualDestination, VirtualForward, VirtualScheduler,
 };
+pub use door::{Door, DoorPlace, LocalAddr};
 pub use lane::{Peer, Tunnel};
 pub use service::{LbService, ServiceKey};
 
@@ -55,6 +57,8 @@ pub enum Key {
     Member(IpAddr),
     /// An address of this node that published ports answer on.
     LocalAddr(IpAddr),
+    /// An address of another node that this one may answer from.
+    Door(DoorPlace),
     /// Router of another node.
     Router(MacAddr),
     /// A network whose tunnel packets the programs open.
@@ -117,7 +121,9 @@ pub enum Object {
     /// See [`Key::Member`].
     Member(IpAddr),
     /// See [`Key::LocalAddr`].
-    LocalAddr(IpAddr),
+    LocalAddr(LocalAddr),
+    /// See [`Key::Door`].
+    Door(Door),
     /// See [`Key::Router`].
     Router(MacAddr),
     /// See [`Key::Tunnel`].
@@ -174,6 +180,7 @@ impl Object {
             Self::Fdb(_)
                 | Self::Neighbor(_)
                 | Self::Peer(_)
+                | Self::Door(_)
                 | Self::LbEndpoint(_)
                 | Self::LbService(_)
                 | Self::Port(_)
@@ -196,7 +203,8 @@ impl Object {
             Self::Balancer(o) => Key::Balancer(o.place.clone()),
             Self::MeshConfig(_) => Key::MeshConfig,
             Self::Member(addr) => Key::Member(*addr),
-            Self::LocalAddr(addr) => Key::LocalAddr(*addr),
+            Self::LocalAddr(o) => Key::LocalAddr(o.addr),
+            Self::Door(o) => Key::Door(o.place),
             Self::Router(mac) => Key::Router(*mac),
             Self::Tunnel(o) => Key::Tunnel(o.vni),
             Self::Peer(o) => Key::Peer(o.vxlan.clone(), o.mac),
@@ -232,6 +240,7 @@ impl Object {
             Self::MeshConfig(_) => "mesh_config",
             Self::Member(_) => "member",
             Self::LocalAddr(_) => "local_addr",
+            Self::Door(_) => "door",
             Self::Router(_) => "router",
             Self::Tunnel(_) => "tunnel",
             Self::Peer(_) => "peer",
@@ -430,6 +439,8 @@ pub struct LbEndpoint {
     pub local: bool,
     /// Keeps its flows, gets no new ones.
     pub draining: bool,
+    /// Its node, another one, can answer clients of this one itself.
+    pub dsr: bool,
     /// Host side of its veth when local, else the VXLAN device of its network.
     pub link: IfName,
 }
@@ -481,6 +492,8 @@ pub struct Port {
     pub mark: Option<FirewallMark>,
     /// Tasks are told who the client is by a header of the PROXY protocol, version 2.
     pub proxy: bool,
+    /// The node of a task answers clients itself where it can.
+    pub dsr: bool,
 }
 
 /// A task's resolver and what it answers.

@@ -50,6 +50,7 @@ impl Phase {
             Key::MeshConfig
             | Key::Member(_)
             | Key::LocalAddr(_)
+            | Key::Door(_)
             | Key::Router(_)
             | Key::Tunnel(_)
             | Key::Peer(..)
@@ -75,6 +76,7 @@ impl Phase {
             Key::MeshConfig
             | Key::Member(_)
             | Key::LocalAddr(_)
+            | Key::Door(_)
             | Key::Router(_)
             | Key::Tunnel(_)
             | Key::Peer(..)

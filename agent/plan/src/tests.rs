@@ -1,4 +1,5 @@
 mod connect;
+mod direct;
 mod lane;
 mod names;
 mod part;
@@ -6,6 +7,7 @@ mod proxy;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
@@ -240,6 +242,7 @@ fn facts(assignment: &Assignment) -> Facts {
         firewall: true,
         fast_lane: true,
         connect_hooks: true,
+        peers: Arc::default(),
     }
 }
 

@@ -125,6 +125,7 @@ mod tests {
             target: 80,
             mark: Some(mark()),
             proxy: false,
+            dsr: false,
         };
         let web = Virtual {
             place: Place::Ingress,

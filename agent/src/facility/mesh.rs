@@ -2,17 +2,19 @@
 //! by interface index: an index whose link is gone or was made anew shows as a difference.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::keys::{LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{DoorKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{self, Policy};
 use shoal_ebpf_common::values::{
-    self, ENDPOINT_DRAINING, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS, LEG_INGRESS, LEG_OVERLAY, LocalVal,
-    NodeConfig, PORT_PROXY, PeerVal, PortVal, TotalVal, VipVal,
+    self, ENDPOINT_DRAINING, ENDPOINT_DSR, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS, LEG_INGRESS, LEG_OVERLAY,
+    LocalVal, NodeConfig, PORT_DSR, PORT_PROXY, PeerVal, PortVal, TotalVal, VipVal,
 };
+use shoal_plan::doors::Addresses;
 use shoal_plan::object::{
-    BalancerIf, FirewallMark, IngressBalancer, IngressPlace, LbEndpoint, LbService, LegRole, Local,
-    MeshConfig, Object, Peer, Port, Program, ServiceKey, TaskIf, Tunnel, Vip,
+    BalancerIf, Door, DoorPlace, FirewallMark, IngressBalancer, IngressPlace, LbEndpoint, LbService, LegRole,
+    Local, LocalAddr, MeshConfig, Object, Peer, Port, Program, ServiceKey, TaskIf, Tunnel, Vip,
 };
 use shoal_plan::{IfName, Objects};
 use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, PortPlace, Protocol, Vni};
@@ -148,7 +150,9 @@ pub(super) fn observe(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object
         }));
     }
     found.extend(bpf.members.dump()?.keys().map(|addr| Object::Member((*addr).into())));
-    found.extend(bpf.local_addrs.dump()?.keys().map(|addr| Object::LocalAddr((*addr).into())));
+    let local_addr =
+        |(addr, door): (&Addr, &u32)| Object::LocalAddr(LocalAddr { addr: (*addr).into(), door: *door });
+    found.extend(bpf.local_addrs.dump()?.iter().map(local_addr));
     found.extend(bpf.routers.dump()?.keys().map(|key| Object::Router(MacAddr(key.mac))));
     found.extend(bpf.task_ifs.dump()?.iter().map(|(index, value)| task_if(*index, value, links)));
     found.extend(bpf.local.dump()?.iter().filter_map(|(key, value)| {
@@ -195,6 +199,7 @@ pub(super) async fn observe_leaves(
             mac: MacAddr(value.mac),
             local: value.is_local(),
             draining: value.is_draining(),
+            dsr: value.may_answer(),
             link: links.name(value.ifindex),
         }))
     }));
@@ -211,8 +216,28 @@ pub(super) async fn observe_leaves(
             mtu: value.mtu,
         }))
     }));
+    found.extend(bpf.doors.dump()?.iter().map(|(key, addr)| Object::Door(door(*key, *addr))));
     yield_now().await;
     ways_in(bpf, links, found)
+}
+
+/// The reverse of [`door_entry`].
+fn door(key: DoorKey, addr: Addr) -> Door {
+    let place = DoorPlace { router: key.router, number: key.number, family: key.family };
+    Door { place, addr: addr.into() }
+}
+
+/// The addresses that this node may answer from, by the low half of their routers' addresses.
+pub(super) fn doors(bpf: &BpfDriver) -> BTreeMap<u32, Addresses> {
+    let entries = bpf.doors.dump().unwrap_or_else(|error| {
+        tracing::debug!(error = &error as &dyn std::error::Error, "addresses of others are learned anew");
+        BTreeMap::new()
+    });
+    let mut of_router: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+    for (key, addr) in entries {
+        of_router.entry(key.router).or_default().push(addr.into());
+    }
+    of_router.into_iter().map(|(router, addrs)| (router, Addresses::of(addrs))).collect()
 }
 
 /// Virtual IPs and published ports.
@@ -243,6 +268,7 @@ fn port(key: &PortKey, value: &PortVal) -> Port {
         target: value.target_port,
         mark: FirewallMark::new(value.mark),
         proxy: value.flags & PORT_PROXY != 0,
+        dsr: value.flags & PORT_DSR != 0,
     }
 }
 
@@ -296,7 +322,11 @@ pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
     Ok(match object {
         Object::MeshConfig(o) => bpf.set_config(node_config(o, links)?)?,
         Object::Member(addr) => bpf.members.upsert(&(*addr).into(), &1)?,
-        Object::LocalAddr(addr) => bpf.local_addrs.upsert(&(*addr).into(), &0)?,
+        Object::LocalAddr(o) => bpf.local_addrs.upsert(&o.addr.into(), &o.door)?,
+        Object::Door(o) => {
+            let (key, addr) = door_entry(o);
+            bpf.doors.upsert(&key, &addr)?
+        }
         Object::Router(mac) => bpf.routers.upsert(&RouterKey::new(mac.0), &1)?,
         Object::Tunnel(o) => bpf.tunnels.upsert(&o.vni.get(), &index(&o.vxlan)?)?,
         Object::Peer(o) => {
@@ -345,9 +375,11 @@ pub(super) fn ensure_many(
     objects: &[&Object],
 ) -> Result<usize, FacilityError> {
     let (mut peers, mut endpoints, mut vips, mut ports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut doors = Vec::new();
     for object in objects {
         match object {
             Object::Peer(o) => peers.push(peer_entry(o, links)?),
+            Object::Door(o) => doors.push(door_entry(o)),
             Object::LbEndpoint(o) => endpoints.push(endpoint_entry(o, links)?),
             Object::Vip(o) => vips.push(vip_entry(o, links)?),
             Object::Port(o) => ports.push(port_entry(o)),
@@ -355,6 +387,7 @@ pub(super) fn ensure_many(
         }
     }
     bpf.peers.write_all(&peers)?;
+    bpf.doors.write_all(&doors)?;
     bpf.endpoints.write_all(&endpoints)?;
     bpf.vips.write_all(&vips)?;
     bpf.ports.write_all(&ports)?;
@@ -371,12 +404,23 @@ fn peer_entry(o: &Peer, links: &LinkTable) -> Result<(LocalKey, PeerVal), Facili
     Ok((LocalKey::new(links.index(&o.vxlan)?, o.mac.0), value))
 }
 
+fn door_entry(o: &Door) -> (DoorKey, Addr) {
+    (door_key(o.place), o.addr.into())
+}
+
+const fn door_key(place: DoorPlace) -> DoorKey {
+    DoorKey { router: place.router, number: place.number, family: place.family }
+}
+
 fn endpoint_entry(o: &LbEndpoint, links: &LinkTable) -> Result<(u64, EndpointVal), FacilityError> {
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
     let value = EndpointVal {
         ip4: o.addr.v4.into(),
         ip6: o.addr.v6.into(),
         mac: o.mac.0,
-        flags: if o.local { ENDPOINT_LOCAL } else { 0 } | if o.draining { ENDPOINT_DRAINING } else { 0 },
+        flags: flag(o.local, ENDPOINT_LOCAL)
+            | flag(o.draining, ENDPOINT_DRAINING)
+            | flag(o.dsr, ENDPOINT_DSR),
         ifindex: links.index(&o.link)?,
         pad: 0,
     };
@@ -396,7 +440,7 @@ fn vip_entry(o: &Vip, links: &LinkTable) -> Result<(VipKey, VipVal), FacilityErr
 
 fn port_entry(o: &Port) -> (PortKey, PortVal) {
     let mark = o.mark.map_or(0, FirewallMark::get);
-    let flags = if o.proxy { PORT_PROXY } else { 0 };
+    let flags = if o.proxy { PORT_PROXY } else { 0 } | if o.dsr { PORT_DSR } else { 0 };
     (port_key(o.place), PortVal { flags, ..PortVal::balanced(o.service.to_u64(), o.target, mark) })
 }
 
@@ -460,7 +504,8 @@ pub(super) fn remove(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
     Ok(match object {
         Object::MeshConfig(_) => bpf.set_config(NodeConfig::default())?,
         Object::Member(addr) => bpf.members.remove(&(*addr).into())?,
-        Object::LocalAddr(addr) => bpf.local_addrs.remove(&(*addr).into())?,
+        Object::LocalAddr(o) => bpf.local_addrs.remove(&o.addr.into())?,
+        Object::Door(o) => bpf.doors.remove(&door_key(o.place))?,
         Object::Router(mac) => bpf.routers.remove(&RouterKey::new(mac.0))?,
         Object::Tunnel(o) => bpf.tunnels.remove(&o.vni.get())?,
         Object::Peer(o) => match index_or_gone(links, &o.vxlan) {
@@ -505,14 +550,30 @@ mod tests {
         let service = ServiceKey { network: NO_NETWORK, index: 7, own: true };
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
             for addr in [None, Some([192, 0, 2, 1].into())] {
-                for (mark, proxy) in [(None, true), (None, false), (FirewallMark::new(608_080), false)] {
+                for (mark, proxy, dsr, flags) in [
+                    (None, true, false, PORT_PROXY),
+                    (None, false, true, PORT_DSR),
+                    (None, false, false, 0),
+                    (FirewallMark::new(608_080), false, false, 0),
+                ] {
                     let place = PortPlace { protocol, port: 8080, addr };
-                    let written = Port { place, service, target: 80, mark, proxy };
+                    let written = Port { place, service, target: 80, mark, proxy, dsr };
                     let (key, value) = port_entry(&written);
                     assert_eq!(port(&key, &value), written);
-                    assert_eq!(value.flags, if proxy { PORT_PROXY } else { 0 });
+                    assert_eq!(value.flags, flags);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_door_is_read_as_it_was_written() {
+        for (addr, v4) in [("192.0.2.7", true), ("2001:db8::7", false)] {
+            let place = DoorPlace { router: 0x01_02_03, number: 63, family: if v4 { 4 } else { 6 } };
+            let written = Door { place, addr: addr.parse().expect("an address") };
+            let (key, value) = door_entry(&written);
+            assert_eq!(door(key, value), written);
+            assert_eq!(key, DoorKey::new(0x01_02_03, 63, v4));
         }
     }
 }

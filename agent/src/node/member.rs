@@ -92,15 +92,6 @@ pub(super) fn facility(
     }))
 }
 
-fn prober(
-    nl: Nl,
-    assignment: &watch::Sender<Arc<Assignment>>,
-    stats: &Arc<Stats>,
-    closing: &CancellationToken,
-) -> Prober {
-    Prober { nl, assignment: assignment.subscribe(), stats: Arc::clone(stats), closing: closing.clone() }
-}
-
 /// Starts what runs beside the reconciler.
 fn others(
     session: Session,
@@ -168,7 +159,8 @@ impl Member {
             stats: Arc::clone(stats),
             closing: closing.clone(),
         };
-        let prober = prober(Nl::new(netlink.handle(), &stats.writes), &assignment, stats, &closing);
+        let nl = Nl::new(netlink.handle(), &stats.writes);
+        let prober = Prober::new(nl, assignment.subscribe(), Arc::clone(stats), closing.clone());
         let record = Arc::new(ArcSwap::from_pointee(record));
         let keep =
             keep_managers(Arc::clone(config), Arc::clone(&record), managers.subscribe(), closing.clone());

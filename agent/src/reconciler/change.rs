@@ -75,6 +75,10 @@ impl<F: Facility> Reconciler<F> {
         // Takes in what comes; what goes is dropped when the pass has settled.
         let mut services = settled.services.take().unwrap_or_else(|| Services::of(&former));
         services.add(&changes);
+        if services.want_direct(&former) != services.want_direct(assignment) {
+            settled.services = Some(services);
+            return None;
+        }
         let from = derive_part(&former, facts, &part, &services);
         let to = derive_part(assignment, facts, &part, &services);
         settled.services = Some(services);

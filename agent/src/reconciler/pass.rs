@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use shoal_plan::check::references;
+use shoal_plan::doors::{self, Told};
 use shoal_plan::object::{Goal, Task};
 use shoal_plan::{Facts, IfName, Key, Object, Objects, Op, Phase, Plan, desired, plan};
 use shoal_types::TaskId;
@@ -14,7 +15,7 @@ use super::change::Settled;
 use super::report::{Applied, chain};
 use super::{Reconciler, Wake, many};
 use crate::drivers::runtime::{ObservedTask, RuntimeState};
-use crate::facility::{Facility, Look};
+use crate::facility::{Facility, FacilityError, Look};
 use crate::stats::Stats;
 use crate::{in_use, memory};
 
@@ -79,7 +80,7 @@ impl<F: Facility> Reconciler<F> {
         if why == Wake::Assignment {
             self.backoffs.clear();
         }
-        let outcome = match self.facility.facts(&assignment, &self.node).await {
+        let outcome = match self.facts(&assignment).await {
             Ok(facts) => {
                 let outcome = match self.change(why, &assignment, &facts).await {
                     Some(outcome) => outcome,
@@ -130,6 +131,30 @@ impl<F: Facility> Reconciler<F> {
             drop(tokio::task::spawn_blocking(memory::give_back));
         }
         true
+    }
+
+    /// What only the host can tell, and what other nodes told of themselves.
+    async fn facts(&mut self, assignment: &Assignment) -> Result<Facts, FacilityError> {
+        let facts = self.facility.facts(assignment, &self.node).await?;
+        self.stats.probes.tell(facts.addresses());
+        if !self.started {
+            self.recall(assignment);
+        }
+        Ok(Facts { peers: Arc::clone(&self.peers.borrow_and_update()), ..facts })
+    }
+
+    /// What is in place tells what other nodes told an earlier run: it stays until they are heard again.
+    fn recall(&self, assignment: &Assignment) {
+        let mut in_place = self.facility.doors();
+        let others = assignment.members().filter(|member| member.node != self.node);
+        let told = others.filter_map(|member| {
+            let addrs = in_place.remove(&doors::scope(member.router.mac()))?;
+            Some((member.node.clone(), Arc::new(addrs)))
+        });
+        let told: Told = told.collect();
+        if !told.is_empty() {
+            self.stats.probes.recall(told);
+        }
     }
 
     /// Looks and changes until nothing is left to do. `None`: it gave way before it changed anything.

@@ -1,4 +1,5 @@
 mod change;
+mod direct;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -7,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use shoal_plan::doors::Addresses;
 use shoal_plan::object::Object;
 use shoal_plan::{EgressFacts, Facts, Key, Objects};
 use shoal_types::assignment::{AssignedNetwork, AssignedTask, Assignment, ClusterView, Object as Assigned};
@@ -78,6 +80,7 @@ impl Facility for FakeKernel {
             firewall: true,
             fast_lane: true,
             connect_hooks: true,
+            peers: Arc::default(),
         })
     }
 
@@ -132,6 +135,18 @@ impl Facility for FakeKernel {
 
     fn drops(&self) -> BTreeMap<&'static str, u64> {
         BTreeMap::new()
+    }
+
+    fn doors(&self) -> BTreeMap<u32, Addresses> {
+        let mut doors: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+        self.with(|state| {
+            for object in state.objects.values() {
+                if let Object::Door(door) = object {
+                    doors.entry(door.place.router).or_default().push(door.addr);
+                }
+            }
+        });
+        doors.into_iter().map(|(router, addrs)| (router, Addresses::of(addrs))).collect()
     }
 
     fn lb(&self) -> shoal_types::lb::LbInUse {

@@ -6,9 +6,9 @@ use shoal_types::assignment::{AssignedNetwork, AssignedService, AssignedTask, En
 use shoal_types::object::Attachment;
 use shoal_types::{EndpointId, LbPolicy, ServiceId, Vni};
 
-use super::balancer;
 use super::sandbox::egress_place;
 use super::{Engine, View, running_tasks};
+use super::{balancer, direct};
 use crate::name::IfName;
 use crate::object::{
     Client, IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program,
@@ -42,9 +42,9 @@ fn node(view: &View<'_>, out: &mut Vec<Object>) {
         out.push(Object::Router(member.router.mac()));
     }
     for uplink in &view.facts.uplinks {
-        out.extend(uplink.addrs.iter().map(|addr| Object::LocalAddr(*addr)));
         out.push(Object::Hook(uplink.name.clone(), Program::MeshIngress));
     }
+    direct::derive(view, out);
     out.push(Object::Hook(IfName::loopback(), Program::HostTx));
     for network in view.networks.values() {
         let vxlan = IfName::vxlan(&network.id);
@@ -129,6 +129,7 @@ pub(super) fn lb_endpoint(
         mac: endpoint.mac(),
         local,
         draining: !endpoint.serving,
+        dsr: !local && view.answering.contains_key(&endpoint.node),
         link: if local { IfName::veth(endpoint.id) } else { view.vxlan(network) },
     })
 }
@@ -179,17 +180,19 @@ fn ports(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out:
     let key = |own| ServiceKey { network: ingress.vni, index: service.index.0, own };
     let published = view.published(&service.id);
     // Clients on the node itself are led by the table on either engine, and all of a port with a header, which IPVS puts
-    // in front of nothing. (Such a port's virtual service stays for the flows that began on it before.)
+    // in front of nothing, or whose clients are answered past this node, of which it knows nothing. (Such a port's virtual
+    // service stays for the flows that began on it before.)
     let kinds: BTreeSet<bool> = published.iter().map(|p| p.port.is_host()).collect();
     out.extend(kinds.into_iter().map(|own| members.table(service, key(own))));
     out.extend(published.iter().map(|published| {
-        let proxy = published.port.proxy.is_some();
+        let (proxy, dsr) = (published.port.proxy.is_some(), direct::is_direct(published.port));
         Object::Port(Port {
             place: published.port.place(),
             service: key(published.port.is_host()),
             target: published.port.target,
-            mark: (!with_tables && !proxy).then_some(published.mark),
+            mark: (!with_tables && !proxy && !dsr).then_some(published.mark),
             proxy,
+            dsr,
         })
     }));
 }

@@ -5,34 +5,46 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_types::assignment::{Assignment, ClusterView, Object as Assigned, ObjectKey};
+use shoal_types::assignment::{Assignment, ClusterView, Endpoint, Object as Assigned, ObjectKey};
 use shoal_types::shared::Change;
 use shoal_types::{DirectRouting, EndpointId, NetworkId, ServiceId};
 
 use super::balancing::{self, Members};
 use super::published::published;
-use super::{Engine, Facts, View, endpoint_elsewhere, names, reserved_ports, vip_neighbors};
+use super::{Engine, Facts, View, direct, endpoint_elsewhere, names, reserved_ports, vip_neighbors};
 use crate::object::{Object, Objects};
 
-/// The endpoints of each service, kept from one assignment to the next.
+/// The endpoints of each service, and which services have their clients answered by the nodes of their tasks, kept from one
+/// assignment to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Services(BTreeMap<ServiceId, BTreeSet<EndpointId>>);
+pub struct Services {
+    endpoints: BTreeMap<ServiceId, BTreeSet<EndpointId>>,
+    direct: BTreeSet<ServiceId>,
+}
 
 impl Services {
-    /// The endpoints of an assignment.
+    /// Those of an assignment.
     pub fn of(assignment: &Assignment) -> Self {
         let mut services = Self::default();
         for endpoint in assignment.endpoints() {
-            services.0.entry(endpoint.service.clone()).or_default().insert(endpoint.id);
+            services.endpoints.entry(endpoint.service.clone()).or_default().insert(endpoint.id);
         }
+        let direct = assignment.services().filter(|service| direct::is_wanted(service));
+        services.direct = direct.map(|service| service.id.clone()).collect();
         services
     }
 
-    /// Takes changes over, so that it holds the endpoints of before and after.
+    /// Takes changes over, so that it holds what is there before and after.
     pub fn add(&mut self, changes: &[Change<'_, ObjectKey, Assigned>]) {
         for change in changes {
-            if let Some(Assigned::Endpoint(endpoint)) = change.after {
-                self.0.entry(endpoint.service.clone()).or_default().insert(endpoint.id);
+            match change.after {
+                Some(Assigned::Endpoint(endpoint)) => {
+                    self.endpoints.entry(endpoint.service.clone()).or_default().insert(endpoint.id);
+                }
+                Some(Assigned::Service(service)) if direct::is_wanted(service) => {
+                    self.direct.insert(service.id.clone());
+                }
+                _ => {}
             }
         }
     }
@@ -40,20 +52,35 @@ impl Services {
     /// Drops what was only there before the changes.
     pub fn drop_former(&mut self, changes: &[Change<'_, ObjectKey, Assigned>]) {
         for change in changes {
-            let Some(Assigned::Endpoint(former)) = change.before else { continue };
-            let stays =
-                matches!(change.after, Some(Assigned::Endpoint(now)) if now.service == former.service);
-            if !stays && let Some(endpoints) = self.0.get_mut(&former.service) {
-                endpoints.remove(&former.id);
-                if endpoints.is_empty() {
-                    self.0.remove(&former.service);
+            match (change.before, change.after) {
+                (Some(Assigned::Endpoint(former)), after) => self.drop_endpoint(former, after),
+                (_, Some(Assigned::Service(now))) if direct::is_wanted(now) => {}
+                (Some(Assigned::Service(former)), _) => {
+                    self.direct.remove(&former.id);
                 }
+                _ => {}
+            }
+        }
+    }
+
+    fn drop_endpoint(&mut self, former: &Endpoint, after: Option<&Assigned>) {
+        let stays = matches!(after, Some(Assigned::Endpoint(now)) if now.service == former.service);
+        if !stays && let Some(endpoints) = self.endpoints.get_mut(&former.service) {
+            endpoints.remove(&former.id);
+            if endpoints.is_empty() {
+                self.endpoints.remove(&former.service);
             }
         }
     }
 
     fn endpoints(&self, service: &ServiceId) -> impl Iterator<Item = EndpointId> + '_ {
-        self.0.get(service).into_iter().flatten().copied()
+        self.endpoints.get(service).into_iter().flatten().copied()
+    }
+
+    /// Whether an assignment whose services it knows has any with clients that are answered by the nodes of its tasks. With
+    /// the first and without the last one, every endpoint and door is another: that is no part.
+    pub fn want_direct(&self, assignment: &Assignment) -> bool {
+        self.direct.iter().any(|id| assignment.service(id).is_some_and(direct::is_wanted))
     }
 }
 
@@ -107,6 +134,7 @@ impl Part {
 }
 
 /// What a node should hold of a part; `services` has to know its endpoints. `None` as for [`super::derive`].
+/// [`Services::want_direct`] must be the same before and after the change.
 pub fn derive_part(
     assignment: &Assignment,
     facts: &Facts,
@@ -114,6 +142,9 @@ pub fn derive_part(
     services: &Services,
 ) -> Option<Objects> {
     let mut view = View::without_services(assignment, facts)?;
+    if services.want_direct(assignment) {
+        view.answering = direct::answering(&view);
+    }
     let mut objects = Vec::new();
     let vteps = view.vteps();
     for id in &part.endpoints {

@@ -90,6 +90,8 @@ pub struct Book {
     /// Lengths of IP packets to try, smallest first.
     sizes: Vec<u16>,
     peers: BTreeMap<NodeId, Watched>,
+    /// Addresses that were known before this run, of nodes that are no peers yet, and when they were recalled.
+    recalled: BTreeMap<NodeId, (Arc<Addresses>, Time)>,
     round: u32,
     /// When a round began last.
     began: Option<Time>,
@@ -118,8 +120,10 @@ impl Book {
         for peer in peers {
             let node = peer.node.clone();
             let known = before.remove(&node).filter(|known| known.peer == peer);
-            self.peers.insert(node, known.unwrap_or_else(|| Watched::new(peer)));
+            let told = self.recalled.remove(&node);
+            self.peers.insert(node, known.unwrap_or_else(|| Watched { told, ..Watched::new(peer) }));
         }
+        self.recalled.clear();
     }
 
     /// There is no way to send just now: rounds that are under way count for nothing.
@@ -274,12 +278,29 @@ impl Book {
         });
     }
 
+    /// Takes over what an earlier run was told, as if it had been told now: until a peer is heard, and no longer than any
+    /// other silence lasts.
+    pub fn recall(&mut self, told: &Told, now: Time) {
+        for (node, told) in told {
+            let told = (Arc::clone(told), now);
+            match self.peers.get_mut(node) {
+                Some(peer) => {
+                    peer.told.get_or_insert(told);
+                }
+                None => {
+                    self.recalled.insert(node.clone(), told);
+                }
+            }
+        }
+    }
+
     /// The addresses of the peers that tell them.
     pub fn told(&self, now: Time) -> Told {
         let many = u32::try_from(self.peers.len()).unwrap_or(u32::MAX).max(1);
         let forget = FORGET.max(PERIOD.max(CLOSEST * many) * FORGET_ROUNDS);
         let all = self.peers.iter().filter_map(|(node, peer)| Some((node, peer.told.as_ref()?)));
-        all.filter(|(_, (_, at))| now.saturating_sub(*at) < forget)
+        all.chain(&self.recalled)
+            .filter(|(_, (_, at))| now.saturating_sub(*at) < forget)
             .map(|(node, (told, _))| (node.clone(), Arc::clone(told)))
             .collect()
     }

@@ -1,11 +1,13 @@
 //! Books of nodes on a simulated network.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::frame::{Kind, Message};
+use super::frame::{Ends, Kind, Message};
 use super::*;
+use crate::doors::{Addresses, Told};
 
 const MTU: u16 = 1450;
 const MS: Duration = Duration::from_millis(1);
@@ -283,6 +285,80 @@ fn only_peers_are_answered_and_only_what_was_asked_counts() {
     book.answered(&from(2, 1), &answer, 2 * MS, 0);
     book.answered(&from(2, 1), &answer, 3 * MS, 0);
     assert_eq!(book.reports().map(|report| report.counts.answered).sum::<u64>(), 1, "each once");
+}
+
+fn addresses(last: u8) -> Addresses {
+    Addresses::of([Ipv4Addr::new(198, 51, 100, last).into()])
+}
+
+fn told(book: &Book, now: Time) -> Vec<(NodeId, Addresses)> {
+    book.told(now).into_iter().map(|(node, told)| (node, (*told).clone())).collect()
+}
+
+#[test]
+fn addresses_are_those_that_a_peer_told_last() {
+    let mut book = Book::new(1);
+    book.set(own(1), &node(1), MTU, vec![peer(2), peer(3)]);
+    let from = |n| own(n).to(&peer(1));
+    assert_eq!(told(&book, seconds(0)), []);
+    book.heard(&from(2), Some(addresses(7)), seconds(1));
+    book.heard(&from(3), Some(Addresses::default()), seconds(1));
+    // Not of the swarm, or in another's name.
+    book.heard(&from(4), Some(addresses(9)), seconds(1));
+    book.heard(&Ends { src: own(3).ip, ..from(2) }, Some(addresses(9)), seconds(1));
+    let both = [(node(2), addresses(7)), (node(3), Addresses::default())];
+    assert_eq!(told(&book, seconds(2)), both);
+    let known = Arc::clone(&book.told(seconds(2))[&node(2)]);
+    book.heard(&from(2), Some(addresses(7)), seconds(3));
+    assert!(Arc::ptr_eq(&known, &book.told(seconds(3))[&node(2)]), "the same is no news");
+    book.heard(&from(2), Some(addresses(8)), seconds(3));
+    assert_eq!(told(&book, seconds(3))[0], (node(2), addresses(8)));
+    // An older version now.
+    book.heard(&from(3), None, seconds(4));
+    assert_eq!(told(&book, seconds(4)), [(node(2), addresses(8))]);
+    book.pause();
+    assert_eq!(told(&book, seconds(3 + 179)), [(node(2), addresses(8))]);
+    assert_eq!(told(&book, seconds(3 + 180)), [], "silent");
+    book.heard(&from(2), Some(addresses(8)), seconds(200));
+    book.set(own(1), &node(1), MTU, vec![peer(3)]);
+    assert_eq!(told(&book, seconds(200)), [], "gone");
+}
+
+#[test]
+fn what_an_earlier_run_was_told_holds_until_a_peer_is_heard() {
+    let mut book = Book::new(1);
+    let of = |nodes: &[u8]| nodes.iter().map(|n| (node(*n), Arc::new(addresses(*n)))).collect::<Told>();
+    book.recall(&of(&[2, 3, 9]), seconds(1));
+    assert_eq!(book.told(seconds(2)), of(&[2, 3, 9]), "nobody knows the peers yet");
+    book.set(own(1), &node(1), MTU, vec![peer(2), peer(3), peer(4)]);
+    assert_eq!(book.told(seconds(2)), of(&[2, 3]), "the other is none any more");
+    book.heard(&own(2).to(&peer(1)), None, seconds(3));
+    book.heard(&own(3).to(&peer(1)), Some(addresses(3)), seconds(60));
+    assert_eq!(book.told(seconds(60)), of(&[3]));
+    book.recall(&of(&[3, 4]), seconds(100));
+    assert_eq!(book.told(seconds(60 + 179)), of(&[3, 4]));
+    assert_eq!(book.told(seconds(60 + 180)), of(&[4]), "what was heard counts");
+    assert_eq!(book.told(seconds(100 + 180)), of(&[]));
+}
+
+#[test]
+fn in_a_large_swarm_a_peer_has_more_time_to_tell() {
+    let mut book = Book::new(1);
+    let many = (0..6000_u16).map(|n| {
+        let [high, low] = n.to_be_bytes();
+        let ip = Ipv4Addr::new(10, 8, high, low);
+        Peer {
+            node: NodeId::from_entropy(u128::from(n) + 1000),
+            ip,
+            mac: MacAddr([2, 0x73, 0, 1, high, low]),
+            ..peer(2)
+        }
+    });
+    book.set(own(1), &node(1), MTU, many.chain([peer(2)]).collect());
+    book.heard(&own(2).to(&peer(1)), Some(addresses(7)), seconds(0));
+    // A round of all takes 300 s.
+    assert_eq!(told(&book, seconds(1200)).len(), 1);
+    assert_eq!(told(&book, seconds(1201)).len(), 0);
 }
 
 #[test]

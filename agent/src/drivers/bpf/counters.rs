@@ -51,6 +51,7 @@ impl BpfDriver {
             self.clients.fill(),
             self.members.fill(),
             self.local_addrs.fill(),
+            self.doors.fill(),
             self.routers.fill(),
             self.tunnels.fill(),
             self.balancer_ifs.fill(),

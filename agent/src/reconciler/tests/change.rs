@@ -7,7 +7,7 @@ use shoal_types::{LbPolicy, Protocol, PublishedPort, ServiceIndex};
 use super::*;
 
 /// A node beside another one, on which a service has these endpoints; the even ones don't serve.
-fn told(generation: u64, endpoints: &[u32]) -> Assignment {
+pub(super) fn told(generation: u64, endpoints: &[u32]) -> Assignment {
     let mut told = assigned(generation, None);
     let other = NodeId::from_entropy(2);
     let mut add = |object: Assigned| told.objects.insert(object.key(), object);
@@ -50,8 +50,9 @@ impl World {
     }
 
     /// Whether the kernel holds what a node should that was told this, and nothing else.
-    async fn holds(&mut self, told: &Assignment) -> bool {
+    pub(super) async fn holds(&mut self, told: &Assignment) -> bool {
         let facts = self.kernel.clone().facts(told, &node()).await.expect("always");
+        let facts = Facts { peers: self.stats.probes.peers().borrow().clone(), ..facts };
         let wanted = derive(told, &facts).expect("says who the node is");
         self.kernel.with(|state| state.objects == wanted)
     }
