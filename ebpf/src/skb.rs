@@ -71,10 +71,11 @@ impl Skb {
         helpers::mtu(self.raw, ifindex)
     }
 
-    /// The device by which the kernel would forward the packet.
+    /// The device by which the kernel would forward the packet, had it come in by a device (0: by the one it did).
     #[inline(always)]
-    pub fn route(&self, header: &Header) -> Option<u32> {
-        helpers::route(self.raw, self.ifindex(), header)
+    pub fn route(&self, device: u32, header: &Header) -> Option<u32> {
+        let device = if device == 0 { self.ifindex() } else { device };
+        helpers::route(self.raw, device, header)
     }
 
     /// How a tunnel packet came.

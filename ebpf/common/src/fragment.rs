@@ -96,9 +96,9 @@ pub fn remember<T: Tables>(tables: &T, at: (Program, u32), work: &mut Work, unch
         Out::Device(ifindex) => (BY_DEVICE, ifindex),
         Out::Neighbor(ifindex) => (BY_NEIGHBOR, ifindex),
         Out::Host(ifindex) => (BY_HOST, ifindex),
-        Out::Route if matches!(at.0, Program::TaskTx) => (BY_ROUTE, 0),
+        Out::Route(device) if matches!(at.0, Program::TaskTx) => (BY_ROUTE, device),
         // By a balancer, which gets what follows as it comes.
-        Out::Route => return,
+        Out::Route(_) => return,
     };
     let followers = &mut work.followers;
     followers.src = work.forward.src.copied();
@@ -124,7 +124,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, at: (Program, u32), 
             BY_DEVICE => Out::Device(known.ifindex),
             BY_NEIGHBOR => Out::Neighbor(known.ifindex),
             BY_HOST => Out::Host(known.ifindex),
-            BY_ROUTE => Out::Route,
+            BY_ROUTE => Out::Route(known.ifindex),
             _ => Out::Peer(known.ifindex),
         };
         work.mark = known.mark;

@@ -185,7 +185,7 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
         }
         REPLY_STEER => {
             if let Some(door) = direct::door(tables, work.header.v4, &reply.mac) {
-                work.forward_unchanged(ethernet, Out::Route);
+                work.forward_unchanged(ethernet, Out::Route(0));
                 work.forward.src = door.copied();
                 work.forward.sport = direct::port(&reply.mac);
                 // What the client sends comes through a tunnel.

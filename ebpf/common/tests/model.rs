@@ -54,6 +54,7 @@ fn programs_and_model_agree() {
     for what in [
         "answer lost with what was forgotten",
         "answered",
+        "answered by itself",
         "began",
         "collected",
         "dropped without an endpoint",

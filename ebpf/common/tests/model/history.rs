@@ -123,7 +123,8 @@ impl History {
 
 impl fmt::Display for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} nodes; policies {:?}; ring {:?}", self.place.nodes, self.policy, self.ring)?;
+        let Place { nodes, dsr, .. } = &self.place;
+        writeln!(f, "{nodes} nodes; dsr {dsr}; policies {:?}; ring {:?}", self.policy, self.ring)?;
         for (t, task) in self.place.tasks.iter().enumerate() {
             writeln!(f, "  task {t}: {task:?}")?;
         }

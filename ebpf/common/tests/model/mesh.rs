@@ -3,14 +3,14 @@
 use std::ops::ControlFlow::{self, Break, Continue};
 
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::keys::{FlowKey, LocalKey, PortKey, RouterKey, VipKey};
+use shoal_ebpf_common::keys::{DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::lane::Form;
 use shoal_ebpf_common::life;
 use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
-    ENDPOINT_DRAINING, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS, LEG_INGRESS, LocalVal, NodeConfig,
-    PROPOSE_FLOW, PROPOSE_NOTHING, PROPOSE_REPLY, PortVal, Proposal, TaskIf, VipVal,
+    ENDPOINT_DRAINING, ENDPOINT_DSR, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS, LEG_INGRESS, LocalVal,
+    NodeConfig, PORT_DSR, PROPOSE_FLOW, PROPOSE_NOTHING, PROPOSE_REPLY, PortVal, Proposal, TaskIf, VipVal,
 };
 use shoal_ebpf_common::verdict::Out;
 
@@ -110,10 +110,17 @@ impl Mesh {
             ..NodeConfig::default()
         });
         for v4 in [true, false] {
-            host.set_local_addr(place::node(n, v4).into());
+            host.set_own_door(place::node(n, v4).into(), place::DOOR.into());
         }
         for m in routers {
-            host.set_router(RouterKey::new(place::router_mac(m)));
+            let mac = place::router_mac(m);
+            host.set_router(RouterKey::new(mac));
+            let low = u32::from_be_bytes([0, mac[3], mac[4], mac[5]]);
+            for v4 in [true, false] {
+                host.set_door(DoorKey::new(low, place::DOOR, v4), place::node(m, v4).into());
+                let floating = place::floating(0, v4).into();
+                host.set_door(DoorKey::new(low, place::FLOATING_DOOR, v4), floating);
+            }
         }
         host.set_member(Addr::v4(MEMBER));
         host.set_tunnel(INGRESS, INGRESS_VXLAN);
@@ -184,7 +191,7 @@ impl Mesh {
                 ip4,
                 ip6: if has_v6 { ip6 } else { Addr::ANY },
                 mac,
-                flags: drains | if is_local { ENDPOINT_LOCAL } else { 0 },
+                flags: drains | if is_local { ENDPOINT_LOCAL } else { ENDPOINT_DSR },
                 ifindex: if is_local { veth + number(t) } else { vxlan },
                 pad: 0,
             };
@@ -211,7 +218,9 @@ impl Mesh {
                 let key = PortKey::new(scope, port, proto);
                 match to {
                     Some((service, target)) => {
-                        let value = PortVal::new(service_id(service, Leg::Ingress), target);
+                        let flags = if self.place.dsr { PORT_DSR } else { 0 };
+                        let value =
+                            PortVal { flags, ..PortVal::new(service_id(service, Leg::Ingress), target) };
                         self.nodes[n].host.set_port(key, value);
                     }
                     None => self.nodes[n].host.remove_port(key),
@@ -226,7 +235,8 @@ impl Mesh {
                 let addr = place::floating(f, v4).into();
                 node.host.maps.local_addrs.remove(&addr);
                 if n == to {
-                    node.host.set_local_addr(addr);
+                    let number = place::FLOATING_DOOR + u16::try_from(f).expect("few");
+                    node.host.set_own_door(addr, number.into());
                 }
             }
         }
@@ -322,6 +332,9 @@ impl Mesh {
                 (Action::Drop, _) => return Fate::Dropped(counted),
                 (Action::Redirect, Some(Out::Peer(veth))) => return self.deliver(at.node, veth, &at.bytes),
                 (Action::Redirect, Some(Out::Neighbor(UPLINK))) => {
+                    return Fate::Outside(at.node, Segment::parse(&at.bytes));
+                }
+                (Action::Redirect, Some(Out::Route(0))) if at.program == Program::TaskTx => {
                     return Fate::Outside(at.node, Segment::parse(&at.bytes));
                 }
                 (Action::Redirect, Some(Out::Host(LOOPBACK))) => {

@@ -33,7 +33,14 @@ impl Task {
 pub(crate) struct Place {
     pub(crate) nodes: usize,
     pub(crate) tasks: Vec<Task>,
+    /// Whether nodes of tasks answer clients themselves where they can.
+    pub(crate) dsr: bool,
 }
+
+/// Number of the own address of each node, where it is answered from.
+pub(crate) const DOOR: u16 = 9;
+/// Number of the first of the addresses that move. Of the second nobody is told.
+pub(crate) const FLOATING_DOOR: u16 = 40;
 
 impl Place {
     pub(crate) fn generate(random: &mut Random) -> Self {
@@ -46,7 +53,7 @@ impl Place {
                 v6: random.below(4) > 0,
             })
             .collect();
-        Self { nodes, tasks }
+        Self { nodes, tasks, dsr: random.below(3) == 0 }
     }
 }
 

@@ -384,6 +384,20 @@ impl Model {
         (fate, line)
     }
 
+    /// What a client gets of an answer that a node of a task sends by itself, if it may.
+    fn by_itself(&self, id: Id, task: usize, answer: &Segment) -> Option<Fate> {
+        let node = self.place.tasks[task].node;
+        let line = self.lines[id.1];
+        let is_known = matches!(line.target, Target::Node(_) | Target::Floating(0));
+        if !self.place.dsr || node == id.0 || !is_known {
+            return None;
+        }
+        match self.answer_to(id, answer).0 {
+            Fate::Outside(_, segment) => Some(without_macs(Fate::Outside(node, segment))),
+            _ => None,
+        }
+    }
+
     /// A task answered what it sees; says what is wrong with the answer's fate.
     pub(crate) fn answered(&mut self, peer: Peer, answer: &Segment, fate: &Fate) -> Result<(), String> {
         let Some(&id) = self.peers.get(&peer) else { return Ok(()) };
@@ -396,12 +410,23 @@ impl Model {
         let is_doubtful = is_own_server && (flow.tampered || !must);
         let (want, line) = self.answer_to(id, answer);
         let fate = without_macs(fate.clone());
+        if self.by_itself(id, peer.task, answer).is_some_and(|direct| direct == fate) {
+            // The node that the client asked sees nothing of it.
+            for flow in self.flows.values_mut().filter(|flow| flow.peer == peer) {
+                flow.tampered = true;
+                flow.server_fin |= answer.flags & FIN != 0;
+                flow.reset |= answer.flags & RST != 0;
+            }
+            self.count("answered by itself");
+            return Ok(());
+        }
         if fate != without_macs(want.clone()) {
             let is_lost = matches!(fate, Fate::Stack(..) | Fate::Dropped(_) | Fate::Astray(_));
             let now = self.flows.iter().map(|(&other, flow)| (flow.peer, other));
-            let is_anothers = now
-                .chain(self.left.keys().copied())
-                .any(|(seen, other)| seen == peer && without_macs(self.answer_to(other, answer).0) == fate);
+            let is_anothers = now.chain(self.left.keys().copied()).any(|(seen, other)| {
+                let by_itself = || self.by_itself(other, peer.task, answer).as_ref() == Some(&fate);
+                seen == peer && (without_macs(self.answer_to(other, answer).0) == fate || by_itself())
+            });
             // Within a network it finds the client all the same, who has asked somebody else.
             let is_plain = matches!(&fate, Fate::Task(task, Leg::Overlay, got)
                 if line.client == Client::Task(*task) && *got == answer.clone().macs([0; 6], [0; 6]));

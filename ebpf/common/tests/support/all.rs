@@ -7,6 +7,7 @@ pub(crate) mod alias_cases;
 pub(crate) mod balancer_cases;
 pub(crate) mod bytes_cases;
 pub(crate) mod cases;
+pub(crate) mod direct_cases;
 pub(crate) mod fragment_cases;
 pub(crate) mod fuzz;
 pub(crate) mod host;

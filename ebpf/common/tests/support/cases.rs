@@ -71,6 +71,14 @@ macro_rules! every_case {
             a_connection_whose_address_moved_was_told_before, a_port_that_is_used_again_begins_anew,
             frames_with_padding_and_options_are_told_right, a_client_of_the_node_is_told_of_too,
         );
+        every_case!(@ $make, direct_cases:
+            a_frame_names_the_door_that_was_asked, who_is_not_to_answer_is_not_told,
+            a_flow_whose_port_is_translated_is_answered_by_the_router, a_task_answers_as_the_door_that_was_asked,
+            an_answer_whose_door_is_not_known_goes_to_the_router, a_router_may_change_its_mind,
+            flows_by_several_doors_do_not_alias, only_a_router_names_doors,
+            a_client_on_the_tasks_node_is_answered_by_the_router, errors_go_by_the_router_whoever_answers,
+            fragments_of_such_a_flow_follow_their_first, the_router_follows_one_half,
+        );
         every_case!(@ $make, task_cases:
             answer_goes_to_the_router_it_came_by, answer_by_another_leg_is_put_right,
             answer_of_a_flow_that_entered_here_is_restored, a_task_sends_only_as_itself,
