@@ -88,9 +88,11 @@ pub(crate) fn way<T: Tables>(tables: &T, work: &Work, source: &Mac, router: &Mac
 /// The address that the client of an answer asked, if the answer goes to it by itself; `source` is what its requests' frames
 /// come from.
 #[inline(always)]
-pub(crate) fn door<'a, T: Tables>(tables: &'a T, v4: bool, source: &Mac) -> Option<&'a Addr> {
-    match number(source) {
-        0 => None,
-        number => tables.door(&DoorKey::new(steer::scope_of(source), number, v4)),
+pub(crate) fn door<'a, T: Tables>(tables: &'a T, work: &mut Work, source: &Mac) -> Option<&'a Addr> {
+    let number = number(source);
+    if number == 0 {
+        return None;
     }
+    work.door = DoorKey::new(steer::scope_of(source), number, work.header.v4);
+    tables.door(&work.door)
 }

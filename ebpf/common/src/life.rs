@@ -97,8 +97,7 @@ pub const fn is_expired(proto: u8, state: u32, idle: u32) -> bool {
 /// Whether a flow is over, by the record of its answers: another may have its ports.
 #[inline(always)]
 pub(crate) fn is_over<T: Tables>(tables: &T, proto: u8, known: &ReplyVal) -> bool {
-    let idle = idle(tables.clock(), known.seen);
-    has_ended(known.state, idle) || is_expired(proto, known.state, idle)
+    is_closed(known.state) || is_expired(proto, known.state, idle(tables.clock(), known.seen))
 }
 
 const fn seconds(ticks: u32) -> u64 {

@@ -112,7 +112,7 @@ pub(crate) fn deliver(work: &mut Work, ethernet: &Ethernet, port: u16, out: Out)
 #[inline(always)]
 fn alias<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Option<u16> {
     let flow = tables.flow(&work.key)?;
-    if flow.endpoint != ALIASED || flow.service != number(router) {
+    if flow.endpoint != ALIASED || !is_of(flow.service, router) {
         return None;
     }
     let port = flow.source_port;
@@ -127,8 +127,10 @@ fn alias<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Option<u16> {
             }
             return Some(port);
         }
-        work.answers.dport = original;
-        return None;
+        if !came_by(known, router, work.header.sport) {
+            work.answers.dport = original;
+            return None;
+        }
     }
     set(tables, work, router);
     Some(port)

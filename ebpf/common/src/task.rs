@@ -184,7 +184,7 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
             local::home(work, config, reply);
         }
         REPLY_STEER => {
-            if let Some(door) = direct::door(tables, work.header.v4, &reply.mac) {
+            if let Some(door) = direct::door(tables, work, &reply.mac) {
                 work.forward_unchanged(ethernet, Out::Route(0));
                 work.forward.src = door.copied();
                 work.forward.sport = direct::port(&reply.mac);
@@ -192,12 +192,12 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
                 work.narrow = if work.header.opens() { task.ingress_vxlan } else { 0 };
             } else {
                 let Some(config) = tables.config() else { return false };
-                let router = direct::router_of(&reply.mac, &config.router_mac);
-                let Some(out) = to_router(task, config, &router) else { return false };
-                work.forward_unchanged(ethernet, out);
+                work.forward_unchanged(ethernet, Out::Device(task.ingress_vxlan));
                 work.forward.src = ingress.copied();
                 work.forward.src_mac = copied(&task.ingress_mac);
-                work.forward.dst_mac = router;
+                work.forward.dst_mac = direct::router_of(&reply.mac, &config.router_mac);
+                let Some(out) = to_router(task, config, &work.forward.dst_mac) else { return false };
+                work.forward.out = out;
             }
             work.forward.dport = reply.client_port;
             if work.header.src != work.key.src && reply.addr == work.key.src {

@@ -2,7 +2,7 @@
 
 use crate::addr::Addr;
 use crate::fragment::{FragmentKey, FragmentVal};
-use crate::keys::{FlowKey, Mac, copied};
+use crate::keys::{DoorKey, FlowKey, Mac, copied};
 use crate::packet::{Ethernet, Fragment, Header};
 use crate::proxy::Space;
 use crate::reason::Reason;
@@ -72,6 +72,8 @@ pub struct Work {
     pub proxy: u32,
     /// The sequence numbers of that connection.
     pub space: Space,
+    /// Of an answer: the address that its client asked, as the request's frame names it.
+    pub door: DoorKey,
 }
 
 impl Work {

@@ -85,8 +85,10 @@ impl Model {
     }
 
     fn may_be_over(&self, flow: &Flow) -> bool {
-        let limit = if flow.tampered { 60 } else { flow.limit() };
-        let begins = !flow.open || flow.tampered;
+        // Whose answers pass by, its client's last word may have been the end of.
+        let may_have_ended = flow.tampered || self.place.dsr && flow.client_fin;
+        let limit = if may_have_ended { 60 } else { flow.limit() };
+        let begins = !flow.open || may_have_ended;
         flow.dead
             || flow.is_closed()
             || begins && self.forgets_beginners
