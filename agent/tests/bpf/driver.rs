@@ -10,11 +10,12 @@ use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
 use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::reason::{Event, Reason};
-use shoal_ebpf_common::values::{EndpointVal, PortVal};
+use shoal_ebpf_common::values::{EndpointVal, PortVal, TaskIf};
 use shoal_ebpf_common::verdict::Out;
 
 use super::Kernel;
 use super::fixture::Plane;
+use super::support::direct_cases;
 use super::support::fuzz::{self, Random};
 use super::support::host::Host;
 use super::support::packet::{ACK, SYN, Segment, TCP, UDP};
@@ -388,6 +389,41 @@ fn connections_through_a_tunnel_keep_within_its_mtu() {
                 assert_eq!(Segment::parse(&run.bytes).tcp_options, option(limit), "to {service:x}");
                 kernel.driver().purge(|_, _| true).unwrap();
             }
+        }
+    });
+}
+
+/// Where there are routes, what the cases of direct server return let go by goes.
+#[test]
+fn a_task_answers_its_clients_by_the_kernels_routes() {
+    in_namespace(|ifindex| {
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forward IPv4");
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("forward IPv6");
+        ip(&["link", "set", "lo", "up"]);
+        ip(&["link", "set", "t1", "up"]);
+        ip(&["link", "set", "t0", "up", "mtu", "1450"]);
+        ip(&["route", "add", "default", "dev", "t0"]);
+        ip(&["-6", "route", "add", "default", "dev", "t0"]);
+        for case in [
+            direct_cases::a_task_answers_as_the_door_that_was_asked,
+            direct_cases::an_answer_whose_door_is_not_known_goes_to_the_router,
+            direct_cases::flows_by_several_doors_do_not_alias,
+            direct_cases::fragments_of_such_a_flow_follow_their_first,
+        ] {
+            let mut kernel = Kernel::new();
+            case(&mut kernel);
+            assert_eq!(kernel.drops(Reason::NoRoute), 0);
+        }
+        // What a client sends comes through a tunnel.
+        let mut kernel = Kernel::new();
+        direct_cases::task_node(&mut kernel);
+        for (family, headers) in [(world::V4, 40), (world::V6, 60)] {
+            kernel.set_task_if(world::IFINDEX, TaskIf { ingress_vxlan: ifindex, ..world::ingress_leg() });
+            let option = |mss: u16| [vec![2, 4], mss.to_be_bytes().to_vec()].concat();
+            let mut answer = direct_cases::opened(&mut kernel, &family);
+            answer.tcp_options = option(8960);
+            let run = kernel.run(Program::TaskTx, &answer.bytes());
+            assert_eq!(Segment::parse(&run.bytes).tcp_options, option(1450 - headers));
         }
     });
 }

@@ -52,7 +52,7 @@ fn publish(w: &mut dyn World, proto: u8, value: PortVal) {
 }
 
 /// A node with a task, that knows an address of another node.
-fn task_node(w: &mut dyn World) {
+pub(crate) fn task_node(w: &mut dyn World) {
     node(w);
     for (family, v4) in [(V4, true), (V6, false)] {
         w.set_door(DoorKey::new(2, DOOR, v4), addr(asked(&family)));
@@ -71,6 +71,13 @@ fn request(family: &Family, proto: u8, source: Mac) -> Segment {
 fn answer(seen: &Segment) -> Segment {
     let Segment { src, dst, sport, dport, .. } = seen.clone();
     Segment { src: dst, dst: src, sport: dport, dport: sport, ..seen.clone() }.flags(ACK).macs(TASK, GATEWAY)
+}
+
+/// The task's answer to a connection that begins, by another node.
+pub(crate) fn opened(w: &mut dyn World, family: &Family) -> Segment {
+    let sent = request(family, TCP, other_marked());
+    forwarded(w, OVERLAY, &sent, HERE);
+    answer(&sent).flags(SYN | ACK)
 }
 
 /// The task's answer, which goes to the client by the routes of the kernel: so far as that has any, which in some worlds it
