@@ -357,8 +357,7 @@ fn a_header_is_switched_without_another_task_and_nodes_are_told() {
 
 #[test]
 fn a_policy_that_only_ipvs_has_does_not_go_with_what_ipvs_does_not_do() {
-    let options: [(&str, fn(PortSpec) -> PortSpec); 2] = [("proxy-protocol", headed), ("dsr", direct)];
-    for (option, of) in options {
+    for (option, port) in [("proxy-protocol", headed(tcp(8081, 81))), ("dsr", direct(tcp(8081, 81)))] {
         let mut sim = Sim::of(1);
         sim.must(Command::SetLbEngine { engine: LbEngine::Ipvs });
         sim.balances("n1", LbEngine::Ipvs, true, false);
@@ -366,7 +365,7 @@ fn a_policy_that_only_ipvs_has_does_not_go_with_what_ipvs_does_not_do() {
             lb: LbPolicy::LeastConnections,
             ..publishing("web", 1, ports)
         };
-        let both = [tcp(8080, 80), of(tcp(8081, 81))];
+        let both = [tcp(8080, 80), port];
         let rejection = refused(&mut sim, least(&both));
         assert_eq!(rejection.code(), ErrorCode::InvalidField);
         let says = format!(
