@@ -9,7 +9,8 @@ use shoal_netns::pinned::{Pinned, index};
 use shoal_netns::{DEVICE, Need, Node, Run, Swarm, Traffic, wait_for};
 
 use crate::harness::{
-    PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, answered_by, ask_node, host_names, scenario, web,
+    PATIENCE, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, WHOAMI, answered_by, ask_node, host_names,
+    scenario, web,
 };
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
@@ -18,6 +19,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("entries_routes_programs_and_pins_come_back_under_streams", quietly),
     scenario("entries_that_connections_hang_on_come_back", loudly),
     scenario("links_and_programs_come_back_with_all_that_hangs_on_them", links),
+    scenario("addresses_that_other_nodes_tell_come_back_and_stay_through_a_restart", told),
 ];
 
 /// How often a node repaired a kind of object.
@@ -218,6 +220,57 @@ fn quietly(swarm: &mut Swarm) -> anyhow::Result<()> {
     repairs(node, "pin", || Ok(std::fs::remove_file(&pin)?), || Ok(pin.exists()))?;
     finish(long)?;
     every_node_answers(swarm, &host_names(&tasks))
+}
+
+/// Once a port is published so, nodes answer each other's clients, by what their probes tell.
+fn told(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let tasks = web(swarm, 3)?;
+    let node = swarm.manager();
+    let doors = map(node, "DOORS")?;
+    ensure!(doors.first_key()?.is_none(), "addresses of other nodes are there before any port needs them");
+    let direct = format!("published={PUBLISHED_WHOAMI},target={WHOAMI},dsr=true");
+    node.shoal(&["service", "update", "--publish-add", &direct, "web"])?;
+    wait_for("the addresses of another node", PATIENCE, || match doors.first_key() {
+        Ok(Some(_)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    every_node_answers(swarm, &host_names(&tasks))?;
+    let mut harms = entries(node, &[("DOORS", "door")])?;
+    harms.push(other_number(node)?);
+    repairs_all(node, &harms)?;
+    every_node_answers(swarm, &host_names(&tasks))?;
+    drop(harms);
+    for node in &mut swarm.nodes {
+        node.stop_daemon()?;
+    }
+    for node in &mut swarm.nodes {
+        node.start_daemon()?;
+    }
+    swarm.wait_ready(3)?;
+    for node in &swarm.nodes {
+        wait_for("the others to be heard", PATIENCE, || {
+            let heard = node.metric("shoal_peers{state=\"ok\"}").map_err(|error| format!("{error:#}"))?;
+            if heard > 1.5 { Ok(()) } else { Err(format!("{heard} of 2")) }
+        })?;
+        let writes = node.metric("shoal_agent_kernel_writes_total")?;
+        ensure!(writes < 0.5, "{} wrote to its kernel {writes} times\n{}", node.name(), node.log_tail());
+    }
+    every_node_answers(swarm, &host_names(&tasks))
+}
+
+/// Another number of an address of the node, than others know it by.
+fn other_number(node: &Node) -> anyhow::Result<Harm> {
+    let map = Rc::new(map(node, "LOCAL_ADDRS")?);
+    let key = map.first_key()?.context("no address")?;
+    let wanted = map.get(&key)?.context("it was there")?;
+    let mut other = wanted.clone();
+    other[0] ^= 0x15;
+    let (same, at) = (Rc::clone(&map), key.clone());
+    Ok(Harm {
+        object: "local_addr",
+        apply: Box::new(move || same.set(&at, &other)),
+        is_back: Box::new(move || Ok(map.get(&key)?.as_ref() == Some(&wanted))),
+    })
 }
 
 fn loudly(swarm: &mut Swarm) -> anyhow::Result<()> {
