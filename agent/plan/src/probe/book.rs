@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use shoal_types::NodeId;
 
-use super::frame::{Ends, Kind, Message, SMALLEST};
+use super::frame::{Ends, Kind, Message, SMALLEST, Says};
 use super::judge::{Class, Counts, Heard, Offset, ROUNDS, Report, Round, Sent, State, judge};
 use super::{Own, Peer, Time};
 use crate::doors::{Addresses, Told};
@@ -268,14 +268,17 @@ impl Book {
         Some(ends.turned())
     }
 
-    /// Notes what a peer's probe that has room for addresses ([`Message::has_room`]) tells of its own; `None` if it is of a
-    /// version that tells none. Nobody else is listened to.
-    pub fn heard(&mut self, ends: &Ends, told: Option<Addresses>, now: Time) {
+    /// Notes what a peer's probe that has room for addresses ([`Message::has_room`]) says of its own. Nobody else is listened
+    /// to.
+    pub fn heard(&mut self, ends: &Ends, says: Says, now: Time) {
         let Some(peer) = self.known(ends) else { return };
-        peer.told = told.map(|told| match &peer.told {
-            Some((known, _)) if **known == told => (Arc::clone(known), now),
-            _ => (Arc::new(told), now),
-        });
+        match (says, &mut peer.told) {
+            (Says::Nothing, told) => *told = None,
+            // It has just been started: what it told before is as good as it was.
+            (Says::Later, _) => {}
+            (Says::Addresses(now_told), Some((told, at))) if **told == now_told => *at = now,
+            (Says::Addresses(now_told), told) => *told = Some((Arc::new(now_told), now)),
+        }
     }
 
     /// Takes over what an earlier run was told, as if it had been told now: until a peer is heard, and no longer than any

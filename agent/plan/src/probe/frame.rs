@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Every probe that has room for the longest list tells the addresses of the sender that published ports answer on
-//! ([`crate::doors`]); "addresses" is 1 in those. A version that knows nothing of them sends 0 there, and reads none of it.
+//! ([`crate::doors`]); "addresses" is 1 in those, or 2 while the sender does not know its own yet. A version that knows nothing
+//! of them sends 0 there, and reads none of it.
 //!
 //! Whoever gets a probe answers at once with the same words and its own clock, in a frame of the smallest size: which
 //! sizes arrive is told by what is answered, one direction at a time. The checksum covers the filling, so a frame that
@@ -36,6 +37,8 @@ const OF_V4: usize = TELLS + 1;
 const OF_V6: usize = TELLS + 2;
 /// How they are told, the only way so far.
 const IN_TURN: u8 = 1;
+/// They are not known yet.
+const LATER: u8 = 2;
 /// Smallest probe, by its IP packet, that tells addresses: with room for as many as there may be.
 const ROOM: u16 = 960;
 const _: () = assert!(HEADERS + WORDS + MOST_V4 * 4 + MOST_V6 * 16 <= ROOM as usize);
@@ -93,6 +96,17 @@ pub struct Message {
     pub clock_ms: u64,
 }
 
+/// What a probe says of its sender's addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Says {
+    /// Nothing: it is of a version that tells none, or in a way that this one does not know.
+    Nothing,
+    /// That they are not known yet.
+    Later,
+    /// These.
+    Addresses(Addresses),
+}
+
 impl Message {
     /// The answer to a probe.
     #[must_use]
@@ -141,8 +155,8 @@ impl Message {
     }
 }
 
-/// The frame of a message. A probe is as long as it says, and tells the addresses if it has room; an answer is as short as
-/// can be. The source port differs from round to round, so that rounds take different ones of several equal paths.
+/// The frame of a message. A probe is as long as it says, and tells the addresses if it has room (`None`: they are not known
+/// yet); an answer is as short as can be. The source port differs from round to round, so that rounds take different ones of several equal paths.
 pub fn build(ends: &Ends, message: &Message, own: Option<&Addresses>) -> Vec<u8> {
     let length = match message.kind {
         Kind::Probe => message.length.max(SMALLEST),
@@ -167,7 +181,7 @@ pub fn build(ends: &Ends, message: &Message, own: Option<&Addresses>) -> Vec<u8>
     frame.extend(datagram.to_be_bytes());
     frame.extend([0, 0]);
     frame.extend(message.words());
-    if let Some(own) = own.filter(|_| message.has_room()) {
+    if message.has_room() {
         tell(&mut frame, own);
     }
     frame.extend((frame.len()..ETH + size).map(filling));
@@ -213,26 +227,34 @@ pub fn parse(frame: &[u8]) -> Option<(Ends, Message)> {
 }
 
 /// Adds addresses to a frame that has its words.
-fn tell(frame: &mut Vec<u8>, own: &Addresses) {
+fn tell(frame: &mut Vec<u8>, own: Option<&Addresses>) {
     let number = |all: usize| u8::try_from(all).unwrap_or_default();
-    let said = [IN_TURN, number(own.v4().len()), number(own.v6().len())];
+    let said = match own {
+        Some(own) => [IN_TURN, number(own.v4().len()), number(own.v6().len())],
+        None => [LATER, 0, 0],
+    };
     if let Some(place) = frame.get_mut(ETH + HEADERS + TELLS..).and_then(|words| words.get_mut(..said.len()))
     {
         place.copy_from_slice(&said);
     }
-    frame.extend(own.v4().iter().flat_map(Ipv4Addr::octets));
-    frame.extend(own.v6().iter().flat_map(Ipv6Addr::octets));
+    if let Some(own) = own {
+        frame.extend(own.v4().iter().flat_map(Ipv4Addr::octets));
+        frame.extend(own.v6().iter().flat_map(Ipv6Addr::octets));
+    }
 }
 
-/// The addresses that the sender of a probe tells, from a frame that [`parse`] read as one. `None`: it tells none, not even
-/// that it has none.
-pub fn addresses(frame: &[u8]) -> Option<Addresses> {
-    let datagram = frame.get(ETH + HEADERS..)?;
-    let words = datagram.get(..WORDS)?;
-    if words.get(TELLS) != Some(&IN_TURN) {
-        return None;
+/// What a probe says of its sender's addresses, from a frame that [`parse`] read as one that has room for them.
+pub fn addresses(frame: &[u8]) -> Says {
+    let datagram = frame.get(ETH + HEADERS..).unwrap_or_default();
+    match datagram.get(TELLS) {
+        Some(&LATER) => Says::Later,
+        Some(&IN_TURN) => in_turn(datagram).map_or(Says::Nothing, Says::Addresses),
+        _ => Says::Nothing,
     }
-    let (v4, v6) = (usize::from(*words.get(OF_V4)?), usize::from(*words.get(OF_V6)?));
+}
+
+fn in_turn(datagram: &[u8]) -> Option<Addresses> {
+    let (v4, v6) = (usize::from(*datagram.get(OF_V4)?), usize::from(*datagram.get(OF_V6)?));
     if v4 > MOST_V4 || v6 > MOST_V6 {
         return None;
     }
@@ -318,22 +340,26 @@ mod tests {
                 assert_eq!(frame.len(), ETH + usize::from(length));
                 assert_eq!(parse(&frame), Some((ENDS, probe(length))), "{length}");
                 assert!(probe(length).has_room());
-                assert_eq!(addresses(&frame).as_ref(), Some(&own), "{length}");
+                assert_eq!(addresses(&frame), Says::Addresses(own.clone()), "{length}");
             }
         }
     }
 
     #[test]
     fn who_says_nothing_of_addresses_is_told_from_who_has_none() {
-        assert_eq!(addresses(&build(&ENDS, &probe(1400), None)), None);
         let none = build(&ENDS, &probe(1400), Some(&Addresses::default()));
-        assert_eq!(addresses(&none), Some(Addresses::default()));
+        assert_eq!(addresses(&none), Says::Addresses(Addresses::default()));
+        let later = build(&ENDS, &probe(1400), None);
+        assert_eq!(parse(&later), Some((ENDS, probe(1400))));
+        assert_eq!(addresses(&later), Says::Later);
+        for other in [0, 3, 255] {
+            let mut of_another_version = build(&ENDS, &probe(1400), Some(&several()));
+            of_another_version[ETH + HEADERS + TELLS] = other;
+            assert_eq!(addresses(&of_another_version), Says::Nothing);
+        }
         let small = probe(ROOM - 1);
         assert!(!small.has_room() && !probe(1400).answer(7).has_room());
         assert_eq!(build(&ENDS, &small, Some(&several())), build(&ENDS, &small, None));
-        let mut later = build(&ENDS, &probe(1400), Some(&several()));
-        later[ETH + HEADERS + TELLS] = 2;
-        assert_eq!(addresses(&later), None);
     }
 
     #[test]
@@ -341,7 +367,7 @@ mod tests {
         for (at, most) in [(OF_V4, MOST_V4), (OF_V6, MOST_V6)] {
             let mut frame = build(&ENDS, &probe(1450), Some(&Addresses::default()));
             frame[ETH + HEADERS + at] = u8::try_from(most + 1).expect("few");
-            assert_eq!(addresses(&frame), None);
+            assert_eq!(addresses(&frame), Says::Nothing);
         }
     }
 
@@ -360,7 +386,7 @@ mod tests {
             let told = addresses(&frame);
             let needed = ETH + HEADERS + WORDS + usize::from(v4) * 4 + usize::from(v6) * 16;
             let may = usize::from(v4) <= MOST_V4 && usize::from(v6) <= MOST_V6 && needed <= frame.len();
-            prop_assert_eq!(told.is_some(), may);
+            prop_assert_eq!(matches!(told, Says::Addresses(_)), may);
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::frame::{Ends, Kind, Message};
+use super::frame::{Ends, Kind, Message, Says};
 use super::*;
 use crate::doors::{Addresses, Told};
 
@@ -301,25 +301,27 @@ fn addresses_are_those_that_a_peer_told_last() {
     book.set(own(1), &node(1), MTU, vec![peer(2), peer(3)]);
     let from = |n| own(n).to(&peer(1));
     assert_eq!(told(&book, seconds(0)), []);
-    book.heard(&from(2), Some(addresses(7)), seconds(1));
-    book.heard(&from(3), Some(Addresses::default()), seconds(1));
+    book.heard(&from(2), Says::Addresses(addresses(7)), seconds(1));
+    book.heard(&from(3), Says::Addresses(Addresses::default()), seconds(1));
     // Not of the swarm, or in another's name.
-    book.heard(&from(4), Some(addresses(9)), seconds(1));
-    book.heard(&Ends { src: own(3).ip, ..from(2) }, Some(addresses(9)), seconds(1));
+    book.heard(&from(4), Says::Addresses(addresses(9)), seconds(1));
+    book.heard(&Ends { src: own(3).ip, ..from(2) }, Says::Addresses(addresses(9)), seconds(1));
     let both = [(node(2), addresses(7)), (node(3), Addresses::default())];
     assert_eq!(told(&book, seconds(2)), both);
     let known = Arc::clone(&book.told(seconds(2))[&node(2)]);
-    book.heard(&from(2), Some(addresses(7)), seconds(3));
+    book.heard(&from(2), Says::Addresses(addresses(7)), seconds(3));
     assert!(Arc::ptr_eq(&known, &book.told(seconds(3))[&node(2)]), "the same is no news");
-    book.heard(&from(2), Some(addresses(8)), seconds(3));
+    book.heard(&from(2), Says::Addresses(addresses(8)), seconds(3));
     assert_eq!(told(&book, seconds(3))[0], (node(2), addresses(8)));
+    book.heard(&from(3), Says::Later, seconds(4));
+    assert_eq!(told(&book, seconds(4)).len(), 2, "it has just been started");
     // An older version now.
-    book.heard(&from(3), None, seconds(4));
+    book.heard(&from(3), Says::Nothing, seconds(4));
     assert_eq!(told(&book, seconds(4)), [(node(2), addresses(8))]);
     book.pause();
     assert_eq!(told(&book, seconds(3 + 179)), [(node(2), addresses(8))]);
     assert_eq!(told(&book, seconds(3 + 180)), [], "silent");
-    book.heard(&from(2), Some(addresses(8)), seconds(200));
+    book.heard(&from(2), Says::Addresses(addresses(8)), seconds(200));
     book.set(own(1), &node(1), MTU, vec![peer(3)]);
     assert_eq!(told(&book, seconds(200)), [], "gone");
 }
@@ -332,8 +334,8 @@ fn what_an_earlier_run_was_told_holds_until_a_peer_is_heard() {
     assert_eq!(book.told(seconds(2)), of(&[2, 3, 9]), "nobody knows the peers yet");
     book.set(own(1), &node(1), MTU, vec![peer(2), peer(3), peer(4)]);
     assert_eq!(book.told(seconds(2)), of(&[2, 3]), "the other is none any more");
-    book.heard(&own(2).to(&peer(1)), None, seconds(3));
-    book.heard(&own(3).to(&peer(1)), Some(addresses(3)), seconds(60));
+    book.heard(&own(2).to(&peer(1)), Says::Nothing, seconds(3));
+    book.heard(&own(3).to(&peer(1)), Says::Addresses(addresses(3)), seconds(60));
     assert_eq!(book.told(seconds(60)), of(&[3]));
     book.recall(&of(&[3, 4]), seconds(100));
     assert_eq!(book.told(seconds(60 + 179)), of(&[3, 4]));
@@ -355,7 +357,7 @@ fn in_a_large_swarm_a_peer_has_more_time_to_tell() {
         }
     });
     book.set(own(1), &node(1), MTU, many.chain([peer(2)]).collect());
-    book.heard(&own(2).to(&peer(1)), Some(addresses(7)), seconds(0));
+    book.heard(&own(2).to(&peer(1)), Says::Addresses(addresses(7)), seconds(0));
     // A round of all takes 300 s.
     assert_eq!(told(&book, seconds(1200)).len(), 1);
     assert_eq!(told(&book, seconds(1201)).len(), 0);
