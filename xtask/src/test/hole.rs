@@ -8,9 +8,10 @@ pub(super) const LONG_FORM_ONLY: [&str; 7] =
     ["answers", "barriers", "doctor", "health", "liveness", "refusals", "renewal"];
 /// The same under emulation, where an hour isn't enough for all: what an engine does on a kernel with a compiler is in
 /// what is left, what else there is runs in user-mode Linux.
-pub(super) const NATIVE_ONLY: [&str; 16] = [
+pub(super) const NATIVE_ONLY: [&str; 17] = [
     "admission",
     "connect",
+    "direct",
     "driver::bpf",
     "engines::balancers_go_with_their_last_connection",
     "faults",

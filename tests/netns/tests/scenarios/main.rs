@@ -9,6 +9,7 @@ mod admission;
 mod barriers;
 mod bytes;
 mod connect;
+mod direct;
 mod doctor;
 mod engines;
 mod faults;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Group { name: "lane", start: harness::formed, scenarios: lane::SCENARIOS },
         Group { name: "ports", start: harness::formed, scenarios: ports::SCENARIOS },
         Group { name: "proxy", start: harness::formed, scenarios: proxy::SCENARIOS },
+        Group { name: "direct", start: harness::formed, scenarios: direct::SCENARIOS },
         Group { name: "flows", start: harness::formed, scenarios: flows::SCENARIOS },
         Group { name: "flood", start: flood::start, scenarios: flood::SCENARIOS },
         Group { name: "names", start: harness::formed, scenarios: names::SCENARIOS },
