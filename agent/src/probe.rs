@@ -38,8 +38,10 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Rounds that somebody waits for take half of it.
 const PATIENCE: Duration = Duration::from_secs(6);
 const GLANCE: Duration = Duration::from_millis(20);
-/// Addresses that others tell are handed on no more often: at first each round tells more of them.
+/// Addresses that others tell are handed on no more often: at first each round tells more of them,
 const HAND_ON: Duration = Duration::from_secs(1);
+/// and in a large swarm a round takes longer, as does a look at everything.
+const HAND_ON_EACH: Duration = Duration::from_millis(5);
 /// The largest frame there is.
 const FRAME: usize = 1 << 16;
 
@@ -250,7 +252,10 @@ impl Prober {
                         look.reset_after(RETRY);
                     }
                 }
-                _ = hand_on.tick() => self.hand_on(),
+                _ = hand_on.tick() => {
+                    let peers = self.hand_on();
+                    hand_on.reset_after(HAND_ON + HAND_ON_EACH * u32::try_from(peers).unwrap_or(u32::MAX));
+                }
                 () = self.stats.probes.asked.notified() => {
                     // As the device is now.
                     self.look(&mut tap).await;
@@ -307,14 +312,17 @@ impl Prober {
         Ok(())
     }
 
-    /// Hands on what others tell, while it matters: it makes the node look at everything.
-    fn hand_on(&self) {
+    /// Hands on what others tell, while it matters: it makes the node look at everything. Returns of how many.
+    fn hand_on(&self) -> usize {
         let probes = &self.stats.probes;
-        match self.is_direct {
-            Some(true) => probes.hand_on(probes.book().told(probes.elapsed())),
-            Some(false) => probes.hand_on(doors::Told::new()),
-            None => {}
-        }
+        let told = match self.is_direct {
+            Some(true) => probes.book().told(probes.elapsed()),
+            Some(false) => doors::Told::new(),
+            None => return 0,
+        };
+        let peers = told.len();
+        probes.hand_on(told);
+        peers
     }
 
     async fn look(&mut self, tap: &mut Option<Tap>) {

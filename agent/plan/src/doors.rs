@@ -51,9 +51,10 @@ impl Addresses {
     /// other.
     ///
     /// A number follows from the address alone: it is its hash (FNV-1a of 32 bits over the octets) modulo 63, plus 1. So an
-    /// address keeps it whatever others come and go. If it were the place in the list, a node that has not heard the
-    /// latest yet would answer from another address. Where two of a family come out alike, neither has a number, and what
-    /// they are asked is answered by their own node.
+    /// address keeps it whatever others come and go. If it were the place in the list, a node that has not heard the latest
+    /// yet would answer from another address. (It still does where an address is replaced by one that happens to have the same
+    /// number, until it hears of that.) Where two of a family come out alike, neither has a number, and what they are asked
+    /// is answered by their own node.
     pub fn doors(&self) -> BTreeMap<IpAddr, u8> {
         let mut doors = BTreeMap::new();
         number_alone(self.v4.iter().map(|addr| IpAddr::V4(*addr)), &mut doors);
