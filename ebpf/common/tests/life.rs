@@ -3,16 +3,19 @@
 #[path = "support/all.rs"]
 mod support;
 
-use shoal_ebpf_common::keys::FlowKey;
+use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::keys::{FlowKey, PortKey};
 use shoal_ebpf_common::life::{
-    FLOW_CLIENT_FIN, FLOW_OPEN, FLOW_RESET, FLOW_SERVER_FIN, TICK_SHIFT, is_expired,
+    self, FLOW_CLIENT_FIN, FLOW_DSR, FLOW_OPEN, FLOW_RESET, FLOW_SERVER_FIN, TICK_SHIFT, is_expired,
 };
 use shoal_ebpf_common::reason::Program;
-use shoal_ebpf_common::values::{PROPOSE_FLOW, PROPOSE_REPLY, Proposal};
+use shoal_ebpf_common::values::{
+    ENDPOINT_DSR, EndpointVal, PORT_DSR, PROPOSE_FLOW, PROPOSE_REPLY, PortVal, Proposal,
+};
 
 use support::host::Host;
-use support::packet::{ACK, SCTP, Segment, TCP, UDP, split};
-use support::world::{Action, LOCAL, SERVICE, V4, World, key, node};
+use support::packet::{ACK, FIN, SCTP, SYN, Segment, TCP, UDP, split};
+use support::world::{Action, LOCAL, REMOTE, SERVICE, V4, World, addr, key, node, remote_endpoint};
 
 /// The first tick at which so many seconds are over.
 fn ticks(seconds: u64) -> u32 {
@@ -37,6 +40,50 @@ fn a_flow_has_the_time_that_its_state_gives_it() {
         let over = ticks(seconds);
         assert!(!is_expired(proto, state, over - 1), "{proto} {state} before {seconds} s");
         assert!(is_expired(proto, state, over), "{proto} {state} after {seconds} s");
+    }
+}
+
+/// What ends a connection whose answers don't pass by is the client's FIN, and that it has nothing more to acknowledge.
+#[test]
+fn a_flow_of_which_one_half_is_heard_ends_with_its_client() {
+    let open = FLOW_DSR | FLOW_OPEN;
+    let said_all = open | FLOW_CLIENT_FIN;
+    for (state, idle, ended) in [
+        (open, ticks(400_000), false),
+        (said_all, 0, false),
+        (said_all, 1, false),
+        (said_all, 2, true),
+        (FLOW_OPEN | FLOW_CLIENT_FIN, ticks(400_000), false),
+        (open | FLOW_RESET, 0, true),
+    ] {
+        assert_eq!(life::has_ended(state, idle), ended, "{state:#x} after {idle}");
+        assert_eq!(life::is_live(TCP, state, idle), !ended, "{state:#x} after {idle}");
+    }
+    assert!(!is_expired(TCP, said_all, ticks(58)));
+    assert!(is_expired(TCP, said_all, ticks(61)));
+    assert!(!is_expired(TCP, FLOW_OPEN | FLOW_CLIENT_FIN, ticks(61)), "the other half is still open");
+}
+
+/// In the ring it makes room for another; not while it goes on.
+#[test]
+fn a_flow_of_which_one_half_is_heard_makes_room_when_it_has_ended() {
+    for (wait, stays) in [(1, true), (2, false)] {
+        let mut host = Host::default();
+        node(&mut host);
+        host.maps.places.set(Some(1));
+        host.set_service(SERVICE, &[REMOTE]);
+        host.set_endpoint(REMOTE, EndpointVal { flags: ENDPOINT_DSR, ..remote_endpoint() });
+        host.set_own_door(addr(V4.node), 1);
+        let value = PortVal { flags: PORT_DSR, ..PortVal::new(SERVICE, 80) };
+        host.set_port(PortKey::new(Addr::ANY, 8080, TCP), value);
+        let sent = |port, flags| Segment::new(TCP, (V4.client, port), (V4.node, 8080)).flags(flags).bytes();
+        for flags in [SYN, ACK, ACK | FIN] {
+            host.run(Program::MeshIngress, &sent(1, flags));
+        }
+        host.maps.clock.set(host.maps.clock.get() + wait);
+        host.run(Program::MeshIngress, &sent(2, SYN));
+        let flow = host.flow(&key(TCP, 0, (V4.client, 1), (V4.node, 8080)));
+        assert_eq!(flow.is_some(), stays, "after {wait}");
     }
 }
 
