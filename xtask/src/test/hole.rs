@@ -27,6 +27,21 @@ pub(super) const NATIVE_ONLY: [&str; 17] = [
     "proxy",
     "repair",
 ];
+/// The same on engine `ipvs`: about ports that the tables of services balance on either engine, by the same programs. That
+/// they do there, too, the other rows of these groups show.
+const BY_TABLES: [&str; 11] = [
+    "direct::an_address_that_moves_takes_its_connections_along",
+    "direct::datagrams_are_answered_from_where_they_were_sent_to",
+    "direct::replacing_tasks_fails_no_request",
+    "direct::streams_outlast_what_becomes_of_doors",
+    "direct::what_it_does_not_go_with_is_refused",
+    "proxy::a_port_in_host_mode_and_on_one_address_has_it_too",
+    "proxy::large_transfers_are_whole",
+    "proxy::many_connections_at_once_have_each_its_own",
+    "proxy::virtual_ips_and_ports_beside_it_have_none",
+    "proxy::what_can_t_have_it_is_refused",
+    "proxy::what_somebody_changes_of_it_is_put_back",
+];
 pub(super) const LONG_FORM: &str = "long form";
 
 /// A row, or all rows of a group, that columns of an engine or a kernel can't have.
@@ -67,7 +82,8 @@ pub(super) fn is_left_out(row: &str, column: Column, form: Form) -> bool {
             .iter()
             .any(|part| row.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")))
     };
-    let is_long = column.kernel != Kernel::Host && is_of(&LONG_FORM_ONLY)
+    let is_guest = column.kernel != Kernel::Host;
+    let is_long = is_guest && (is_of(&LONG_FORM_ONLY) || column.engine == Engine::Ipvs && is_of(&BY_TABLES))
         || column.kernel.is_emulated() && is_of(&NATIVE_ONLY);
     form == Form::Default && is_long
 }

@@ -242,6 +242,13 @@ pub(crate) fn flows_by_several_doors_do_not_alias(w: &mut dyn World) {
             let more = request(&family, proto, other_marked()).flags(ACK);
             assert_eq!(forwarded(w, OVERLAY, &more, HERE).sport, second.sport);
         }
+        // Its router wants it answered in another way, and then as before.
+        let more = request(&family, proto, OTHER_ROUTER).flags(ACK);
+        assert_eq!(forwarded(w, OVERLAY, &more, HERE).sport, second.sport);
+        goes_to_router(w, &family, &answer(&second), OTHER_ROUTER);
+        let more = request(&family, proto, other_marked()).flags(ACK);
+        assert_eq!(forwarded(w, OVERLAY, &more, HERE).sport, second.sport);
+        goes_to_client(w, &family, &answer(&second));
     }
 }
 
