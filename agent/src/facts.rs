@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use ring::digest::{SHA256, digest};
 use rtnetlink::packet_route::AddressFamily;
@@ -33,7 +34,9 @@ pub fn uplinks(links: &LinkTable, addresses: &[AddressMessage]) -> Vec<Uplink> {
             let mut addrs: Vec<IpAddr> =
                 addresses_of(addresses, link.index).into_iter().map(|(ip, _)| ip).collect();
             addrs.sort_unstable();
-            (!addrs.is_empty()).then(|| Uplink { name: link.name.clone(), addrs })
+            let bridge = link.kind == Some(InfoKind::Bridge);
+            let (name, index) = (link.name.clone(), link.index);
+            (!addrs.is_empty()).then_some(Uplink { name, index, bridge, addrs })
         })
         .collect()
 }

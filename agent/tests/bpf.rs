@@ -20,6 +20,7 @@ use aya::TestRun;
 use aya::programs::{SchedClassifier, TestRunOptions};
 use shoal_agent::drivers::bpf::{self, BpfDriver, ServiceSpec};
 use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::direct::door_value;
 use shoal_ebpf_common::keys::{DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{Member, Policy};
 use shoal_ebpf_common::reason::{Program, Reason};
@@ -107,8 +108,8 @@ impl World for Kernel {
     fn set_local_addr(&mut self, addr: Addr) {
         self.driver().local_addrs.upsert(&addr, &0).expect("set an address");
     }
-    fn set_own_door(&mut self, addr: Addr, number: u32) {
-        self.driver().local_addrs.upsert(&addr, &number).expect("set an address");
+    fn set_own_door(&mut self, addr: Addr, device: u32, number: u32) {
+        self.driver().local_addrs.upsert(&addr, &door_value(device, number)).expect("set an address");
     }
     fn set_door(&mut self, key: DoorKey, addr: Addr) {
         self.driver().doors.upsert(&key, &addr).expect("set a door");

@@ -41,6 +41,8 @@ static LOCAL_ADDRS: HashMap<Addr, u32> = HashMap::pinned(4_096, SPARSE);
 #[map]
 static DOORS: HashMap<DoorKey, Addr> = HashMap::pinned(1 << 17, SPARSE);
 #[map]
+static OUTWARD: HashMap<u32, u32> = HashMap::pinned(1_024, SPARSE);
+#[map]
 static TASK_IFS: HashMap<u32, TaskIf> = HashMap::pinned(16_384, SPARSE);
 #[map]
 static VIPS: HashMap<VipKey, VipVal> = HashMap::pinned(65_536, SPARSE);

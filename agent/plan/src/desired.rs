@@ -70,9 +70,11 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The addresses that the node tells others of.
+    /// The addresses that the node tells others of. Behind a bridge that does not have the address of the tunnels there may
+    /// be a network of this host's own, which others have under the same addresses, or no way to.
     pub fn addresses(&self) -> Addresses {
-        Addresses::of(self.uplinks.iter().flat_map(|uplink| &uplink.addrs).copied())
+        let is_shared = |uplink: &&Uplink| !uplink.bridge || uplink.addrs.contains(&self.data_addr);
+        Addresses::of(self.uplinks.iter().filter(is_shared).flat_map(|uplink| &uplink.addrs).copied())
     }
 }
 
@@ -93,6 +95,10 @@ pub enum Engine {
 pub struct Uplink {
     /// Its name.
     pub name: IfName,
+    /// Its index.
+    pub index: u32,
+    /// Whether it is a bridge.
+    pub bridge: bool,
     /// Its addresses.
     pub addrs: Vec<IpAddr>,
 }

@@ -226,6 +226,10 @@ fn name(text: &str) -> Name {
     text.parse().expect("a valid label")
 }
 
+fn uplink(name: &str, index: u32, addrs: Vec<IpAddr>) -> Uplink {
+    Uplink { name: IfName::new(name), index, bridge: false, addrs }
+}
+
 fn facts(assignment: &Assignment) -> Facts {
     let mut egress = EgressFacts {
         v4: "172.31.240.0/24".parse().expect("literal"),
@@ -236,7 +240,7 @@ fn facts(assignment: &Assignment) -> Facts {
     Facts {
         data_addr: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
         underlay_mtu: 1500,
-        uplinks: vec![Uplink { name: IfName::new("eth0"), addrs: vec![OWN_ADDR] }],
+        uplinks: vec![uplink("eth0", 2, vec![OWN_ADDR])],
         egress,
         engine: Engine::Ebpf,
         firewall: true,

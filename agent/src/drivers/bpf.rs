@@ -202,6 +202,8 @@ pub struct BpfDriver {
     pub local_addrs: Table<Addr, u32>,
     /// Addresses of other nodes that this one may answer from.
     pub doors: Table<DoorKey, Addr>,
+    /// Devices by which this node may answer clients of others itself.
+    pub outward: Table<u32, u32>,
     /// What each task veth may send, by the host side's interface index.
     pub task_ifs: Table<u32, TaskIf>,
     /// Virtual IPs.

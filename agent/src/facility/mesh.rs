@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::direct;
 use shoal_ebpf_common::keys::{DoorKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{self, Policy};
 use shoal_ebpf_common::values::{
@@ -150,8 +151,13 @@ pub(super) fn observe(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object
         }));
     }
     found.extend(bpf.members.dump()?.keys().map(|addr| Object::Member((*addr).into())));
-    let local_addr =
-        |(addr, door): (&Addr, &u32)| Object::LocalAddr(LocalAddr { addr: (*addr).into(), door: *door });
+    let local_addr = |(addr, value): (&Addr, &u32)| {
+        Object::LocalAddr(LocalAddr {
+            addr: (*addr).into(),
+            door: direct::door_number(*value),
+            device: direct::door_device(*value),
+        })
+    };
     found.extend(bpf.local_addrs.dump()?.iter().map(local_addr));
     found.extend(bpf.routers.dump()?.keys().map(|key| Object::Router(MacAddr(key.mac))));
     found.extend(bpf.task_ifs.dump()?.iter().map(|(index, value)| task_if(*index, value, links)));
@@ -322,7 +328,9 @@ pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
     Ok(match object {
         Object::MeshConfig(o) => bpf.set_config(node_config(o, links)?)?,
         Object::Member(addr) => bpf.members.upsert(&(*addr).into(), &1)?,
-        Object::LocalAddr(o) => bpf.local_addrs.upsert(&o.addr.into(), &o.door)?,
+        Object::LocalAddr(o) => {
+            bpf.local_addrs.upsert(&o.addr.into(), &direct::door_value(o.device, o.door))?
+        }
         Object::Door(o) => {
             let (key, addr) = door_entry(o);
             bpf.doors.upsert(&key, &addr)?

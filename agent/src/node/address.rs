@@ -101,8 +101,13 @@ mod tests {
     fn uplinks() -> Vec<Uplink> {
         let addrs = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("literal")).collect();
         vec![
-            Uplink { name: IfName::new("eth0"), addrs: addrs(&["10.77.0.1", "fd77::1"]) },
-            Uplink { name: IfName::new("eth1"), addrs: addrs(&["192.0.2.9"]) },
+            Uplink {
+                name: IfName::new("eth0"),
+                index: 2,
+                bridge: false,
+                addrs: addrs(&["10.77.0.1", "fd77::1"]),
+            },
+            Uplink { name: IfName::new("eth1"), index: 3, bridge: false, addrs: addrs(&["192.0.2.9"]) },
         ]
     }
 

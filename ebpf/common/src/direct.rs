@@ -22,8 +22,25 @@ use crate::tables::Tables;
 use crate::values::{EndpointVal, NodeConfig, PORT_DSR, PortVal};
 use crate::verdict::Work;
 
-/// Numbers of addresses are below this.
-pub const NUMBERS: u32 = 64;
+/// Bits of a number.
+const BITS: u32 = 6;
+
+/// What `LOCAL_ADDRS` has for an address that others know by a number, and the device that has it; all zeroes without a number.
+pub const fn door_value(device: u32, number: u32) -> u32 {
+    device << BITS | number
+}
+
+/// The number in such a value.
+#[inline(always)]
+pub const fn door_number(value: u32) -> u32 {
+    value & ((1 << BITS) - 1)
+}
+
+/// The device in such a value.
+#[inline(always)]
+pub const fn door_device(value: u32) -> u32 {
+    value >> BITS
+}
 
 /// The router's address in frames of a flow, for an answer from the address of this number and port.
 #[inline(always)]
@@ -56,11 +73,21 @@ pub const fn router_of(source: &Mac, own: &Mac) -> Mac {
 }
 
 /// Decides whether a new flow ([`Work::flow`]) that came in by an uplink is answered by the endpoint's node: if the address
-/// that was asked is one that the node knows.
+/// that was asked is one that the node knows, and the client came in where that is. (Elsewhere may be clients that have no
+/// other way: containers behind a bridge of this host.)
 #[inline(always)]
-pub(crate) fn begin<T: Tables>(tables: &T, port: &PortVal, endpoint: &EndpointVal, work: &mut Work) {
+pub(crate) fn begin<T: Tables>(
+    tables: &T,
+    port: &PortVal,
+    endpoint: &EndpointVal,
+    ifindex: u32,
+    work: &mut Work,
+) {
     if port.flags & PORT_DSR != 0 && endpoint.may_answer() {
-        work.flow.door = tables.own_door(&work.header.dst);
+        let door = tables.own_door(&work.header.dst);
+        if door_device(door) == ifindex {
+            work.flow.door = door_number(door);
+        }
     }
 }
 

@@ -63,7 +63,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     };
     work.set_flow(choice.id, port.service, port.target_port);
     proxy::begin(packet, port, work);
-    direct::begin(tables, port, choice.endpoint, work);
+    direct::begin(tables, port, choice.endpoint, ifindex, work);
     if !choose::record(tables, work, choice.endpoint, &entry) {
         return Verdict::Drop(Reason::NoSourcePort);
     }

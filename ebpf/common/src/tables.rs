@@ -32,7 +32,7 @@ pub trait Tables {
     fn is_member(&self, addr: &Addr) -> bool;
     /// `LOCAL_ADDRS`: whether it is there.
     fn is_local_addr(&self, addr: &Addr) -> bool;
-    /// `LOCAL_ADDRS`: its number; 0: it has none.
+    /// `LOCAL_ADDRS`: its number and device ([`crate::direct::door_value`]); 0: it has none.
     fn own_door(&self, addr: &Addr) -> u32;
     /// `DOORS`.
     fn door(&self, key: &DoorKey) -> Option<&Addr>;

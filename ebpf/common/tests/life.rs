@@ -15,7 +15,7 @@ use shoal_ebpf_common::values::{
 
 use support::host::Host;
 use support::packet::{ACK, FIN, SCTP, SYN, Segment, TCP, UDP, split};
-use support::world::{Action, LOCAL, REMOTE, SERVICE, V4, World, addr, key, node, remote_endpoint};
+use support::world::{Action, IFINDEX, LOCAL, REMOTE, SERVICE, V4, World, addr, key, node, remote_endpoint};
 
 /// The first tick at which so many seconds are over.
 fn ticks(seconds: u64) -> u32 {
@@ -73,7 +73,7 @@ fn a_flow_of_which_one_half_is_heard_makes_room_when_it_has_ended() {
         host.maps.places.set(Some(1));
         host.set_service(SERVICE, &[REMOTE]);
         host.set_endpoint(REMOTE, EndpointVal { flags: ENDPOINT_DSR, ..remote_endpoint() });
-        host.set_own_door(addr(V4.node), 1);
+        host.set_own_door(addr(V4.node), IFINDEX, 1);
         let value = PortVal { flags: PORT_DSR, ..PortVal::new(SERVICE, 80) };
         host.set_port(PortKey::new(Addr::ANY, 8080, TCP), value);
         let sent = |port, flags| Segment::new(TCP, (V4.client, port), (V4.node, 8080)).flags(flags).bytes();

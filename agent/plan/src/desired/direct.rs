@@ -39,8 +39,12 @@ pub(super) fn answering<'a>(view: &View<'a>) -> BTreeMap<&'a NodeId, MacAddr> {
 pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
     let numbers = view.facts.addresses().doors();
     let door = |addr| numbers.get(&addr).copied().unwrap_or_default().into();
-    let own = view.facts.uplinks.iter().flat_map(|uplink| &uplink.addrs);
-    out.extend(own.map(|addr| Object::LocalAddr(LocalAddr { addr: *addr, door: door(*addr) })));
+    for uplink in &view.facts.uplinks {
+        out.extend(uplink.addrs.iter().map(|&addr| {
+            let door = door(addr);
+            Object::LocalAddr(LocalAddr { addr, door, device: if door == 0 { 0 } else { uplink.index } })
+        }));
+    }
     for (node, router) in &view.answering {
         let Some(told) = view.facts.peers.get(*node) else { continue };
         let router = doors::scope(*router);

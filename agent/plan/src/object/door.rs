@@ -9,6 +9,8 @@ pub struct LocalAddr {
     pub addr: IpAddr,
     /// Its number, 1 to 63, that other nodes know it by; 0: none. See [`crate::doors`].
     pub door: u32,
+    /// The device that has it: only what comes in there is answered by other nodes. 0 without a number.
+    pub device: u32,
 }
 
 /// What names an address of another node in frames of its router.

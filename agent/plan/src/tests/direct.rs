@@ -125,11 +125,33 @@ fn a_router_that_the_half_of_its_address_does_not_tell_is_left_out() {
 fn own_addresses_have_the_numbers_that_others_know_them_by() {
     let assignment = world(&[]);
     let uplinks = ["192.0.2.1", "198.51.100.7"].map(addr).to_vec();
-    let facts =
-        Facts { uplinks: vec![Uplink { name: IfName::new("eth0"), addrs: uplinks }], ..facts(&assignment) };
+    let facts = Facts { uplinks: vec![uplink("eth0", 2, uplinks)], ..facts(&assignment) };
     let objects = derive(&assignment, &facts).expect("the assignment says who the node is");
     for (addr, door) in [(addr("192.0.2.1"), 15), (addr("198.51.100.7"), 33)] {
-        assert_eq!(objects.get(&Key::LocalAddr(addr)), Some(&Object::LocalAddr(LocalAddr { addr, door })));
+        let wanted = Object::LocalAddr(LocalAddr { addr, door, device: 2 });
+        assert_eq!(objects.get(&Key::LocalAddr(addr)), Some(&wanted));
+    }
+}
+
+/// Others may have the same ones.
+#[test]
+fn addresses_of_a_bridge_for_this_host_alone_have_none() {
+    let assignment = world(&[]);
+    let behind = |addrs| Uplink { bridge: true, ..uplink("docker0", 7, addrs) };
+    let (main, inner) = (addr("192.0.2.1"), addr("172.17.0.1"));
+    for (uplinks, inner_door, main_device) in [
+        (vec![uplink("eth0", 2, vec![main]), behind(vec![inner])], false, 2),
+        // The tunnels' own address is on it: it is a way to the others.
+        (vec![behind(vec![main, inner])], true, 7),
+    ] {
+        let facts = Facts { uplinks, ..facts(&assignment) };
+        let objects = derive(&assignment, &facts).expect("the assignment says who the node is");
+        let own = |addr| match objects.get(&Key::LocalAddr(addr)) {
+            Some(Object::LocalAddr(own)) => (own.door != 0, own.device),
+            _ => panic!("{addr} is not there"),
+        };
+        assert_eq!(own(main), (true, main_device));
+        assert_eq!(own(inner), (inner_door, if inner_door { 7 } else { 0 }));
     }
 }
 

@@ -22,7 +22,7 @@ use super::totals::TOTALS;
 use super::{BpfConfig, BpfDriver, BpfError, OBJECT, connect, pins, sys};
 
 /// Every map, by the name it has in the object and on bpffs.
-pub(super) const MAPS: [&str; 27] = [
+pub(super) const MAPS: [&str; 28] = [
     "CONFIG",
     "PORTS",
     "SERVICES",
@@ -33,6 +33,7 @@ pub(super) const MAPS: [&str; 27] = [
     "MEMBERS",
     "LOCAL_ADDRS",
     "DOORS",
+    "OUTWARD",
     "TASK_IFS",
     "VIPS",
     "CLIENTS",
@@ -151,6 +152,7 @@ impl BpfDriver {
             members: Table::open(maps, "MEMBERS")?,
             local_addrs: Table::open(maps, "LOCAL_ADDRS")?,
             doors: Table::open(maps, "DOORS")?,
+            outward: Table::open(maps, "OUTWARD")?,
             task_ifs: Table::open(maps, "TASK_IFS")?,
             vips: Table::open(maps, "VIPS")?,
             clients: Table::open(maps, "CLIENTS")?,

@@ -110,7 +110,7 @@ impl Mesh {
             ..NodeConfig::default()
         });
         for v4 in [true, false] {
-            host.set_own_door(place::node(n, v4).into(), place::DOOR.into());
+            host.set_own_door(place::node(n, v4).into(), UPLINK, place::DOOR.into());
         }
         for m in routers {
             let mac = place::router_mac(m);
@@ -236,7 +236,7 @@ impl Mesh {
                 node.host.maps.local_addrs.remove(&addr);
                 if n == to {
                     let number = place::FLOATING_DOOR + u16::try_from(f).expect("few");
-                    node.host.set_own_door(addr, number.into());
+                    node.host.set_own_door(addr, UPLINK, number.into());
                 }
             }
         }

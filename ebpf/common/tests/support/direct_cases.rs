@@ -40,7 +40,7 @@ fn entry(w: &mut dyn World) {
     w.set_service(SERVICE, &[REMOTE]);
     w.set_endpoint(REMOTE, EndpointVal { flags: ENDPOINT_DSR, ..remote_endpoint() });
     for family in [V4, V6] {
-        w.set_own_door(addr(family.node), OWN);
+        w.set_own_door(addr(family.node), IFINDEX, OWN);
     }
     for (proto, target) in [(TCP, 80), (UDP, 80), (SCTP, 8080)] {
         publish(w, proto, PortVal { flags: PORT_DSR, ..PortVal::new(SERVICE, target) });
@@ -153,6 +153,10 @@ pub(crate) fn who_is_not_to_answer_is_not_told(w: &mut dyn World) {
         publish(w, proto, PortVal::new(SERVICE, 80));
         assert_eq!(source(w, MESH, family.client), [ROUTER; 2]);
         publish(w, proto, PortVal { flags: PORT_DSR, ..PortVal::new(SERVICE, 80) });
+        // A client that comes in elsewhere than the address is.
+        w.set_own_door(addr(family.node), IFINDEX + 1, OWN);
+        assert_eq!(source(w, MESH, family.client), [ROUTER; 2]);
+        w.set_own_door(addr(family.node), IFINDEX, OWN);
         // A task of this node.
         w.set_service(SERVICE, &[LOCAL]);
         assert_eq!(source(w, MESH, family.client), [ROUTER; 2]);
@@ -163,7 +167,7 @@ pub(crate) fn who_is_not_to_answer_is_not_told(w: &mut dyn World) {
 pub(crate) fn a_flow_whose_port_is_translated_is_answered_by_the_router(w: &mut dyn World) {
     entry(w);
     for family in [V4, V6] {
-        w.set_own_door(addr(family.node2), OWN + 1);
+        w.set_own_door(addr(family.node2), IFINDEX, OWN + 1);
     }
     for (family, proto) in MATRIX {
         let first = Segment::new(proto, (family.client, 40_000), (family.node, 8080));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use shoal_ebpf_common::addr::Addr;
+use shoal_ebpf_common::direct;
 use shoal_ebpf_common::keys::{DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::lane::{Form, OVERHEAD};
 use shoal_ebpf_common::maglev::Policy;
@@ -69,8 +70,8 @@ impl World for Host {
     fn set_local_addr(&mut self, addr: Addr) {
         self.maps.local_addrs.set(addr, 0);
     }
-    fn set_own_door(&mut self, addr: Addr, number: u32) {
-        self.maps.local_addrs.set(addr, number);
+    fn set_own_door(&mut self, addr: Addr, device: u32, number: u32) {
+        self.maps.local_addrs.set(addr, direct::door_value(device, number));
     }
     fn set_door(&mut self, key: DoorKey, addr: Addr) {
         self.maps.doors.set(key, addr);

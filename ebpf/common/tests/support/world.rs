@@ -48,8 +48,8 @@ pub(crate) trait World {
     fn set_router(&mut self, key: RouterKey);
     fn set_member(&mut self, addr: Addr);
     fn set_local_addr(&mut self, addr: Addr);
-    /// An address of this node that others know by a number.
-    fn set_own_door(&mut self, addr: Addr, number: u32);
+    /// An address of this node that others know by a number, at a device.
+    fn set_own_door(&mut self, addr: Addr, device: u32, number: u32);
     fn set_door(&mut self, key: DoorKey, addr: Addr);
     fn remove_door(&mut self, key: DoorKey);
     fn set_task_if(&mut self, ifindex: u32, value: TaskIf);
