@@ -22,6 +22,8 @@ use crate::durable::{self, FileError};
 
 /// Ethernet without anything special.
 const DEFAULT_MTU: u32 = 1500;
+/// Bytes of an Ethernet address.
+const ETHERNET_ADDRESS: usize = 6;
 /// Prefix length of the egress subnet: room for 4093 tasks.
 const EGRESS_PREFIX: u8 = 20;
 
@@ -34,9 +36,9 @@ pub fn uplinks(links: &LinkTable, addresses: &[AddressMessage]) -> Vec<Uplink> {
             let mut addrs: Vec<IpAddr> =
                 addresses_of(addresses, link.index).into_iter().map(|(ip, _)| ip).collect();
             addrs.sort_unstable();
-            let bridge = link.kind == Some(InfoKind::Bridge);
+            let inner = link.kind == Some(InfoKind::Bridge) || link.mac.len() != ETHERNET_ADDRESS;
             let (name, index) = (link.name.clone(), link.index);
-            (!addrs.is_empty()).then_some(Uplink { name, index, bridge, addrs })
+            (!addrs.is_empty()).then_some(Uplink { name, index, inner, addrs })
         })
         .collect()
 }
@@ -159,6 +161,38 @@ fn unique_local(node: &NodeId) -> Ipv6Net {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drivers::link::Link;
+    use crate::drivers::overlay::address_message;
+    use netlink_packet_route::link::LinkMessage;
+    use shoal_plan::IfName;
+
+    #[test]
+    fn bridges_and_devices_without_an_ethernet_address_are_inner_uplinks() {
+        let ethernet = vec![2, 0, 0, 0, 0, 1];
+        let link = |(index, name, mac, kind): (u32, &str, &Vec<u8>, Option<InfoKind>)| Link {
+            index,
+            name: IfName::new(name),
+            mac: mac.clone(),
+            up: true,
+            kind,
+            ..Link::from(LinkMessage::default())
+        };
+        let links = [
+            (2, "eth0", &ethernet, None),
+            (3, "eth0.7", &ethernet, Some(InfoKind::Vlan)),
+            (4, "docker0", &ethernet, Some(InfoKind::Bridge)),
+            (5, "wg0", &vec![], Some(InfoKind::Wireguard)),
+            (6, "gre1", &vec![192, 0, 2, 1], Some(InfoKind::GreTun)),
+            (7, "shoal0", &ethernet, Some(InfoKind::Bridge)),
+        ];
+        let addresses = links.each_ref().map(|(index, ..)| address_message(*index, [10, 9, 8, 7].into(), 24));
+        let found = uplinks(&links.into_iter().map(link).collect(), &addresses);
+        let found: Vec<_> = found.iter().map(|uplink| (uplink.name.as_str(), uplink.inner)).collect();
+        assert_eq!(
+            found,
+            [("eth0", false), ("eth0.7", false), ("docker0", true), ("wg0", true), ("gre1", true)]
+        );
+    }
 
     #[test]
     fn the_egress_subnet_avoids_what_is_taken() {

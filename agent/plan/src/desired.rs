@@ -70,11 +70,15 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The addresses that the node tells others of. Behind a bridge that does not have the address of the tunnels there may
-    /// be a network of this host's own, which others have under the same addresses, or no way to.
+    /// The addresses that the node tells others of.
     pub fn addresses(&self) -> Addresses {
-        let is_shared = |uplink: &&Uplink| !uplink.bridge || uplink.addrs.contains(&self.data_addr);
-        Addresses::of(self.uplinks.iter().filter(is_shared).flat_map(|uplink| &uplink.addrs).copied())
+        Addresses::of(self.outward().flat_map(|uplink| &uplink.addrs).copied())
+    }
+
+    /// The uplinks that lead where other nodes are, too. Behind an inner one that does not have the address of the tunnels
+    /// there may be a network of this host's own, which others have under the same addresses, or no way to.
+    pub(crate) fn outward(&self) -> impl Iterator<Item = &Uplink> {
+        self.uplinks.iter().filter(|uplink| !uplink.inner || uplink.addrs.contains(&self.data_addr))
     }
 }
 
@@ -97,8 +101,8 @@ pub struct Uplink {
     pub name: IfName,
     /// Its index.
     pub index: u32,
-    /// Whether it is a bridge.
-    pub bridge: bool,
+    /// Whether it is a bridge, or has no Ethernet address, as tunnels of a VPN.
+    pub inner: bool,
     /// Its addresses.
     pub addrs: Vec<IpAddr>,
 }

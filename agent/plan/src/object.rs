@@ -59,6 +59,8 @@ pub enum Key {
     LocalAddr(IpAddr),
     /// An address of another node that this one may answer from.
     Door(DoorPlace),
+    /// A device that answers from addresses of other nodes may leave by, by its index.
+    Outward(u32),
     /// Router of another node.
     Router(MacAddr),
     /// A network whose tunnel packets the programs open.
@@ -124,6 +126,8 @@ pub enum Object {
     LocalAddr(LocalAddr),
     /// See [`Key::Door`].
     Door(Door),
+    /// See [`Key::Outward`].
+    Outward(u32),
     /// See [`Key::Router`].
     Router(MacAddr),
     /// See [`Key::Tunnel`].
@@ -205,6 +209,7 @@ impl Object {
             Self::Member(addr) => Key::Member(*addr),
             Self::LocalAddr(o) => Key::LocalAddr(o.addr),
             Self::Door(o) => Key::Door(o.place),
+            Self::Outward(index) => Key::Outward(*index),
             Self::Router(mac) => Key::Router(*mac),
             Self::Tunnel(o) => Key::Tunnel(o.vni),
             Self::Peer(o) => Key::Peer(o.vxlan.clone(), o.mac),
@@ -241,6 +246,7 @@ impl Object {
             Self::Member(_) => "member",
             Self::LocalAddr(_) => "local_addr",
             Self::Door(_) => "door",
+            Self::Outward(_) => "outward",
             Self::Router(_) => "router",
             Self::Tunnel(_) => "tunnel",
             Self::Peer(_) => "peer",

@@ -227,7 +227,7 @@ fn name(text: &str) -> Name {
 }
 
 fn uplink(name: &str, index: u32, addrs: Vec<IpAddr>) -> Uplink {
-    Uplink { name: IfName::new(name), index, bridge: false, addrs }
+    Uplink { name: IfName::new(name), index, inner: false, addrs }
 }
 
 fn facts(assignment: &Assignment) -> Facts {

@@ -159,6 +159,7 @@ pub(super) fn observe(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object
         })
     };
     found.extend(bpf.local_addrs.dump()?.iter().map(local_addr));
+    found.extend(bpf.outward.dump()?.into_keys().map(Object::Outward));
     found.extend(bpf.routers.dump()?.keys().map(|key| Object::Router(MacAddr(key.mac))));
     found.extend(bpf.task_ifs.dump()?.iter().map(|(index, value)| task_if(*index, value, links)));
     found.extend(bpf.local.dump()?.iter().filter_map(|(key, value)| {
@@ -335,6 +336,7 @@ pub(super) fn ensure(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
             let (key, addr) = door_entry(o);
             bpf.doors.upsert(&key, &addr)?
         }
+        Object::Outward(index) => bpf.outward.upsert(index, &1)?,
         Object::Router(mac) => bpf.routers.upsert(&RouterKey::new(mac.0), &1)?,
         Object::Tunnel(o) => bpf.tunnels.upsert(&o.vni.get(), &index(&o.vxlan)?)?,
         Object::Peer(o) => {
@@ -514,6 +516,7 @@ pub(super) fn remove(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
         Object::Member(addr) => bpf.members.remove(&(*addr).into())?,
         Object::LocalAddr(o) => bpf.local_addrs.remove(&o.addr.into())?,
         Object::Door(o) => bpf.doors.remove(&door_key(o.place))?,
+        Object::Outward(index) => bpf.outward.remove(index)?,
         Object::Router(mac) => bpf.routers.remove(&RouterKey::new(mac.0))?,
         Object::Tunnel(o) => bpf.tunnels.remove(&o.vni.get())?,
         Object::Peer(o) => match index_or_gone(links, &o.vxlan) {

@@ -104,10 +104,10 @@ mod tests {
             Uplink {
                 name: IfName::new("eth0"),
                 index: 2,
-                bridge: false,
+                inner: false,
                 addrs: addrs(&["10.77.0.1", "fd77::1"]),
             },
-            Uplink { name: IfName::new("eth1"), index: 3, bridge: false, addrs: addrs(&["192.0.2.9"]) },
+            Uplink { name: IfName::new("eth1"), index: 3, inner: false, addrs: addrs(&["192.0.2.9"]) },
         ]
     }
 

@@ -35,7 +35,7 @@ pub(super) fn answering<'a>(view: &View<'a>) -> BTreeMap<&'a NodeId, MacAddr> {
         .collect()
 }
 
-/// The addresses of this node, and those of others that it may answer from.
+/// The addresses of this node, and those of others that it may answer from, with the devices to do it by.
 pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
     let numbers = view.facts.addresses().doors();
     let door = |addr| numbers.get(&addr).copied().unwrap_or_default().into();
@@ -44,6 +44,9 @@ pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
             let door = door(addr);
             Object::LocalAddr(LocalAddr { addr, door, device: if door == 0 { 0 } else { uplink.index } })
         }));
+    }
+    if wants_direct(view.assignment) {
+        out.extend(view.facts.outward().map(|uplink| Object::Outward(uplink.index)));
     }
     for (node, router) in &view.answering {
         let Some(told) = view.facts.peers.get(*node) else { continue };

@@ -135,9 +135,9 @@ fn own_addresses_have_the_numbers_that_others_know_them_by() {
 
 /// Others may have the same ones.
 #[test]
-fn addresses_of_a_bridge_for_this_host_alone_have_none() {
+fn addresses_of_a_network_for_this_host_alone_have_none() {
     let assignment = world(&[]);
-    let behind = |addrs| Uplink { bridge: true, ..uplink("docker0", 7, addrs) };
+    let behind = |addrs| Uplink { inner: true, ..uplink("docker0", 7, addrs) };
     let (main, inner) = (addr("192.0.2.1"), addr("172.17.0.1"));
     for (uplinks, inner_door, main_device) in [
         (vec![uplink("eth0", 2, vec![main]), behind(vec![inner])], false, 2),
@@ -152,6 +152,30 @@ fn addresses_of_a_bridge_for_this_host_alone_have_none() {
         };
         assert_eq!(own(main), (true, main_device));
         assert_eq!(own(inner), (inner_door, if inner_door { 7 } else { 0 }));
+    }
+}
+
+#[test]
+fn answers_leave_by_the_devices_that_lead_to_others() {
+    let (main, other) = (addr("192.0.2.1"), addr("198.51.100.7"));
+    let behind = |addrs| Uplink { inner: true, ..uplink("wg0", 7, addrs) };
+    let outward = |uplinks, port| {
+        let assignment = world(&[port]);
+        let facts = Facts { uplinks, ..facts(&assignment) };
+        let objects = derive(&assignment, &facts).expect("the assignment says who the node is");
+        let found =
+            objects.values().filter_map(|o| if let Object::Outward(at) = o { Some(*at) } else { None });
+        found.collect::<Vec<_>>()
+    };
+    let everywhere = PublishedPort::everywhere(Protocol::Tcp, 80, 80);
+    for (inner, port, wanted) in [
+        (vec![other], direct(), &[2, 3][..]),
+        (vec![other], everywhere, &[]),
+        // The tunnels' own address is on it.
+        (vec![facts(&world(&[])).data_addr, other], direct(), &[2, 3, 7]),
+    ] {
+        let uplinks = vec![uplink("eth0", 2, vec![main]), uplink("eth1", 3, vec![other]), behind(inner)];
+        assert_eq!(outward(uplinks, port), wanted);
     }
 }
 

@@ -52,6 +52,7 @@ impl BpfDriver {
             self.members.fill(),
             self.local_addrs.fill(),
             self.doors.fill(),
+            self.outward.fill(),
             self.routers.fill(),
             self.tunnels.fill(),
             self.balancer_ifs.fill(),

@@ -235,7 +235,7 @@ fn told(swarm: &mut Swarm) -> anyhow::Result<()> {
         other => Err(format!("{other:?}")),
     })?;
     every_node_answers(swarm, &host_names(&tasks))?;
-    let mut harms = entries(node, &[("DOORS", "door")])?;
+    let mut harms = entries(node, &[("DOORS", "door"), ("OUTWARD", "outward")])?;
     harms.push(other_number(node)?);
     repairs_all(node, &harms)?;
     every_node_answers(swarm, &host_names(&tasks))?;
