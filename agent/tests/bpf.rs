@@ -42,17 +42,25 @@ const TC_ACT_REDIRECT: u32 = 7;
 struct Kernel {
     plane: Option<Plane>,
     is_shared: bool,
+    /// The device that there are routes by, and whether answers may leave by it.
+    uplink: Option<u32>,
+    outward: bool,
 }
 
 impl Kernel {
     /// One of its own.
     fn new() -> Self {
-        Self { plane: Some(Plane::new()), is_shared: false }
+        Self { plane: Some(Plane::new()), is_shared: false, uplink: None, outward: false }
+    }
+
+    /// One of its own, in a namespace that has routes by a device.
+    fn with_uplink(device: u32) -> Self {
+        Self { plane: Some(Plane::new()), is_shared: false, uplink: Some(device), outward: false }
     }
 
     /// One that was somebody else's before and will be, for who does no more to it than [`World`] has.
     fn shared() -> Self {
-        Self { plane: Some(pool::take()), is_shared: true }
+        Self { plane: Some(pool::take()), is_shared: true, uplink: None, outward: false }
     }
 
     fn plane(&mut self) -> &mut Plane {
@@ -110,6 +118,18 @@ impl World for Kernel {
     }
     fn set_own_door(&mut self, addr: Addr, device: u32, number: u32) {
         self.driver().local_addrs.upsert(&addr, &door_value(device, number)).expect("set an address");
+    }
+    fn lead_outward(&mut self, leads: bool) {
+        let Some(uplink) = self.uplink else { return };
+        if leads {
+            self.driver().outward.upsert(&uplink, &1).expect("set a device");
+        } else {
+            self.driver().outward.remove(&uplink).expect("remove a device");
+        }
+        self.outward = leads;
+    }
+    fn leads_outward(&self) -> bool {
+        self.outward
     }
     fn set_door(&mut self, key: DoorKey, addr: Addr) {
         self.driver().doors.upsert(&key, &addr).expect("set a door");

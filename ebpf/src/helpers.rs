@@ -14,7 +14,9 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// The answers of `bpf_fib_lookup` that name a device: found, without a neighbor yet, too large for its MTU
 /// (`linux/bpf.h`; the device is named in all three since Linux 5.10).
-const ROUTED: [i64; 3] = [0, 7, 8];
+pub const ROUTED: [i64; 3] = [0, 7, 8];
+/// The same without the last.
+pub const FITTING: [i64; 2] = [0, 7];
 
 /// Sends the packet out of a device with the Ethernet header it has. Returns the program's verdict.
 #[inline(always)]
@@ -44,9 +46,14 @@ pub fn redirect_neigh(ifindex: u32) -> i32 {
     unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) as i32 }
 }
 
-/// The device by which the kernel would forward a packet that came in by `ifindex`.
+/// The device by which the kernel would forward a packet that came in by `ifindex`, if it answers one of `good`.
 #[inline(always)]
-pub fn route(skb: *mut __sk_buff, ifindex: u32, header: &Header) -> Option<u32> {
+pub fn route<const N: usize>(
+    skb: *mut __sk_buff,
+    ifindex: u32,
+    header: &Header,
+    good: &[i64; N],
+) -> Option<u32> {
     let mut params = MaybeUninit::uninit();
     // SAFETY: it is one.
     let params: &mut FibLookup = unsafe { clear(&mut params) };
@@ -66,7 +73,7 @@ pub fn route(skb: *mut __sk_buff, ifindex: u32, header: &Header) -> Option<u32> 
     let size = mem::size_of::<FibLookup>() as i32;
     // SAFETY: the context is the program's own, and the helper reads and writes the structure of the size it is given.
     let answer = unsafe { bpf_fib_lookup(skb as *mut _, params, size, 0) };
-    if ROUTED.contains(&answer) { Some(params.ifindex) } else { None }
+    if good.contains(&answer) { Some(params.ifindex) } else { None }
 }
 
 /// Clears a structure of the kernel's where it is, word by word: the target would call a function to clear bytes.

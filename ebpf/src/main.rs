@@ -337,7 +337,7 @@ fn send(skb: &mut Skb, work: &Work) -> Result<i32, Reason> {
         Out::Device(ifindex) => by_tunnel(skb, ifindex),
         Out::Host(ifindex) => Ok(helpers::redirect_in(ifindex)),
         Out::Neighbor(ifindex) => Ok(helpers::redirect_neigh(ifindex)),
-        Out::Route(device) => match skb.route(device, &work.header) {
+        Out::Route => match skb.route(&work.header) {
             Some(ifindex) => Ok(helpers::redirect_neigh(ifindex)),
             None => Err(Reason::NoRoute),
         },

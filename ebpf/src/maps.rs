@@ -426,6 +426,12 @@ fn add_total(endpoint: u64, service: u64, requests: u64, answers: u64) -> u32 {
     0
 }
 
+/// Whether answers may leave by a device.
+#[inline(always)]
+pub fn is_outward(device: u32) -> bool {
+    lookup!(OUTWARD, &device).is_some()
+}
+
 /// Counts a packet.
 #[inline(always)]
 pub fn count(program: Program, event: Event) {

@@ -21,7 +21,7 @@ use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::values::PeerVal;
 use shoal_ebpf_common::verdict::Out;
 
-use crate::helpers;
+use crate::{helpers, maps};
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
@@ -71,11 +71,10 @@ impl Skb {
         helpers::mtu(self.raw, ifindex)
     }
 
-    /// The device by which the kernel would forward the packet, had it come in by a device (0: by the one it did).
+    /// The device by which the kernel would forward the packet.
     #[inline(always)]
-    pub fn route(&self, device: u32, header: &Header) -> Option<u32> {
-        let device = if device == 0 { self.ifindex() } else { device };
-        helpers::route(self.raw, device, header)
+    pub fn route(&self, header: &Header) -> Option<u32> {
+        helpers::route(self.raw, self.ifindex(), header, &helpers::ROUTED)
     }
 
     /// How a tunnel packet came.
@@ -194,6 +193,21 @@ impl Packet for Skb {
         // SAFETY: the kernel's context is valid for the whole run of the program.
         unsafe { (*self.raw).len }
     }
+
+    #[inline(always)]
+    fn outward(&self, header: &Header) -> Option<u32> {
+        match outward(self.copied(), header) {
+            0 => None,
+            device => Some(device),
+        }
+    }
+}
+
+/// As [`Packet::outward`]; 0: there is none. A function of its own: other packets don't pay for its stack.
+#[inline(never)]
+fn outward(skb: Skb, header: &Header) -> u32 {
+    let device = helpers::route(skb.raw, skb.ifindex(), header, &helpers::FITTING);
+    device.filter(|&device| maps::is_outward(device)).unwrap_or(0)
 }
 
 impl PacketMut for Skb {

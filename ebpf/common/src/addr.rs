@@ -73,6 +73,18 @@ impl Addr {
         self.words[3].to_ne_bytes()
     }
 
+    /// Whether it means another host on every link: 169.254.0.0/16 (RFC 3927) and fe80::/10 (RFC 4291).
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        if self.is_v4() {
+            let octets = self.v4_octets();
+            octets[0] == 169 && octets[1] == 254
+        } else {
+            let octets = self.octets();
+            octets[0] == 0xfe && octets[1] & 0xc0 == 0x80
+        }
+    }
+
     /// Whether this is an IPv4-mapped address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {

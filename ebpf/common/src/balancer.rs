@@ -63,7 +63,7 @@ pub fn to_client<P: Packet, T: Tables>(packet: &P, tables: &T, work: &mut Work) 
     if !tables.is_local_addr(&work.header.src) {
         return Verdict::Drop(Reason::UnknownReply);
     }
-    work.redirect(Out::Route(0))
+    work.redirect(Out::Route)
 }
 
 /// Hands a packet that begins a flow to a balancer, by the host side of a link into its namespace, with the mark of its virtual service.

@@ -10,7 +10,8 @@
 //! (`1 0`: locally administered, of one host.) The number stands for an address of the router's node, which tells the others
 //! of its addresses; `DOORS` has them. Number 0 is the router's own address, and of no flow that is answered directly: those
 //! begin `02`. So nothing is longer than it was, there is nothing to remember but where answers go, as for any
-//! flow that a router brings, and an answer whose door is not known goes back to the router, which knows what to do.
+//! flow that a router brings, and an answer whose door is not known, or that no route leads out, goes back to the router, which knows
+//! what to do.
 //!
 //! The router sees one half of such a flow. Its end is told by what the client says alone.
 
@@ -73,8 +74,8 @@ pub const fn router_of(source: &Mac, own: &Mac) -> Mac {
 }
 
 /// Decides whether a new flow ([`Work::flow`]) that came in by an uplink is answered by the endpoint's node: if the address
-/// that was asked is one that the node knows, and the client came in where that is. (Elsewhere may be clients that have no
-/// other way: containers behind a bridge of this host.)
+/// that was asked is one that the node knows, and the client came in where that is and is no neighbor of the link's. (Elsewhere
+/// may be clients that have no other way: containers behind a bridge of this host.)
 #[inline(always)]
 pub(crate) fn begin<T: Tables>(
     tables: &T,
@@ -83,7 +84,7 @@ pub(crate) fn begin<T: Tables>(
     ifindex: u32,
     work: &mut Work,
 ) {
-    if port.flags & PORT_DSR != 0 && endpoint.may_answer() {
+    if port.flags & PORT_DSR != 0 && endpoint.may_answer() && !work.header.src.is_link_local() {
         let door = tables.own_door(&work.header.dst);
         if door_device(door) == ifindex {
             work.flow.door = door_number(door);
@@ -103,13 +104,6 @@ pub(crate) fn mark(work: &mut Work, config: &NodeConfig, door: u32) {
     if door != 0 {
         work.forward.src_mac = marked(&config.router_mac, door, work.header.dport);
     }
-}
-
-/// What answers to a packet of a router's go by: the source of its frame. A client on this very node is answered by the
-/// router, as the kernel leads nothing of ours to itself.
-#[inline(always)]
-pub(crate) fn way<T: Tables>(tables: &T, work: &Work, source: &Mac, router: &Mac) -> Mac {
-    if number(source) != 0 && tables.is_local_addr(&work.header.src) { *router } else { *source }
 }
 
 /// The address that the client of an answer asked, if the answer goes to it by itself; `source` is what its requests' frames

@@ -74,8 +74,6 @@ const BY_DEVICE: u32 = 1;
 const BY_NEIGHBOR: u32 = 2;
 /// [`FragmentVal::by`]: [`Out::Host`].
 const BY_HOST: u32 = 3;
-/// [`FragmentVal::by`]: [`Out::Route`].
-const BY_ROUTE: u32 = 4;
 
 #[inline(always)]
 fn set_key(work: &mut Work, program: Program, ifindex: u32) {
@@ -96,9 +94,8 @@ pub fn remember<T: Tables>(tables: &T, at: (Program, u32), work: &mut Work, unch
         Out::Device(ifindex) => (BY_DEVICE, ifindex),
         Out::Neighbor(ifindex) => (BY_NEIGHBOR, ifindex),
         Out::Host(ifindex) => (BY_HOST, ifindex),
-        Out::Route(device) if matches!(at.0, Program::TaskTx) => (BY_ROUTE, device),
         // By a balancer, which gets what follows as it comes.
-        Out::Route(_) => return,
+        Out::Route => return,
     };
     let followers = &mut work.followers;
     followers.src = work.forward.src.copied();
@@ -124,7 +121,6 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, at: (Program, u32), 
             BY_DEVICE => Out::Device(known.ifindex),
             BY_NEIGHBOR => Out::Neighbor(known.ifindex),
             BY_HOST => Out::Host(known.ifindex),
-            BY_ROUTE => Out::Route(known.ifindex),
             _ => Out::Peer(known.ifindex),
         };
         work.mark = known.mark;

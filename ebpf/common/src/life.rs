@@ -10,7 +10,7 @@
 //! what has not been used since.
 
 use crate::keys::FlowKey;
-use crate::packet::{Header, connects};
+use crate::packet::{Header, SCTP, connects};
 use crate::tables::Tables;
 use crate::values::{
     ALIASED, FlowVal, PROPOSE_ANYWAY, PROPOSE_FLOW, PROPOSE_REPLY, Proposal, REPLY_DIRECT, REPLY_HAIRPIN,
@@ -45,6 +45,8 @@ pub const PROPOSALS: u32 = 64;
 
 /// Seconds after its end that a connection's late packets are still led to its endpoint.
 const CLOSED_FOR: u64 = 60;
+/// Seconds that a connection is kept whose client has said its last, and whose endpoint is not heard here.
+const HALF_HEARD_FOR: u64 = 600;
 /// Seconds that a flow may take to get from its first packet to the next.
 const EMBRYO_FOR: u64 = 60;
 /// Seconds that a flow of datagrams may be idle.
@@ -82,8 +84,13 @@ pub const fn is_live(proto: u8, state: u32, idle: u32) -> bool {
 
 /// Whether the record of a flow that was idle for so many ticks has had its time.
 pub const fn is_expired(proto: u8, state: u32, idle: u32) -> bool {
-    let limit = if is_closed(state) || is_half_heard(state) {
+    let limit = if is_closed(state) {
         CLOSED_FOR
+    } else if is_half_heard(state) {
+        HALF_HEARD_FOR
+    } else if state & (FLOW_DSR | FLOW_OPEN) == FLOW_DSR | FLOW_OPEN && proto == SCTP {
+        // Its end may not have been heard. Both ends of one that lives are, each half minute (RFC 9260 section 8.3).
+        DATAGRAMS_FOR
     } else if state & FLOW_OPEN == 0 {
         EMBRYO_FOR
     } else if connects(proto) {

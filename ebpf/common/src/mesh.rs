@@ -36,7 +36,8 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
             work.proxy = proxy::ahead(flow.state);
             tables.count_request(&work.key, flow, work.header.length.into());
             let verdict = forward(work, config, endpoint, flow.source_port, flow.target_port);
-            direct::mark(work, config, flow.door);
+            // Its node may be of an older version by now.
+            direct::mark(work, config, if endpoint.may_answer() { flow.door } else { 0 });
             return verdict;
         }
         Known::Balanced(flow) if config.gate != 0 => {

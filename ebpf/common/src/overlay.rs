@@ -40,8 +40,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         }
         let router = direct::router_of(&ethernet.src, &config.router_mac);
         if tables.is_router(&RouterKey::new(router)) {
-            let way = direct::way(tables, work, &ethernet.src, &router);
-            return match steer::lead(tables, work, &way) {
+            return match steer::lead(tables, work, &ethernet.src) {
                 Some(port) => steer::deliver(work, &ethernet, port, Out::Peer(local.veth)),
                 None => Verdict::Drop(Reason::NoSourcePort),
             };

@@ -40,6 +40,13 @@ pub trait Packet {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
     /// Its length in bytes, with whatever stands behind the IP packet.
     fn length(&self) -> u32;
+    /// The device by which the kernel's routes lead to its destination, if that is one of `OUTWARD` and takes the packet as it
+    /// is; `header` is the packet's.
+    #[inline(always)]
+    fn outward(&self, header: &Header) -> Option<u32> {
+        let _ = header;
+        None
+    }
 }
 
 /// An Ethernet header.

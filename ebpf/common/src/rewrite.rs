@@ -56,7 +56,7 @@ pub fn apply<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -
 
 #[inline(always)]
 fn macs<P: PacketMut>(packet: &mut P, forward: &Forward) -> Option<()> {
-    if matches!(forward.out, Out::Neighbor(_) | Out::Route(_)) {
+    if matches!(forward.out, Out::Neighbor(_) | Out::Route) {
         return Some(());
     }
     let (d, s) = (forward.dst_mac, forward.src_mac);

@@ -52,7 +52,7 @@ pub(crate) fn lead<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Opti
         }
         // By the same router, which wants it answered in another way.
         Some(known) if came_by(known, router, own) => {
-            set(tables, work, router);
+            change(tables, work, router, known.state);
             return Some(own);
         }
         // What has ended makes room for what begins.
@@ -131,6 +131,8 @@ fn alias<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Option<u16> {
             work.answers.dport = original;
             return None;
         }
+        change(tables, work, router, known.state);
+        return Some(port);
     }
     set(tables, work, router);
     Some(port)
@@ -178,6 +180,16 @@ fn set<T: Tables>(tables: &T, work: &mut Work, router: &Mac) {
     work.reply.seen = tables.clock();
     work.reply.state = life::at_first(&work.header);
     tables.set_reply(&work.answers, &work.reply);
+}
+
+/// Sets how a known flow in this state is answered from now on.
+#[inline(always)]
+fn change<T: Tables>(tables: &T, work: &mut Work, router: &Mac, state: u32) {
+    set(tables, work, router);
+    if !work.header.is_syn() {
+        let state = life::after(state, life::of_client(&work.header));
+        tables.touch_reply(&work.answers, work.reply.seen, state);
+    }
 }
 
 /// Remembers that the task answers a flow from the address of another leg, for errors about its answers ([`crate::icmp`]).

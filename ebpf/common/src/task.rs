@@ -88,7 +88,7 @@ fn ip<P: Packet, T: Tables>(
     work: &mut Work,
 ) -> Verdict {
     let task = sender.task;
-    if mesh_reply(tables, task, ethernet, work) {
+    if mesh_reply(packet, tables, task, ethernet, work) {
         return Verdict::Forward;
     }
     match icmp::aside(packet, &work.header) {
@@ -161,7 +161,13 @@ pub(crate) fn vip<'a, T: Tables>(tables: &'a T, task: &TaskIf, addr: Addr) -> Op
 /// and answers with `sendto` gets the source of its default route. The flow is found by the ingress address, and
 /// the answer leaves with it.
 #[inline(always)]
-fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &mut Work) -> bool {
+fn mesh_reply<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    task: &TaskIf,
+    ethernet: &Ethernet,
+    work: &mut Work,
+) -> bool {
     let (ingress, own) =
         if work.header.v4 { (&task.ingress_ip4, &task.ip4) } else { (&task.ingress_ip6, &task.ip6) };
     let src = &work.header.src;
@@ -184,8 +190,10 @@ fn mesh_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &
             local::home(work, config, reply);
         }
         REPLY_STEER => {
-            if let Some(door) = direct::door(tables, work, &reply.mac) {
-                work.forward_unchanged(ethernet, Out::Route(0));
+            if let Some(door) = direct::door(tables, work, &reply.mac)
+                && let Some(device) = packet.outward(&work.header)
+            {
+                work.forward_unchanged(ethernet, Out::Neighbor(device));
                 work.forward.src = door.copied();
                 work.forward.sport = direct::port(&reply.mac);
                 // What the client sends comes through a tunnel.

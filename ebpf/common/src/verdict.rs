@@ -192,9 +192,8 @@ pub enum Out {
     Neighbor(u32),
     /// Into the stack, as if it had come in by a device of this namespace.
     Host(u32),
-    /// Where the kernel's routes lead what comes in by a device (0: by the one it came in by), with the Ethernet header
-    /// its neighbor table gives it.
-    Route(u32),
+    /// Where the kernel's routes lead, with the Ethernet header its neighbor table gives it.
+    Route,
 }
 
 impl Default for Out {

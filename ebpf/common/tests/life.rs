@@ -59,9 +59,12 @@ fn a_flow_of_which_one_half_is_heard_ends_with_its_client() {
         assert_eq!(life::has_ended(state, idle), ended, "{state:#x} after {idle}");
         assert_eq!(life::is_live(TCP, state, idle), !ended, "{state:#x} after {idle}");
     }
-    assert!(!is_expired(TCP, said_all, ticks(58)));
-    assert!(is_expired(TCP, said_all, ticks(61)));
-    assert!(!is_expired(TCP, FLOW_OPEN | FLOW_CLIENT_FIN, ticks(61)), "the other half is still open");
+    assert!(!is_expired(TCP, said_all, ticks(598)));
+    assert!(is_expired(TCP, said_all, ticks(601)));
+    assert!(!is_expired(TCP, FLOW_OPEN | FLOW_CLIENT_FIN, ticks(601)), "the other half is still open");
+    for (state, after_minutes) in [(open, true), (FLOW_OPEN, false)] {
+        assert_eq!(is_expired(SCTP, state, ticks(181)), after_minutes, "{state:#x}");
+    }
 }
 
 /// In the ring it makes room for another; not while it goes on.

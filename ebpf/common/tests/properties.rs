@@ -61,7 +61,7 @@ proptest! {
         let mut sent = Segment::new(proto, (&text(src), ports[0]), (&text(dst), ports[1]));
         sent.payload = payload;
         sent.unchecked = unchecked && !is_tcp && src.is_v4();
-        let mut buffer = Buffer(sent.bytes(), Vec::new());
+        let mut buffer = Buffer(sent.bytes(), Vec::new(), None);
         let mut work = Work::default();
         let ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
         packet::header(&buffer, ethernet.kind, &mut work.header).expect("an IP header");
@@ -96,7 +96,7 @@ proptest! {
         let (src, dst) = if v4 { ("192.0.2.1", "192.0.2.2") } else { ("2001:db8::1", "2001:db8::2") };
         let mut sent = Segment::new(TCP, (src, 1), (dst, 2));
         sent.tcp_options = options;
-        let mut buffer = Buffer(sent.bytes(), Vec::new());
+        let mut buffer = Buffer(sent.bytes(), Vec::new(), None);
         let mut work = Work::default();
         let ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
         packet::header(&buffer, ethernet.kind, &mut work.header).expect("an IP header");

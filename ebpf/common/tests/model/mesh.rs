@@ -122,6 +122,7 @@ impl Mesh {
                 host.set_door(DoorKey::new(low, place::FLOATING_DOOR, v4), floating);
             }
         }
+        host.lead_outward(true);
         host.set_member(Addr::v4(MEMBER));
         host.set_tunnel(INGRESS, INGRESS_VXLAN);
         host.set_tunnel(OVERLAY, OVERLAY_VXLAN);
@@ -332,9 +333,6 @@ impl Mesh {
                 (Action::Drop, _) => return Fate::Dropped(counted),
                 (Action::Redirect, Some(Out::Peer(veth))) => return self.deliver(at.node, veth, &at.bytes),
                 (Action::Redirect, Some(Out::Neighbor(UPLINK))) => {
-                    return Fate::Outside(at.node, Segment::parse(&at.bytes));
-                }
-                (Action::Redirect, Some(Out::Route(0))) if at.program == Program::TaskTx => {
                     return Fate::Outside(at.node, Segment::parse(&at.bytes));
                 }
                 (Action::Redirect, Some(Out::Host(LOOPBACK))) => {

@@ -76,7 +76,9 @@ macro_rules! every_case {
             a_flow_whose_port_is_translated_is_answered_by_the_router, a_task_answers_as_the_door_that_was_asked,
             an_answer_whose_door_is_not_known_goes_to_the_router, a_router_may_change_its_mind,
             flows_by_several_doors_do_not_alias, only_a_router_names_doors,
-            a_client_on_the_tasks_node_is_answered_by_the_router, errors_go_by_the_router_whoever_answers,
+            an_answer_that_nothing_leads_out_goes_to_the_router,
+            a_flow_whose_node_can_no_longer_answer_is_answered_by_the_router,
+            a_router_that_changes_its_mind_changes_nothing_else, errors_go_by_the_router_whoever_answers,
             fragments_of_such_a_flow_follow_their_first, the_router_follows_one_half,
         );
         every_case!(@ $make, task_cases:

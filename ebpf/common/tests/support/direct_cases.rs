@@ -3,7 +3,7 @@
 use shoal_ebpf_common::direct::marked;
 use shoal_ebpf_common::keys::{DoorKey, Mac, PortKey, RouterKey};
 use shoal_ebpf_common::life::{FLOW_CLIENT_FIN, FLOW_DSR, FLOW_OPEN};
-use shoal_ebpf_common::reason::{Program, Reason};
+use shoal_ebpf_common::reason::Program;
 use shoal_ebpf_common::values::{ENDPOINT_DSR, EndpointVal, PORT_DSR, PortVal};
 use shoal_ebpf_common::verdict::Out;
 
@@ -28,7 +28,7 @@ const PORT: u16 = 0xabcd;
 const ASKED: [&str; 2] = ["203.0.113.44", "2001:db8:7::44"];
 const REMOTE_OUT: Out = Out::Device(REMOTE_DEVICE);
 const HERE: Out = Out::Peer(IFINDEX);
-const DIRECTLY: Out = Out::Route(0);
+const DIRECTLY: Out = Out::Neighbor(IFINDEX);
 
 fn asked(family: &Family) -> &'static str {
     ASKED[usize::from(family.client == V6.client)]
@@ -54,6 +54,7 @@ fn publish(w: &mut dyn World, proto: u8, value: PortVal) {
 /// A node with a task, that knows an address of another node.
 pub(crate) fn task_node(w: &mut dyn World) {
     node(w);
+    w.lead_outward(true);
     for (family, v4) in [(V4, true), (V6, false)] {
         w.set_door(DoorKey::new(2, DOOR, v4), addr(asked(&family)));
     }
@@ -80,27 +81,15 @@ pub(crate) fn opened(w: &mut dyn World, family: &Family) -> Segment {
     answer(&sent).flags(SYN | ACK)
 }
 
-/// The task's answer, which goes to the client by the routes of the kernel: so far as that has any, which in some worlds it
-/// has not.
-#[track_caller]
-fn routed(w: &mut dyn World, answer: &[u8]) -> Option<Vec<u8>> {
-    let before = w.drops(Reason::NoRoute);
-    let run = w.run(TASK_TX, answer);
-    if run.out.is_none() && run.action == Action::Drop {
-        assert_eq!(w.drops(Reason::NoRoute), before + 1);
-        return None;
-    }
-    assert_eq!(run.action, Action::Redirect);
-    assert!(run.out.is_none_or(|at| at == DIRECTLY), "left by {:?}", run.out);
-    Some(run.bytes)
-}
-
+/// The answer leaves for the client; or for the router, where no route leads outward.
 #[track_caller]
 fn goes_to_client(w: &mut dyn World, family: &Family, answer: &Segment) {
-    let Some(bytes) = routed(w, &answer.bytes()) else { return };
+    if !w.leads_outward() {
+        return goes_to_router(w, family, answer, OTHER_ROUTER);
+    }
     let sport = if answer.proto == SCTP { answer.sport } else { PORT };
     let want = Segment { src: ip(asked(family)), sport, dport: 40_000, ..answer.clone() };
-    let got = Segment::parse(&bytes);
+    let got = forwarded(w, TASK_TX, answer, DIRECTLY);
     assert_eq!(got.macs(want.src_mac, want.dst_mac), want);
 }
 
@@ -157,10 +146,38 @@ pub(crate) fn who_is_not_to_answer_is_not_told(w: &mut dyn World) {
         w.set_own_door(addr(family.node), IFINDEX + 1, OWN);
         assert_eq!(source(w, MESH, family.client), [ROUTER; 2]);
         w.set_own_door(addr(family.node), IFINDEX, OWN);
+        // A neighbor of the link's, whose address is another's on another link.
+        let neighbor = if family.client == V4.client { "169.254.7.7" } else { "fe80::7" };
+        assert_eq!(source(w, MESH, neighbor), [ROUTER; 2]);
         // A task of this node.
         w.set_service(SERVICE, &[LOCAL]);
         assert_eq!(source(w, MESH, family.client), [ROUTER; 2]);
         w.set_service(SERVICE, &[REMOTE]);
+    }
+}
+
+pub(crate) fn a_flow_whose_node_can_no_longer_answer_is_answered_by_the_router(w: &mut dyn World) {
+    entry(w);
+    for (family, proto) in MATRIX {
+        let sent = Segment::new(proto, (family.client, 44_000), (family.node, 8080));
+        forwarded(w, MESH, &sent.clone().flags(SYN), REMOTE_OUT);
+        for (flags, source) in [(0, ROUTER), (ENDPOINT_DSR, marked(&ROUTER, OWN, 8080))] {
+            w.set_endpoint(REMOTE, EndpointVal { flags, ..remote_endpoint() });
+            assert_eq!(forwarded(w, MESH, &sent.clone().flags(ACK), REMOTE_OUT).src_mac, source);
+        }
+    }
+}
+
+/// What was seen of a flow stays when its router has it answered in another way.
+pub(crate) fn a_router_that_changes_its_mind_changes_nothing_else(w: &mut dyn World) {
+    task_node(w);
+    for family in [V4, V6] {
+        let sent = |source, flags| request(&family, TCP, source).flags(flags);
+        for (source, flags) in [(other_marked(), SYN), (other_marked(), ACK | FIN), (OTHER_ROUTER, ACK)] {
+            forwarded(w, OVERLAY, &sent(source, flags), HERE);
+        }
+        let reply = w.reply(&key(TCP, 0, (family.task, 80), (family.client, 40_000))).unwrap();
+        assert_eq!((reply.mac, reply.state), (OTHER_ROUTER, FLOW_OPEN | FLOW_CLIENT_FIN));
     }
 }
 
@@ -268,14 +285,14 @@ pub(crate) fn only_a_router_names_doors(w: &mut dyn World) {
     }
 }
 
-pub(crate) fn a_client_on_the_tasks_node_is_answered_by_the_router(w: &mut dyn World) {
+pub(crate) fn an_answer_that_nothing_leads_out_goes_to_the_router(w: &mut dyn World) {
     task_node(w);
     for (family, proto) in MATRIX {
-        let sent = Segment { src: ip(family.node), ..request(&family, proto, other_marked()) };
-        for flags in [SYN, ACK] {
-            let sent = sent.clone().flags(flags);
-            assert_eq!(forwarded(w, OVERLAY, &sent, HERE), sent);
-            goes_to_router(w, &family, &answer(&sent), OTHER_ROUTER);
+        let sent = request(&family, proto, other_marked());
+        forwarded(w, OVERLAY, &sent, HERE);
+        for leads in [false, true] {
+            w.lead_outward(leads);
+            goes_to_client(w, &family, &answer(&sent));
         }
     }
 }
@@ -320,13 +337,15 @@ pub(crate) fn fragments_of_such_a_flow_follow_their_first(w: &mut dyn World) {
         let sent = Segment { payload: (0..200).collect(), ..request(&family, proto, other_marked()) };
         forwarded(w, OVERLAY, &sent, HERE);
         let answer = answer(&sent);
-        let fragments = split(&answer.bytes(), 8, 48).into_iter().filter_map(|fragment| routed(w, &fragment));
-        let fragments: Vec<_> = fragments.collect();
-        if !fragments.is_empty() {
-            let got = join(&fragments);
-            assert_eq!((got.src, got.sport, got.dport), (ip(asked(&family)), PORT, 40_000));
-            assert_eq!(got.payload, answer.payload);
-        }
+        let fragments: Vec<_> =
+            split(&answer.bytes(), 8, 48).iter().map(|fragment| w.run(TASK_TX, fragment)).collect();
+        assert!(fragments.len() > 3 && fragments.iter().all(|run| run.action == Action::Redirect));
+        let out = if w.leads_outward() { DIRECTLY } else { REMOTE_OUT };
+        assert!(fragments.iter().all(|run| run.out.is_none_or(|at| at == out)));
+        let got = join(&fragments.into_iter().map(|run| run.bytes).collect::<Vec<_>>());
+        let source = if w.leads_outward() { (ip(asked(&family)), PORT) } else { (answer.src, answer.sport) };
+        assert_eq!(((got.src, got.sport), got.dport), (source, 40_000));
+        assert_eq!(got.payload, answer.payload);
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) struct Host {
     pub(crate) counted: Option<Reason>,
     /// Copies that were sent, and by which way.
     pub(crate) copies: Vec<(Out, Vec<u8>)>,
+    outward: bool,
     /// MTUs of the devices there are.
     pub(crate) mtus: HashMap<u32, u32>,
 }
@@ -72,6 +73,12 @@ impl World for Host {
     }
     fn set_own_door(&mut self, addr: Addr, device: u32, number: u32) {
         self.maps.local_addrs.set(addr, direct::door_value(device, number));
+    }
+    fn lead_outward(&mut self, leads: bool) {
+        self.outward = leads;
+    }
+    fn leads_outward(&self) -> bool {
+        self.outward
     }
     fn set_door(&mut self, key: DoorKey, addr: Addr) {
         self.maps.doors.set(key, addr);
@@ -145,7 +152,8 @@ impl Host {
     /// As [`Host::run_as`], on a packet that arrived at another device.
     pub(crate) fn run_at(&mut self, ifindex: u32, program: Program, packet: &[u8], form: Form) -> Run {
         self.counted = None;
-        let mut buffer = Buffer(packet.to_vec(), Vec::new());
+        let outward = self.outward.then_some(IFINDEX);
+        let mut buffer = Buffer(packet.to_vec(), Vec::new(), outward);
         let mut work = Work::default();
         let mut verdict = match program {
             Program::MeshIngress => mesh::decide(&buffer, &self.maps, ifindex, &mut work),

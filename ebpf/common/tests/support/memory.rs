@@ -10,7 +10,7 @@ use shoal_ebpf_common::fragment::{FragmentKey, FragmentVal};
 use shoal_ebpf_common::keys::{ClientKey, DoorKey, FlowKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::life;
 use shoal_ebpf_common::maglev::{self, Member, Policy};
-use shoal_ebpf_common::packet::Packet;
+use shoal_ebpf_common::packet::{Header, Packet};
 use shoal_ebpf_common::proxy::Resize;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::tables::Tables;
@@ -20,8 +20,8 @@ use shoal_ebpf_common::values::{
 };
 use shoal_ebpf_common::verdict::Out;
 
-/// A packet without a checksum offload (`CHECKSUM_NONE`), and copies of it that were sent.
-pub(crate) struct Buffer(pub(crate) Vec<u8>, pub(crate) Vec<(Out, Vec<u8>)>);
+/// A packet without a checksum offload (`CHECKSUM_NONE`), copies of it that were sent, and the device that it can leave by.
+pub(crate) struct Buffer(pub(crate) Vec<u8>, pub(crate) Vec<(Out, Vec<u8>)>, pub(crate) Option<u32>);
 
 impl Packet for Buffer {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
@@ -31,6 +31,10 @@ impl Packet for Buffer {
 
     fn length(&self) -> u32 {
         self.0.len().try_into().unwrap()
+    }
+
+    fn outward(&self, _header: &Header) -> Option<u32> {
+        self.2
     }
 }
 

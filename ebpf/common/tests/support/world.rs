@@ -50,6 +50,10 @@ pub(crate) trait World {
     fn set_local_addr(&mut self, addr: Addr);
     /// An address of this node that others know by a number, at a device.
     fn set_own_door(&mut self, addr: Addr, device: u32, number: u32);
+    /// Whether routes lead to clients by a device that leads outward, so far as the data plane has any.
+    fn lead_outward(&mut self, leads: bool);
+    /// Whether they do now.
+    fn leads_outward(&self) -> bool;
     fn set_door(&mut self, key: DoorKey, addr: Addr);
     fn remove_door(&mut self, key: DoorKey);
     fn set_task_if(&mut self, ifindex: u32, value: TaskIf);
