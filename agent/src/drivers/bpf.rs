@@ -4,14 +4,14 @@
 //! [`BpfDriver::attached`]), decides, and calls `upsert`/`remove`/`attach`/`detach`, which write only differences
 //! and say whether they wrote. Everything stays in the kernel when the driver is dropped.
 //!
-//! Layout of the directory, for ABI 6:
+//! Layout of the directory, for ABI 7:
 //!
 //! ```text
-//! <dir>/gen-6/maps/<MAP>                  maps, by name
-//! <dir>/gen-6/flows-<number>              tells the layout of the flow maps
-//! <dir>/gen-6/progs-<hash>/<program>      programs; <hash> is of the embedded object
-//! <dir>/gen-6/groups/<program>            links to the control group of the node's tasks
-//! <dir>/gen-6/links/<program>@<ifindex>   TCX links (or, on clsact, the attached program as a mark)
+//! <dir>/gen-7/maps/<MAP>                  maps, by name
+//! <dir>/gen-7/flows-<number>              tells the layout of the flow maps
+//! <dir>/gen-7/progs-<hash>/<program>      programs; <hash> is of the embedded object
+//! <dir>/gen-7/groups/<program>            links to the control group of the node's tasks
+//! <dir>/gen-7/links/<program>@<ifindex>   TCX links (or, on clsact, the attached program as a mark)
 //! ```
 //!
 //! Interface indices and names are those of the calling thread's network namespace.

@@ -13,7 +13,9 @@ use super::table::Table;
 use super::{BpfDriver, BpfError};
 
 /// Number of the layout of `FLOWS` and `REPLIES`, keys and values, and of what they mean: another one with each change.
-/// It is told by a directory beside the maps, whatever their ABI version is.
+/// It is told by a directory beside the maps, whatever their ABI version is. When `pad` became `door`, and steering entries got
+/// addresses with a mark, it stayed the same on purpose: zeroes mean what they did, and an older daemon that is put back
+/// keeps the connections as far as it can.
 const FLOW_LAYOUT: u32 = 2;
 /// The one version that had layout 1 and did not tell.
 const SILENT: &str = "gen-4";

@@ -67,21 +67,6 @@ impl BpfDriver {
         Ok(Collected { entries, proposed: proposals.len(), removed, live, endpoints, bytes })
     }
 
-    /// How many live flows this node leads to each of these endpoints, datagrams aside that were answered long ago.
-    pub fn live_flows(&self, endpoints: &[u64], now: u32) -> Result<BTreeMap<u64, usize>, BpfError> {
-        let mut left: BTreeMap<u64, usize> = endpoints.iter().map(|id| (*id, 0)).collect();
-        for (key, flow) in self.flows.scan(&self.dirs.maps)? {
-            let Some(count) = left.get_mut(&flow.endpoint) else { continue };
-            // A connection that is being opened, or a datagram that waits for its answer, counts too.
-            let idle = idle(now, flow.seen);
-            let begins = flow.state == 0 && !is_expired(key.proto(), 0, idle);
-            if is_live(key.proto(), flow.state, idle) || begins {
-                *count += 1;
-            }
-        }
-        Ok(left)
-    }
-
     /// Has a program remove entries, which takes their bytes over. Returns how many it did.
     pub(super) fn propose_all(&mut self, proposals: &[Proposal]) -> Result<usize, BpfError> {
         let mut removed = 0;
