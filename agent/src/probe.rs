@@ -127,9 +127,13 @@ impl Probes {
         self.peers.subscribe()
     }
 
-    /// Takes over what others told an earlier run.
-    pub(crate) fn recall(&self, told: doors::Told) {
-        self.book().recall(&told, self.elapsed());
+    /// Takes over what others told an earlier run, but of those that this one has heard already.
+    pub(crate) fn recall(&self, told: &doors::Told) {
+        let told = {
+            let (mut book, now) = (self.book(), self.elapsed());
+            book.recall(told, now);
+            book.told(now)
+        };
         self.hand_on(told);
     }
 
@@ -401,5 +405,44 @@ async fn readable(tap: Option<&Tap>) -> std::io::Result<()> {
     match tap {
         Some(tap) => tap.readable().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use shoal_plan::probe::frame::{Ends, Says};
+    use shoal_types::MacAddr;
+
+    use super::*;
+
+    /// A router.
+    fn at(last: u8) -> Own {
+        Own { mac: MacAddr([2, 0x73, 0, 0, 0, last]), ip: Ipv4Addr::new(10, 9, 0, last) }
+    }
+
+    fn peer(last: u8) -> Peer {
+        let Own { mac, ip } = at(last);
+        let (node, address) = (NodeId::from_entropy(last.into()), Ipv4Addr::new(192, 0, 2, last).into());
+        Peer { node, name: "other".parse().expect("a name"), address, mac, ip }
+    }
+
+    fn addresses(last: u8) -> Addresses {
+        Addresses::of([Ipv4Addr::new(198, 51, 100, last).into()])
+    }
+
+    #[test]
+    fn an_earlier_run_tells_nothing_of_those_who_were_heard_meanwhile() {
+        let probes = Probes::default();
+        let known = |all: &[(u8, u8)]| -> doors::Told {
+            all.iter().map(|(n, last)| (peer(*n).node, Arc::new(addresses(*last)))).collect()
+        };
+        probes.recall(&known(&[(2, 7)]));
+        probes.book().set(at(1), &peer(1).node, 1450, vec![peer(2), peer(3)]);
+        let ends = Ends { src_mac: at(2).mac, dst_mac: at(1).mac, src: at(2).ip, dst: at(1).ip };
+        probes.book().heard(&ends, Says::Addresses(addresses(8)), probes.elapsed());
+        probes.recall(&known(&[(2, 7), (3, 9)]));
+        assert_eq!(**probes.peers().borrow(), known(&[(2, 8), (3, 9)]));
     }
 }

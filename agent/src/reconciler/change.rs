@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use shoal_plan::desired::{Part, Services, derive_part};
+use shoal_plan::doors::Told;
 use shoal_plan::{Facts, plan};
 use shoal_types::assignment::Assignment;
 
@@ -46,6 +47,11 @@ impl Settled {
             Some(services)
         });
         Self { assignment: Arc::clone(assignment), facts, clean, services }
+    }
+
+    /// What other nodes told of themselves.
+    pub(super) fn peers(&self) -> Arc<Told> {
+        Arc::clone(&self.facts.peers)
     }
 
     /// Whether this is what is wanted now.

@@ -80,7 +80,7 @@ impl<F: Facility> Reconciler<F> {
         if why == Wake::Assignment {
             self.backoffs.clear();
         }
-        let outcome = match self.facts(&assignment).await {
+        let outcome = match self.facts(why, &assignment).await {
             Ok(facts) => {
                 let outcome = match self.change(why, &assignment, &facts).await {
                     Some(outcome) => outcome,
@@ -90,6 +90,10 @@ impl<F: Facility> Reconciler<F> {
                         None => return false,
                     },
                 };
+                // News that came meanwhile is still to be seen.
+                if Arc::ptr_eq(&self.peers.borrow(), &facts.peers) {
+                    self.peers.mark_unchanged();
+                }
                 // What fails is told apart: what was made before and is found changed is somebody else's doing.
                 let (is_settled, clean) = (outcome.deferred == 0, outcome.errors.is_empty());
                 let former = self.settled.take();
@@ -133,14 +137,17 @@ impl<F: Facility> Reconciler<F> {
         true
     }
 
-    /// What only the host can tell, and what other nodes told of themselves.
-    async fn facts(&mut self, assignment: &Assignment) -> Result<Facts, FacilityError> {
+    /// What only the host can tell, and what other nodes told of themselves. A change of the managers does not wait for a look
+    /// at everything because of these: what is new of them comes right after it.
+    async fn facts(&mut self, why: Wake, assignment: &Assignment) -> Result<Facts, FacilityError> {
         let facts = self.facility.facts(assignment, &self.node).await?;
         self.stats.probes.tell(facts.addresses());
         if !self.started {
             self.recall(assignment);
         }
-        Ok(Facts { peers: Arc::clone(&self.peers.borrow_and_update()), ..facts })
+        let settled = self.settled.as_ref().filter(|_| why == Wake::Assignment);
+        let peers = settled.map_or_else(|| Arc::clone(&self.peers.borrow()), Settled::peers);
+        Ok(Facts { peers, ..facts })
     }
 
     /// What is in place tells what other nodes told an earlier run: it stays until they are heard again.
@@ -153,7 +160,7 @@ impl<F: Facility> Reconciler<F> {
         });
         let told: Told = told.collect();
         if !told.is_empty() {
-            self.stats.probes.recall(told);
+            self.stats.probes.recall(&told);
         }
     }
 

@@ -106,7 +106,7 @@ impl Book {
     }
 
     /// Takes over who is there and how large a frame's IP packet can be. What is known of those who stay is kept, unless
-    /// the sizes are others now.
+    /// the sizes are others now; of those with another name or address, what they told.
     pub fn set(&mut self, own: Own, node: &NodeId, mtu: u16, peers: Vec<Peer>) {
         let sizes = [SMALLEST, COMMON.min(mtu), mtu].into_iter();
         let mut sizes: Vec<u16> = sizes.filter(|size| *size >= SMALLEST).collect();
@@ -119,9 +119,15 @@ impl Book {
         let mut before = std::mem::take(&mut self.peers);
         for peer in peers {
             let node = peer.node.clone();
-            let known = before.remove(&node).filter(|known| known.peer == peer);
-            let told = self.recalled.remove(&node);
-            self.peers.insert(node, known.unwrap_or_else(|| Watched { told, ..Watched::new(peer) }));
+            let recalled = self.recalled.remove(&node);
+            let known = match before.remove(&node) {
+                Some(known) if known.peer == peer => known,
+                Some(known) if known.peer.mac == peer.mac => {
+                    Watched { told: known.told, ..Watched::new(peer) }
+                }
+                _ => Watched { told: recalled, ..Watched::new(peer) },
+            };
+            self.peers.insert(node, known);
         }
         self.recalled.clear();
     }

@@ -327,6 +327,20 @@ fn addresses_are_those_that_a_peer_told_last() {
 }
 
 #[test]
+fn who_has_another_name_or_address_is_still_who_told() {
+    let mut book = Book::new(1);
+    book.set(own(1), &node(1), MTU, vec![peer(2)]);
+    let with = |ip, name: &str, mac| Peer { ip, name: name.parse().expect("a name"), mac, ..peer(2) };
+    let moved = Ipv4Addr::new(10, 9, 0, 77);
+    book.heard(&own(2).to(&peer(1)), Says::Addresses(addresses(7)), seconds(1));
+    book.set(own(1), &node(1), MTU, vec![with(moved, "other", peer(2).mac)]);
+    assert_eq!(told(&book, seconds(2)), [(node(2), addresses(7))]);
+    assert_eq!(told(&book, seconds(181)), [], "no later than before");
+    book.set(own(1), &node(1), MTU, vec![with(moved, "other", peer(3).mac)]);
+    assert_eq!(told(&book, seconds(2)), [], "another router");
+}
+
+#[test]
 fn what_an_earlier_run_was_told_holds_until_a_peer_is_heard() {
     let mut book = Book::new(1);
     let of = |nodes: &[u8]| nodes.iter().map(|n| (node(*n), Arc::new(addresses(*n)))).collect::<Told>();

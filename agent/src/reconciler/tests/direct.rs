@@ -81,6 +81,37 @@ async fn the_first_such_port_and_the_last_one_are_about_everything() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_does_not_wait_for_what_others_told_at_the_same_time() {
+    let mut world = World::start();
+    world.stats.probes.hand_on(addresses(7));
+    world.tell_direct(&[11, 13], true).await;
+    for last in [8, 9] {
+        let observed = world.kernel.with(|state| {
+            state.slow = true;
+            state.observed
+        });
+        let before = doors(&world.kernel);
+        world.stats.probes.hand_on(addresses(last));
+        let told = world.tell_direct(&[11, u32::from(last) * 2 + 1], true).await;
+        assert_eq!(world.kernel.with(|state| state.observed), observed, "looked at everything first");
+        assert_eq!(doors(&world.kernel), before);
+        // The look that is under way takes a minute.
+        world.kernel.with(|state| state.slow = false);
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        assert_eq!(doors(&world.kernel), [addr(last)]);
+        assert!(world.holds(&told).await);
+    }
+    for last in 20..36 {
+        let begin = Instant::now();
+        world.stats.probes.hand_on(addresses(last));
+        world.tell_direct(&[11, u32::from(last) * 2 + 1], true).await;
+        world.until("the address is known", |world| doors(&world.kernel) == [addr(last)]).await;
+        assert!(begin.elapsed() < Duration::from_secs(1), "left to a sweep");
+    }
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_daemon_that_starts_again_writes_nothing_before_the_others_are_heard() {
     let mut world = World::start();
     world.stats.probes.hand_on(addresses(7));
