@@ -29,8 +29,9 @@ pub(super) const NATIVE_ONLY: [&str; 17] = [
 ];
 /// The same on engine `ipvs`: about ports that the tables of services balance on either engine, by the same programs. That
 /// they do there, too, the other rows of these groups show.
-const BY_TABLES: [&str; 11] = [
+const BY_TABLES: [&str; 12] = [
     "direct::an_address_that_moves_takes_its_connections_along",
+    "direct::clients_behind_a_bridge_of_a_node_are_answered_by_it",
     "direct::datagrams_are_answered_from_where_they_were_sent_to",
     "direct::replacing_tasks_fails_no_request",
     "direct::streams_outlast_what_becomes_of_doors",

@@ -16,6 +16,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("answers_go_past_the_node_that_was_asked", past),
     scenario("datagrams_are_answered_from_where_they_were_sent_to", datagrams),
     scenario("clients_on_the_nodes_are_answered_too", nodes_ask),
+    scenario("clients_behind_a_bridge_of_a_node_are_answered_by_it", behind),
     scenario("streams_outlast_what_becomes_of_doors", streams),
     scenario("an_address_that_moves_takes_its_connections_along", moved),
     scenario("replacing_tasks_fails_no_request", replaced),
@@ -153,6 +154,66 @@ fn nodes_ask(swarm: &mut Swarm) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A network of a node's own, of the kind that containers of something else are in: every node has it, with the same
+/// addresses. It goes when it is dropped.
+struct Inner<'a>(&'a Swarm);
+
+impl<'a> Inner<'a> {
+    const BRIDGE: &'static str = "inner0";
+
+    /// With a client in that of the first node, and somebody else of the same address in that of the task's.
+    fn new(swarm: &'a Swarm, client: &Host, other: &Host) -> anyhow::Result<Self> {
+        let this = Self(swarm);
+        for (node, guest) in [(&swarm.nodes[0], client), (&swarm.nodes[1], other)] {
+            let bridge = Self::BRIDGE;
+            node.host.ip(&format!("link add {bridge} type bridge"))?;
+            node.host.ip(&format!("addr add 172.30.9.1/24 dev {bridge}"))?;
+            node.host.ip(&format!("addr add fd79::1/64 dev {bridge} nodad"))?;
+            let guest_end = format!("peer name {DEVICE} netns {}", guest.unique());
+            node.host.ip(&format!("link add inner1 type veth {guest_end}"))?;
+            node.host.ip(&format!("link set inner1 master {bridge} up"))?;
+            node.host.ip(&format!("link set {bridge} up"))?;
+            guest.ip(&format!("addr add 172.30.9.2/24 dev {DEVICE}"))?;
+            guest.ip(&format!("addr add fd79::2/64 dev {DEVICE} nodad"))?;
+            guest.ip(&format!("link set {DEVICE} up"))?;
+            guest.ip("route add default via 172.30.9.1")?;
+            guest.ip("-6 route add default via fd79::1")?;
+        }
+        Ok(this)
+    }
+}
+
+impl Drop for Inner<'_> {
+    fn drop(&mut self) {
+        // A scenario that failed leaves none behind either; the residue check sees what stays.
+        for node in &self.0.nodes[..2] {
+            drop(node.host.ip("link del inner1"));
+            drop(node.host.ip(&format!("link del {}", Self::BRIDGE)));
+        }
+    }
+}
+
+fn behind(swarm: &mut Swarm) -> anyhow::Result<()> {
+    on_one_node(swarm)?;
+    for address in swarm.nodes[0].place.addresses() {
+        goes_past(swarm, &swarm.nodes[0], address)?;
+    }
+    let (guest, other) = (Host::new("guest")?, Host::new("other")?);
+    let _inner = Inner::new(swarm, &guest, &other)?;
+    let inside: [IpAddr; 2] = ["172.30.9.1".parse()?, "fd79::1".parse()?];
+    for address in swarm.nodes[0].place.addresses().into_iter().chain(inside) {
+        for udp in [false, true] {
+            let target = SocketAddr::new(address, PUBLISHED_WHOAMI);
+            wait_for(&format!("{target} to answer its guest"), PATIENCE, || {
+                let answers = shoal_netns::ask(&guest, &swarm.programs, target, udp, 5);
+                answers.and_then(shoal_netns::Answers::complete).map_err(|error| format!("{error:#}"))
+            })?;
+        }
+    }
+    // Outside nothing has changed.
+    goes_past(swarm, &swarm.nodes[0], swarm.nodes[0].place.v4.into())
 }
 
 /// Streams by all addresses of the first node.
