@@ -90,15 +90,32 @@ fn grpc_code(code: ErrorCode) -> Code {
     }
 }
 
+/// Bytes of a message that travel at most. A status is a header of HTTP/2, twice over and encoded, and one above 16 KiB is
+/// refused by whoever gets it, with all that it says. The log has messages whole.
+const LONGEST: usize = 3_072;
+
+/// A message without its middle, if it is too long: what failed is at its beginning, and at the end of what the kernel has to
+/// say of a program is why it refuses it.
+fn shortened(message: String) -> String {
+    const OMITTED: &str = " [...] ";
+    if message.len() <= LONGEST {
+        return message;
+    }
+    let half = (LONGEST - OMITTED.len()) / 2;
+    let (head, tail) = (message.floor_char_boundary(half), message.ceil_char_boundary(message.len() - half));
+    format!("{}{OMITTED}{}", &message[..head], &message[tail..])
+}
+
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
+        let message = shortened(error.message);
         let detail = pb::ErrorDetail {
             code: error.code.number().into(),
-            message: error.message.clone(),
+            message: message.clone(),
             context: error.context,
             help: error.help,
         };
-        Self::with_details(grpc_code(error.code), error.message, detail.encode_to_vec().into())
+        Self::with_details(grpc_code(error.code), message, detail.encode_to_vec().into())
     }
 }
 
@@ -127,5 +144,20 @@ mod tests {
             assert_eq!(ApiError::from_status(&status), Some(error));
         }
         assert_eq!(ApiError::from_status(&Status::internal("transport")), None);
+    }
+
+    #[test]
+    fn a_message_that_no_header_holds_keeps_its_ends() {
+        for middle in ["x".repeat(1 << 20), "\u{20ac}".repeat(1 << 18), "\n\u{1F41F}".repeat(1 << 17)] {
+            let status =
+                Status::from(ApiError::new(ErrorCode::Internal, format!("it failed: {middle}: why")));
+            let told = ApiError::from_status(&status).expect("an error of ours").message;
+            assert!(told.starts_with("it failed: ") && told.ends_with(": why"), "{told}");
+            assert!(told.contains("[...]") && told.len() <= LONGEST);
+            // As it is written to the wire: every byte of a character beyond ASCII takes three.
+            assert!(status.message().len() * 3 + status.details().len() * 4 / 3 < 16 << 10);
+        }
+        let short = "y".repeat(LONGEST);
+        assert_eq!(shortened(short.clone()), short);
     }
 }
