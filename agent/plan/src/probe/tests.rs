@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use proptest::prelude::*;
-
 use super::frame::{Ends, Kind, Message, Says};
 use super::*;
 use crate::doors::{Addresses, Told};
@@ -442,28 +440,33 @@ fn nothing_is_sent_while_nothing_can_be() {
     assert_eq!(world.books[&1].reports().count(), 1, "who is gone is forgotten");
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-
-    /// With three of ten packets lost at random, nobody is said to be unreachable or narrow for long.
-    #[test]
-    fn loss_is_no_cut(seed in any::<u64>()) {
-        let mut state = seed | 1;
-        let lossy = move |_, _, _: &Out| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 33) % 10 >= 3).then_some(MS)
-        };
-        let mut world = World::new(&[1, 2, 3], Box::new(lossy));
-        let (mut wrong, mut looks) = (0, 0);
-        for second in 5..300 {
-            world.run(seconds(second));
-            for (of, about) in [(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)] {
-                looks += 1;
-                wrong += i32::from(!matches!(world.report(of, about).state, State::Fine | State::Untried));
-            }
+/// Looks at what nodes say of one another while three of ten packets are lost at random: how many, and how many of them say
+/// that somebody is unreachable or narrow.
+fn with_losses(seed: u64) -> (u32, u32) {
+    let mut state = seed;
+    let lossy = move |_, _, _: &Out| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % 10 >= 3).then_some(MS)
+    };
+    let mut world = World::new(&[1, 2, 3], Box::new(lossy));
+    let (mut looks, mut wrong) = (0, 0);
+    for second in 5..300 {
+        world.run(seconds(second));
+        for (of, about) in [(1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)] {
+            looks += 1;
+            wrong += u32::from(!matches!(world.report(of, about).state, State::Fine | State::Untried));
         }
-        prop_assert!(wrong * 50 < looks, "{} of {}", wrong, looks);
-        let report = world.report(1, 2);
-        prop_assert!(report.counts.answered < report.counts.sent);
     }
+    let report = world.report(1, 2);
+    assert!(report.counts.answered < report.counts.sent, "nothing was lost");
+    (looks, wrong)
+}
+
+/// Nobody is said to be so for long. A seed can be unlucky, so the same ones are taken in every run, and all together.
+#[test]
+fn loss_is_no_cut() {
+    let runs: Vec<(u32, u32)> =
+        (0..24).map(|n: u64| with_losses(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)).collect();
+    let (looks, wrong) = runs.iter().fold((0, 0), |sum, run| (sum.0 + run.0, sum.1 + run.1));
+    assert!(wrong * 100 < looks, "{wrong} of {looks}: {runs:?}");
 }
