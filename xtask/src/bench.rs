@@ -2,6 +2,7 @@
 
 mod chain;
 mod cost;
+mod devices;
 mod docker;
 mod guest;
 mod ipvs;

@@ -158,6 +158,12 @@ impl Chain {
         Ok(())
     }
 
+    /// Has a further host send as those of the chain do.
+    pub(crate) fn same_senders(&self, host: &Host) -> anyhow::Result<()> {
+        let control = self.a.read_sysctl("ipv4/tcp_congestion_control")?;
+        host.sysctl("ipv4/tcp_congestion_control", control.trim())
+    }
+
     /// What nftables' path would miss: a kernel may have nftables for some families only.
     pub(crate) fn lacks_nftables(&self) -> anyhow::Result<Option<String>> {
         let made = self.a.run_line("nft add table ip probe").output()?;

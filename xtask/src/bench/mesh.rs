@@ -54,7 +54,7 @@ fn measure_rounds(
     let mut figures = Figures::new();
     for round in 1..=rounds {
         for case in Case::ALL {
-            for &path in paths {
+            for &path in paths.iter().filter(|path| path.leads(case)) {
                 eprintln!("round {round} of {rounds}: {} {}", case.name(), path.name());
                 let open = path.open(stage, case)?;
                 for (metric, value) in measure(load, &open, secs)? {

@@ -44,6 +44,8 @@ pub(crate) enum Target {
 pub(crate) enum Path {
     /// No overlay and no load balancer: a process on the node itself, one cable away
     Bare,
+    /// The devices on shoal's way to a task of the same node, with programs that look at nothing; nothing elsewhere
+    Devices,
     /// The kernel's overlay, routed to the task's own address; no load balancer
     Routed,
     /// shoal's routing mesh, engine ebpf: the port published on node A
@@ -70,6 +72,7 @@ impl Column for Path {
     fn name(self) -> &'static str {
         match self {
             Self::Bare => "bare",
+            Self::Devices => "devices",
             Self::Routed => "routed",
             Self::Ebpf => "ebpf",
             Self::Ipvs => "ipvs",
@@ -82,6 +85,11 @@ impl Column for Path {
 }
 
 impl Path {
+    /// Whether there is such a path to a task there.
+    pub(crate) fn leads(self, case: Case) -> bool {
+        self != Self::Devices || case == Case::Local
+    }
+
     /// Sets the path up. It is gone when the handle is dropped, so that no path pays for another.
     pub(crate) fn open(self, stage: &Stage, case: Case) -> anyhow::Result<Open<'_>> {
         let chain = &stage.chain;
@@ -99,9 +107,14 @@ impl Path {
         };
         let open = match self {
             Self::Bare => kernel(Chain::bare_address(case), Kept::Nothing),
+            Self::Devices => {
+                let devices = stage.devices.as_ref().context("no namespace behind devices alone")?;
+                let kept = Kept::Program(devices.lead(chain)?);
+                Open { mark: devices.mark(), ..kernel(A_FRONT, kept) }
+            }
             Self::Routed => kernel(task.address, Kept::Nothing),
             Self::Nft => kernel(A_FRONT, Kept::Nat(nat(chain, task.address)?)),
-            Self::Haproxy => kernel(A_FRONT, Kept::Proxy(proxy(chain, task.address)?)),
+            Self::Haproxy => kernel(A_FRONT, Kept::Program(proxy(chain, task.address)?)),
             Self::Ebpf => stage.ebpf.as_ref().context("no nodes with engine ebpf")?.open(case),
             Self::Ipvs => stage.ipvs.as_ref().context("no nodes with engine ipvs")?.open(case),
             Self::Docker => stage.docker.as_ref().context("no nodes of Docker's kind")?.open(case)?,
@@ -158,7 +171,8 @@ pub(crate) struct Open<'a> {
 pub(crate) enum Kept<'a> {
     Nothing,
     Nat(Nat<'a>),
-    Proxy(Process),
+    /// haproxy, or whoever holds programs.
+    Program(Process),
 }
 
 pub(crate) struct Nat<'a>(&'a Chain);

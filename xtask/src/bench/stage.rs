@@ -3,7 +3,9 @@
 use shoal_netns::Programs;
 
 use super::chain::Chain;
+use super::devices::Devices;
 use super::docker::Docker;
+use super::kernel_release;
 use super::lacks_ipvs;
 use super::measure::Loader;
 use super::nodes::{Engine, Nodes};
@@ -14,6 +16,8 @@ use super::swarm::Swarm;
 pub(crate) struct Stage {
     /// The kernel's own means.
     pub(crate) chain: Chain,
+    /// A namespace behind the devices alone.
+    pub(crate) devices: Option<Devices>,
     /// The same hosts as nodes of shoal.
     pub(crate) ebpf: Option<Nodes>,
     pub(crate) ipvs: Option<Nodes>,
@@ -39,7 +43,7 @@ impl Stage {
         programs: &Programs,
     ) -> anyhow::Result<(Self, Vec<NotRun>)> {
         let chain = Chain::new(&load.program, load.cpu)?;
-        let mut stage = Self { chain, ebpf: None, ipvs: None, docker: None, swarm: None };
+        let mut stage = Self { chain, devices: None, ebpf: None, ipvs: None, docker: None, swarm: None };
         let mut not_run = Vec::new();
         for &path in paths {
             if let Some(reason) = stage.lacks(path)? {
@@ -60,20 +64,25 @@ impl Stage {
             }
             Path::Ipvs | Path::Docker | Path::Swarm => lacks_ipvs(),
             Path::Nft => self.chain.lacks_nftables()?,
-            Path::Bare | Path::Routed | Path::Ebpf | Path::Haproxy => None,
+            // Its programs are attached by TCX.
+            Path::Devices if !has_tcx(&kernel_release()?) => {
+                Some("this kernel has no TCX: as of 6.6".to_owned())
+            }
+            Path::Bare | Path::Devices | Path::Routed | Path::Ebpf | Path::Haproxy => None,
         })
     }
 
     /// Sets up what a path needs, and asks each server once.
     fn prepare(&mut self, path: Path, load: &Loader, programs: &Programs) -> anyhow::Result<()> {
         match path {
+            Path::Devices => self.devices = Some(Devices::start(&self.chain, load)?),
             Path::Ebpf => self.ebpf = Some(Nodes::start(load, programs, Engine::Ebpf)?),
             Path::Ipvs => self.ipvs = Some(Nodes::start(load, programs, Engine::Ipvs)?),
             Path::Docker => self.docker = Some(Docker::start(load)?),
             Path::Swarm => self.swarm = Some(Swarm::start(load)?),
             Path::Bare | Path::Routed | Path::Nft | Path::Haproxy => {}
         }
-        for case in Case::ALL {
+        for case in Case::ALL.into_iter().filter(|&case| path.leads(case)) {
             path.open(self, case)?;
         }
         Ok(())
@@ -83,5 +92,29 @@ impl Stage {
     pub(crate) fn strike(self) -> anyhow::Result<()> {
         self.swarm.map_or(Ok(()), Swarm::dissolve)?;
         [self.ebpf, self.ipvs].into_iter().flatten().try_for_each(Nodes::dissolve)
+    }
+}
+
+/// Whether programs can be attached by TCX, as of Linux 6.6.
+fn has_tcx(release: &str) -> bool {
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_tcx;
+
+    #[test]
+    fn tcx_came_with_a_release() {
+        for (release, has) in [
+            ("6.1.0-27-amd64", false),
+            ("5.19.17", false),
+            ("6.6.1", true),
+            ("6.12.48+deb13", true),
+            ("7.0-rc1", true),
+        ] {
+            assert_eq!(has_tcx(release), has, "{release}");
+        }
     }
 }
