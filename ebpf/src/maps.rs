@@ -1,7 +1,7 @@
 //! The maps, pinned by name; the agent sizes some of them when it loads the object.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use shoal_ebpf_common::addr::Addr;
@@ -319,6 +319,12 @@ impl Tables for Kernel {
     #[inline(always)]
     fn remove_reply(&self, key: &FlowKey) {
         let _ = REPLIES.remove(key);
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: takes nothing.
+        unsafe { bpf_get_prandom_u32() as u32 }
     }
 
     #[inline(always)]

@@ -313,6 +313,7 @@ const fn policy(policy: LbPolicy) -> Policy {
     match policy {
         LbPolicy::RoundRobin => Policy::Turn,
         LbPolicy::Source => Policy::Source,
+        LbPolicy::Random => Policy::Random,
         LbPolicy::Auto | LbPolicy::LeastConnections | LbPolicy::Maglev => Policy::Flow,
     }
 }

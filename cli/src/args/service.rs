@@ -160,7 +160,8 @@ pub(crate) struct TaskFlags {
     /// Longest time from 'out of every load balancer' to the stop signal; sooner with no connection left
     #[arg(long, value_name = "TIME", value_parser = parse::millis)]
     pub(crate) drain: Option<u64>,
-    /// How new flows are spread over the tasks: auto, rr, leastconn (engine ipvs only), maglev or source
+    /// How new flows are spread over the tasks: auto, rr, leastconn (engine ipvs only), maglev, source or
+    /// random (engine ebpf only)
     #[arg(long, value_name = "POLICY")]
     pub(crate) lb: Option<LbPolicy>,
     /// What the service's name stands for: vip (one virtual IP) or dnsrr (the addresses of its tasks, in turn)

@@ -51,7 +51,7 @@ fn unknown_flags_before_the_program_are_refused() {
         "shoal swarm update",
         "shoal swarm update --lb-engine nft",
         "shoal swarm init --lb-engine IPVS",
-        "shoal service create --name web --lb random true",
+        "shoal service create --name web --lb fastest true",
         "shoal service update --lb least web",
         "shoal swarm join-token manager",
         "shoal swarm join 10.0.0.1",

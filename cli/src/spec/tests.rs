@@ -172,7 +172,7 @@ fn the_command_can_be_replaced_whole_or_in_part() {
 fn a_policy_is_changed_alone() {
     let spec = create(&["true"]).unwrap();
     assert_eq!(spec.lb, "auto");
-    for policy in ["auto", "rr", "leastconn", "maglev", "source"] {
+    for policy in ["auto", "rr", "leastconn", "maglev", "source", "random"] {
         let want = pb::ServiceSpec { lb: policy.into(), ..spec.clone() };
         assert_eq!(update(spec.clone(), &["--lb", policy, "web"]).unwrap().0, want);
         assert_eq!(update(want.clone(), &["web"]).unwrap().0, want, "not given: as it was");

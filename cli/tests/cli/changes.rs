@@ -75,7 +75,7 @@ async fn a_policy_is_asked_for_shown_and_changed() {
     assert_eq!(fake.world().updated[2].spec.clone().unwrap().lb, "rr", "it stays");
     let out = fake.run("service create --name api --lb least true").await;
     assert_eq!(out.code, Some(2));
-    assert!(out.stderr.contains("use auto, rr, leastconn, maglev or source"), "{}", out.stderr);
+    assert!(out.stderr.contains("use auto, rr, leastconn, maglev, source or random"), "{}", out.stderr);
 }
 
 #[tokio::test]

@@ -164,12 +164,14 @@ pub enum LbPolicy {
     Maglev,
     /// By a hash of the client's address, consistently: a client stays with its endpoint.
     Source,
+    /// Drawn at random, each as likely as the others.
+    Random,
 }
 
 impl LbPolicy {
     /// Every policy.
-    pub const ALL: [Self; 5] =
-        [Self::Auto, Self::RoundRobin, Self::LeastConnections, Self::Maglev, Self::Source];
+    pub const ALL: [Self; 6] =
+        [Self::Auto, Self::RoundRobin, Self::LeastConnections, Self::Maglev, Self::Source, Self::Random];
 
     /// As it is written on the command line.
     pub const fn as_str(self) -> &'static str {
@@ -179,6 +181,7 @@ impl LbPolicy {
             Self::LeastConnections => "leastconn",
             Self::Maglev => "maglev",
             Self::Source => "source",
+            Self::Random => "random",
         }
     }
 
@@ -188,6 +191,7 @@ impl LbPolicy {
             (Self::LeastConnections, LbEngine::Ebpf | LbEngine::Auto) => {
                 Some("engine ebpf does not count the connections an endpoint has")
             }
+            (Self::Random, LbEngine::Ipvs) => Some("the kernel's IPVS has no scheduler that draws at random"),
             _ => None,
         }
     }
@@ -202,10 +206,9 @@ impl fmt::Display for LbPolicy {
 impl FromStr for LbPolicy {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|policy| policy.as_str() == text)
-            .ok_or_else(|| format!("'{text}' is not a policy; use auto, rr, leastconn, maglev or source"))
+        Self::ALL.into_iter().find(|policy| policy.as_str() == text).ok_or_else(|| {
+            format!("'{text}' is not a policy; use auto, rr, leastconn, maglev, source or random")
+        })
     }
 }
 
@@ -262,7 +265,7 @@ mod tests {
             assert_eq!(policy.to_string().parse(), Ok(policy));
         }
         assert!("iptables".parse::<LbEngine>().is_err_and(|error| error.contains("ebpf")));
-        assert!("random".parse::<LbPolicy>().is_err_and(|error| error.contains("leastconn")));
+        assert!("fastest".parse::<LbPolicy>().is_err_and(|error| error.contains("leastconn")));
     }
 
     #[test]
@@ -299,9 +302,9 @@ mod tests {
     }
 
     #[test]
-    fn only_least_connections_needs_an_engine() {
+    fn two_policies_need_an_engine() {
         for policy in LbPolicy::ALL {
-            assert_eq!(policy.refused_by(LbEngine::Ipvs), None, "{policy}");
+            assert_eq!(policy.refused_by(LbEngine::Ipvs).is_some(), policy == LbPolicy::Random, "{policy}");
             assert_eq!(
                 policy.refused_by(LbEngine::Ebpf).is_some(),
                 policy == LbPolicy::LeastConnections,

@@ -10,8 +10,8 @@ use crate::packet::{connects, reply_key};
 use crate::proxy;
 use crate::tables::Tables;
 use crate::values::{
-    BALANCED, EndpointVal, FlowVal, POLICY_SOURCE, POLICY_TURN, REPLY_LOCAL, REPLY_RESTORE, REPLY_STEER,
-    ReplyVal, ServiceVal,
+    BALANCED, EndpointVal, FlowVal, POLICY_RANDOM, POLICY_SOURCE, POLICY_TURN, REPLY_LOCAL, REPLY_RESTORE,
+    REPLY_STEER, ReplyVal, ServiceVal,
 };
 use crate::verdict::Work;
 
@@ -130,6 +130,8 @@ fn first_slot<T: Tables>(tables: &T, service: u64, table: &ServiceVal, key: &Flo
             // Its low half is as good as all of it, and divided by one instruction.
             return (tables.connections(service) & 0xffff_ffff) as u32 % table.len.max(1);
         }
+        // The slot is in the upper half of a hash.
+        POLICY_RANDOM if begins => u64::from(tables.random()) << 32,
         POLICY_SOURCE => hash::source(key, seed),
         _ => hash::flow(key, seed),
     };

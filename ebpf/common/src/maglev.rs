@@ -6,7 +6,7 @@
 //! empty flow table, still goes to the same endpoint, and a change of members moves few other flows.
 
 use crate::hash;
-use crate::values::{POLICY_FLOW, POLICY_SOURCE, POLICY_TURN};
+use crate::values::{POLICY_FLOW, POLICY_RANDOM, POLICY_SOURCE, POLICY_TURN};
 
 /// The slot of a flow's hash in a table of `len` slots (0 for an empty one).
 #[inline(always)]
@@ -36,6 +36,8 @@ pub enum Policy {
     Source,
     /// In turn.
     Turn,
+    /// At random.
+    Random,
 }
 
 impl Policy {
@@ -45,6 +47,7 @@ impl Policy {
             Self::Flow => POLICY_FLOW,
             Self::Source => POLICY_SOURCE,
             Self::Turn => POLICY_TURN,
+            Self::Random => POLICY_RANDOM,
         }
     }
 }
@@ -101,8 +104,8 @@ mod host {
         pub fn build(self, members: &[Member], seed: u64) -> Vec<u64> {
             match self {
                 Self::Flow | Self::Source => build(members, seed),
-                // A member of weight 2 has two turns.
-                Self::Turn => members
+                // A member of weight 2 has two turns, or lots.
+                Self::Turn | Self::Random => members
                     .iter()
                     .flat_map(|member| core::iter::repeat_n(member.endpoint, member.weight.into()))
                     .collect(),

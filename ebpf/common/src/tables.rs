@@ -83,6 +83,8 @@ pub trait Tables {
     fn remove_flow(&self, key: &FlowKey);
     /// Forgets what happens to answers.
     fn remove_reply(&self, key: &FlowKey);
+    /// A number that nobody can foretell.
+    fn random(&self) -> u32;
     /// The clock of [`crate::life`].
     fn clock(&self) -> u32;
     /// The place of `PARKED` that was filled longest ago.

@@ -79,6 +79,8 @@ pub const POLICY_FLOW: u32 = 0;
 pub const POLICY_SOURCE: u32 = 1;
 /// The slots are taken in turn, by each CPU for itself; each endpoint has one.
 pub const POLICY_TURN: u32 = 2;
+/// A slot is drawn; each endpoint has one.
+pub const POLICY_RANDOM: u32 = 3;
 
 layout! {
     /// One attachment that can be chosen: `ENDPOINTS`, by a 64-bit id that is the same on every node.

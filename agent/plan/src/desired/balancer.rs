@@ -133,7 +133,8 @@ fn virtual_services(view: &View<'_>, out: &mut Vec<Object>) {
 const fn scheduler(policy: LbPolicy, otherwise: VirtualScheduler) -> VirtualScheduler {
     match policy {
         LbPolicy::Auto => otherwise,
-        LbPolicy::RoundRobin => VirtualScheduler::RoundRobin,
+        // Refused where IPVS balances; a node whose own setting came later takes what is nearest.
+        LbPolicy::RoundRobin | LbPolicy::Random => VirtualScheduler::RoundRobin,
         LbPolicy::LeastConnections => VirtualScheduler::LeastConnections,
         LbPolicy::Maglev => VirtualScheduler::Maglev,
         LbPolicy::Source => VirtualScheduler::Source,

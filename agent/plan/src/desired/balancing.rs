@@ -234,6 +234,6 @@ impl<'a> Members<'a> {
 const fn table_policy(policy: LbPolicy) -> LbPolicy {
     match policy {
         LbPolicy::Auto | LbPolicy::LeastConnections => LbPolicy::Maglev,
-        LbPolicy::RoundRobin | LbPolicy::Maglev | LbPolicy::Source => policy,
+        LbPolicy::RoundRobin | LbPolicy::Maglev | LbPolicy::Source | LbPolicy::Random => policy,
     }
 }

@@ -6,7 +6,7 @@ use shoal_types::assignment::{
 };
 use shoal_types::id::Name;
 use shoal_types::object::Generation;
-use shoal_types::{DualNet, EndpointId, PortForm, ServiceIndex, Vni};
+use shoal_types::{DualNet, EndpointId, LbPolicy, PortForm, ServiceIndex, Vni};
 
 use super::WireError;
 use super::base::{attachment, attachment_to, field, port, required, word};
@@ -132,7 +132,7 @@ fn service(s: pb::AssignedService) -> Result<AssignedService, WireError> {
             .chain(s.proxy_ports)
             .map(TryInto::try_into)
             .collect::<Result<_, _>>()?,
-        lb: word("lb", &s.lb)?,
+        lb: word("lb", if s.newer_lb.is_empty() { &s.lb } else { &s.newer_lb })?,
         dnsrr: s.dnsrr.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
     })
 }
@@ -208,6 +208,14 @@ fn endpoint_to(e: &Endpoint) -> pb::Endpoint {
     }
 }
 
+/// A policy, or the nearest that every version knows.
+const fn known_to_all(lb: LbPolicy) -> LbPolicy {
+    match lb {
+        LbPolicy::Random => LbPolicy::RoundRobin,
+        _ => lb,
+    }
+}
+
 fn service_to(s: &AssignedService) -> pb::AssignedService {
     let ports = |form: PortForm| -> Vec<pb::PublishedPort> {
         s.ports.iter().copied().filter(|port| port.form() == form).map(Into::into).collect()
@@ -225,7 +233,8 @@ fn service_to(s: &AssignedService) -> pb::AssignedService {
             })
             .collect(),
         ports: ports(PortForm::Everywhere),
-        lb: s.lb.to_string(),
+        lb: known_to_all(s.lb).to_string(),
+        newer_lb: if known_to_all(s.lb) == s.lb { String::new() } else { s.lb.to_string() },
         bound_ports: ports(PortForm::Bound),
         sctp_ports: ports(PortForm::Sctp),
         proxy_ports: ports(PortForm::Headed),

@@ -182,6 +182,26 @@ fn what_a_node_says_of_its_balancing_survives_the_wire() {
 
 /// Each half-valid message is refused by name of the field.
 #[test]
+fn a_policy_that_older_nodes_don_t_know_is_told_as_the_nearest_that_they_do() {
+    for lb in LbPolicy::ALL {
+        let service = Object::Service(AssignedService {
+            id: ServiceId::from_entropy(1),
+            index: shoal_types::ServiceIndex(7),
+            name: "web".parse().expect("a name"),
+            vips: Vec::new(),
+            ports: Vec::new(),
+            lb,
+            dnsrr: Vec::new(),
+        });
+        let wire = pb::AssignmentObject::from(&service);
+        let Some(pb::assignment_object::Object::Service(sent)) = &wire.object else { panic!("a service") };
+        let expected = if lb == LbPolicy::Random { "rr" } else { lb.as_str() };
+        assert_eq!(sent.lb, expected);
+        assert_eq!(Object::try_from(wire), Ok(service));
+    }
+}
+
+#[test]
 fn bad_fields_are_named() {
     let good = || pb::ServiceSpec::from(&spec());
     let field_of = |s: pb::ServiceSpec| ServiceSpec::try_from(s).map_err(|e: WireError| e.field);
@@ -205,7 +225,7 @@ fn bad_fields_are_named() {
     assert_eq!(with(&|s| s.ports[0].mode = 77), "ports.mode");
     assert_eq!(with(&|s| s.ports[0].ip = "eth0".into()), "ports.ip");
     assert_eq!(with(&|s| s.ports[0].proxy = 1), "ports.proxy-protocol");
-    assert_eq!(with(&|s| s.lb = "random".into()), "lb");
+    assert_eq!(with(&|s| s.lb = "fastest".into()), "lb");
     assert_eq!(with(&|s| s.networks[0].network = "../x".into()), "networks.network");
     assert_eq!(with(&|s| s.task.as_mut().expect("set").stop_signal = 0), "task.stop_signal");
 }

@@ -1,6 +1,6 @@
 //! Who asked, who holds it, what to do next.
 
-use shoal_types::lb::LbEngine;
+use shoal_types::lb::{LbEngine, LbPolicy};
 use shoal_types::port::PortPlace;
 
 use super::{Kind, Rejection};
@@ -44,11 +44,11 @@ impl Rejection {
                 ]
             }
             Self::SubnetExhausted { asked_by, .. } => vec![format!("asked by: {asked_by}")],
-            Self::PolicyUnsupported { engine, nodes, .. } => {
+            Self::PolicyUnsupported { policy, engine, nodes, .. } => {
                 let shown = if *engine == LbEngine::Auto { "auto (ebpf)" } else { engine.as_str() };
                 let mut lines = vec![format!("engine of the swarm: {shown}")];
                 if !nodes.is_empty() {
-                    lines.push(format!("on engine ebpf: {}", some_of(nodes)));
+                    lines.push(format!("on engine {}: {}", without(*policy), some_of(nodes)));
                 }
                 lines
             }
@@ -100,14 +100,7 @@ impl Rejection {
                 "choose another port, or keep '{asked_by}' off the node first: 'shoal service update \
                  --constraint-add node.hostname!={node} {asked_by}'"
             ),
-            Self::PolicyUnsupported { engine: LbEngine::Ipvs, .. } => {
-                "if they are still changing over, try again in a few seconds; if they are set to ebpf themselves, take \
-                 lb_engine out of [network] in their settings; or choose another policy: auto, rr, maglev or source"
-                    .into()
-            }
-            Self::PolicyUnsupported { .. } => {
-                "'shoal swarm update --lb-engine ipvs', or choose another policy: auto, rr, maglev or source".into()
-            }
+            Self::PolicyUnsupported { policy, engine, .. } => policy_help(*policy, *engine),
             Self::EngineInUse { services, .. } => {
                 let first = services.first().map_or("NAME", |name| name.as_str());
                 format!("give each of them another policy first: 'shoal service update --lb auto {first}'")
@@ -178,5 +171,27 @@ impl Rejection {
             // Outdated, and whatever the matches above have answered already.
             _ => "nothing: the leader decides again on the new state".into(),
         }
+    }
+}
+
+/// The engine that does not have a policy which one of the two lacks.
+fn without(policy: LbPolicy) -> LbEngine {
+    if policy.refused_by(LbEngine::Ipvs).is_some() { LbEngine::Ipvs } else { LbEngine::Ebpf }
+}
+
+/// What to do where an engine lacks a policy: that of the swarm, or of some nodes.
+fn policy_help(policy: LbPolicy, engine: LbEngine) -> String {
+    const OTHERS: &str = "choose another policy: auto, rr, maglev or source";
+    let (lacking, having) = match without(policy) {
+        LbEngine::Ipvs => (LbEngine::Ipvs, LbEngine::Ebpf),
+        _ => (LbEngine::Ebpf, LbEngine::Ipvs),
+    };
+    if engine.resolved() == having {
+        format!(
+            "if they are still changing over, try again in a few seconds; if they are set to {lacking} themselves, take \
+             lb_engine out of [network] in their settings; or {OTHERS}"
+        )
+    } else {
+        format!("'shoal swarm update --lb-engine {having}', or {OTHERS}")
     }
 }

@@ -215,10 +215,40 @@ fn least_connections_is_refused_where_nobody_counts_them() {
         refused.help(),
         "'shoal swarm update --lb-engine ipvs', or choose another policy: auto, rr, maglev or source"
     );
-    for lb in [LbPolicy::RoundRobin, LbPolicy::Maglev, LbPolicy::Source] {
+    for lb in [LbPolicy::RoundRobin, LbPolicy::Maglev, LbPolicy::Source, LbPolicy::Random] {
         let spec = ServiceSpec { lb, ..service(lb.as_str(), 1, &[], &[]) };
         assert!(create(&mut sim, &spec).is_ok(), "{lb}");
     }
+}
+
+#[test]
+fn drawing_is_refused_where_ipvs_balances() {
+    let drawn = || ServiceSpec { lb: LbPolicy::Random, ..service("web", 2, &[], &[tcp(8080, 80)]) };
+    let mut sim = on_ipvs(1);
+    let refused = create(&mut sim, &drawn()).expect_err("no such scheduler");
+    assert_eq!(refused.code(), ErrorCode::PolicyUnsupported);
+    assert_eq!(
+        refused.to_string(),
+        "service 'web' cannot balance by random: the kernel's IPVS has no scheduler that draws at random"
+    );
+    assert_eq!(refused.context()[0], "engine of the swarm: ipvs");
+    assert_eq!(
+        refused.help(),
+        "'shoal swarm update --lb-engine ebpf', or choose another policy: auto, rr, maglev or source"
+    );
+    // A node of its own mind is named, too.
+    let mut sim = Sim::of(2);
+    sim.balances("n2", LbEngine::Ipvs, true, false);
+    let refused = create(&mut sim, &drawn()).expect_err("n2 does not draw");
+    assert_eq!(refused.context(), ["engine of the swarm: auto (ebpf)", "on engine ipvs: n2"]);
+    assert!(refused.help().contains("set to ipvs themselves"), "{}", refused.help());
+    sim.balances("n2", LbEngine::Ebpf, true, false);
+    sim.create(&drawn());
+    let refused = set(&mut sim, LbEngine::Ipvs).expect_err("web draws");
+    assert_eq!(
+        (refused.code(), refused.context()),
+        (ErrorCode::EngineInUse, vec!["by random: web".to_owned()])
+    );
 }
 
 #[test]

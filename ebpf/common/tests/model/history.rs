@@ -147,7 +147,7 @@ fn may_send(place: &Place, line: &Line) -> bool {
 }
 
 fn any_policy(r: &mut Random) -> Policy {
-    r.pick(&[Policy::Flow, Policy::Flow, Policy::Source, Policy::Turn])
+    r.pick(&[Policy::Flow, Policy::Flow, Policy::Source, Policy::Turn, Policy::Random])
 }
 
 fn push(r: &mut Random, place: &Place, lines: &[Line], steps: &mut Vec<Step>) {

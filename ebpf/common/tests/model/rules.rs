@@ -235,7 +235,7 @@ impl Model {
         let slots = &view.slots[service];
         let is_clean = slots.iter().all(|&task| self.is_usable(n, task, &line));
         let whose = match view.policy[service] {
-            Policy::Turn => return Ok(()),
+            Policy::Turn | Policy::Random => return Ok(()),
             Policy::Flow => Some(c),
             Policy::Source => None,
         };

@@ -10,7 +10,7 @@ macro_rules! every_case {
             service_without_endpoint_is_refused,
             endpoint_without_the_family_is_not_chosen, removed_endpoint_ends_tcp_and_moves_udp,
             draining_endpoint_keeps_its_flows_only, withdrawn_port_keeps_its_connections,
-            endpoints_take_turns, a_short_table_does_not_run_into_the_next, a_client_stays_with_its_endpoint,
+            endpoints_take_turns, endpoints_are_drawn, a_short_table_does_not_run_into_the_next, a_client_stays_with_its_endpoint,
             two_addresses_one_client_port_do_not_alias, checksums_and_options_survive,
             only_members_may_send_tunnel_packets, endpoint_that_vanished_from_under_its_slots_is_skipped,
         );

@@ -131,6 +131,8 @@ pub(crate) struct Memory {
     pub(crate) local: Map<LocalKey, LocalVal>,
     pub(crate) routers: Map<RouterKey, u32>,
     pub(crate) members: Map<Addr, u32>,
+    /// The last number drawn.
+    drawn: Cell<u64>,
     pub(crate) local_addrs: Map<Addr, u32>,
     pub(crate) doors: Map<DoorKey, Addr>,
     pub(crate) task_ifs: Map<u32, TaskIf>,
@@ -287,6 +289,12 @@ impl Tables for Memory {
     }
     fn remove_reply(&self, key: &FlowKey) {
         self.replies.remove(key);
+    }
+    fn random(&self) -> u32 {
+        let next =
+            self.drawn.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.drawn.set(next);
+        (next >> 32) as u32
     }
     fn clock(&self) -> u32 {
         self.clock.get()

@@ -64,6 +64,33 @@ pub(crate) fn endpoints_take_turns(w: &mut dyn World) {
     }
 }
 
+pub(crate) fn endpoints_are_drawn(w: &mut dyn World) {
+    node(w);
+    w.set_policy(SERVICE, &[LOCAL, REMOTE], Policy::Random);
+    let mut drawn = Vec::new();
+    for port in 40_000..40_200 {
+        let sent = request(&V4, TCP, port);
+        let choice = Segment::parse(&w.run(MESH, &sent.clone().flags(SYN).bytes()).bytes).dst;
+        for flags in [SYN, ACK] {
+            let more = w.run(MESH, &sent.clone().flags(flags).bytes());
+            assert_eq!(Segment::parse(&more.bytes).dst, choice, "a flow stays where it began");
+        }
+        drawn.push(choice);
+    }
+    // 100 expected, deviation 7.
+    let here = drawn.iter().filter(|dst| **dst == ip(V4.task)).count();
+    assert!((50..150).contains(&here), "{here} of 200");
+    // Neither in turn nor by the flow: another draw of the same flows comes out otherwise.
+    assert!(drawn.windows(2).any(|pair| pair[0] == pair[1]), "in turn");
+    let other: Vec<_> = (40_000..40_200)
+        .map(|port| {
+            let sent = Segment::new(TCP, (V4.client, port), (V4.node2, 8080)).flags(SYN);
+            Segment::parse(&w.run(MESH, &sent.bytes()).bytes).dst
+        })
+        .collect();
+    assert_ne!(drawn, other);
+}
+
 /// A table of turns has as many slots as the service has endpoints: a search must not leave it.
 pub(crate) fn a_short_table_does_not_run_into_the_next(w: &mut dyn World) {
     node(w);
