@@ -194,11 +194,12 @@ fn balancing(code: ErrorCode) -> Entry {
         ErrorCode::PolicyUnsupported => entry(
             "the engine of load balancing lacks the policy",
             "Every node balances every service, and all must do it by the service's policy. Least connections need an \
-             engine that counts them: ipvs does, ebpf (which auto means) does not. (A port with proxy-protocol=v2 or \
+             engine that counts them: ipvs does, ebpf (which auto means) does not. Drawing at random needs one that \
+             draws: ebpf does, ipvs does not. (A port with proxy-protocol=v2 or \
              dsr=true is balanced by tables of ours on either engine; there it is refused as a field, E0100.)",
-            "'shoal swarm update --lb-engine ipvs', or another --lb: auto, rr, maglev or source. If the swarm is set to \
-             ipvs, 'shoal status' says which nodes are not: they are changing over, lack IPVS, or have a lb_engine of \
-             their own.",
+            "'shoal swarm update --lb-engine ipvs' (for random: ebpf), or another --lb: auto, rr, maglev or source. If \
+             the swarm is set to that engine, 'shoal status' says which nodes are not: they are changing over, lack \
+             IPVS, or have a lb_engine of their own.",
         ),
         ErrorCode::EngineInUse => entry(
             "services balance in a way that the engine lacks",

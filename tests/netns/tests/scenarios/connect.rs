@@ -10,7 +10,8 @@ use anyhow::{Context, ensure};
 use shoal_netns::{Answers, Need, Node, Run, Swarm, Task, ask_by, wait_for};
 
 use crate::harness::{
-    PATIENCE, Scenario, WHOAMI, create, ensure_same, host_names, node_of, running, scenario, wait_engine, web,
+    PATIENCE, PUBLISHED_WHOAMI, Scenario, WHOAMI, ask_node, create, ensure_same, host_names, node_of,
+    running, scenario, wait_engine, web,
 };
 
 const EBPF: &[Need] = &[Need::EbpfEngine];
@@ -22,6 +23,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("a_withdrawn_endpoint_gets_no_connection", withdrawn).needs(EBPF),
     scenario("a_task_reaches_its_own_service", own).needs(EBPF),
     scenario("connections_are_led_while_no_daemon_runs", without_daemon).needs(EBPF),
+    scenario("what_a_table_is_read_by_is_each_service_s_own", policies).needs(EBPF),
     scenario("switched_off_packets_are_translated_one_by_one", switched_off).needs(EBPF),
 ];
 
@@ -76,6 +78,33 @@ fn asker(swarm: &Swarm, network: &str) -> anyhow::Result<Task> {
 
 fn only(to: IpAddr) -> BTreeSet<SocketAddr> {
     [SocketAddr::new(to, WHOAMI)].into()
+}
+
+/// By published ports, from outside, and by the virtual IP, from a task.
+fn policies(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let (tasks, asker) = (web(swarm, 3)?, asker(swarm, "front")?);
+    let vip = swarm.manager().vip("web", "front")?;
+    for policy in ["random", "source", "rr", "maglev"] {
+        swarm.manager().shoal(&["service", "update", "--lb", policy, "web"])?;
+        let ports = swarm.nodes.iter().flat_map(|node| node.place.addresses());
+        for (address, by_task) in ports.map(|at| (at, false)).chain(vip.addresses().map(|at| (at, true))) {
+            // With 40 draws, one of three is left out once in ten million times.
+            wait_for(&format!("{address} to answer by {policy}"), PATIENCE, || {
+                let answers = if by_task {
+                    ask_as(swarm, &asker, address, false)
+                } else {
+                    ask_node(swarm, address, PUBLISHED_WHOAMI, false, COUNT)
+                };
+                let answers = answers.and_then(Answers::complete).map_err(|error| format!("{error:#}"))?;
+                let hosts: BTreeSet<String> = answers.hosts.keys().cloned().collect();
+                let is_so = if policy == "source" { hosts.len() == 1 } else { hosts == host_names(&tasks) };
+                if is_so { Ok(()) } else { Err(format!("{:?}", answers.hosts)) }
+            })?;
+        }
+    }
+    let shown = swarm.manager().shoal(&["service", "ls", "--format", "{{.Name}}={{.LB}}"])?;
+    ensure!(shown.contains("web=maglev"), "{shown}");
+    Ok(())
 }
 
 fn led(swarm: &mut Swarm) -> anyhow::Result<()> {

@@ -116,6 +116,8 @@ fn policies(swarm: &mut Swarm) -> anyhow::Result<()> {
     let headed = "published=8090,target=80,proxy-protocol=v2";
     let said = ["E0100", "lb: 'leastconn'", "port 8090:80/tcp with proxy-protocol", "rr, maglev", "help:"];
     swarm.manager().refused(&["service", "update", "--publish-add", headed, "web"], 2, &said)?;
+    let drawn = ["service", "update", "--lb", "random", "web"];
+    swarm.manager().refused(&drawn, 5, &["E0221", "random", "no scheduler", "help:"])?;
     for (policy, scheduler) in
         [("leastconn", " lc"), ("rr", " rr"), ("source", " mh"), ("maglev", " mh"), ("auto", " mh")]
     {
