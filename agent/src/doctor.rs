@@ -100,7 +100,7 @@ pub fn sysctls<'a>(found: impl IntoIterator<Item = (&'a str, &'a str, Option<Str
     fail(
         "sysctls",
         wrong.join("; "),
-        "shoald sets them again within a minute; find out what else sets them (/etc/sysctl.d, another agent)",
+        "shoald sets them again within seconds; find out what else sets them (/etc/sysctl.d, another agent)",
     )
 }
 
@@ -162,7 +162,7 @@ pub fn resolvers(resolv_conf: &str) -> pb::Check {
     if servers.is_empty() {
         return warn(
             "resolvers",
-            "the host has no name server: tasks resolve names of the swarm only",
+            "the host has no name server: for names outside the swarm tasks ask what listens on 127.0.0.1",
             "add a nameserver to /etc/resolv.conf",
         );
     }

@@ -148,8 +148,8 @@ fn resource(code: ErrorCode) -> Entry {
         ),
         ErrorCode::SubnetOverlap => entry(
             "the subnet overlaps one that is in use",
-            "It has addresses in common with another network, with ingress, or with a route of a host. Packets would \
-             not know where to go.",
+            "It has addresses in common with another network, with ingress, or with the address of a node's tunnels. \
+             Packets would not know where to go.",
             "give another --subnet, or none to have one cut from the pools; 'shoal network ls' shows those in use.",
         ),
         ErrorCode::SubnetExhausted => entry(

@@ -43,7 +43,7 @@ pub(crate) struct InitArgs {
     /// UDP port of the overlay traffic
     #[arg(long, value_name = "PORT", default_value_t = 7378, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) data_path_port: u16,
-    /// Pool that networks are cut from, IPv4 or IPv6; repeatable
+    /// Pool that networks are cut from, IPv4 or IPv6; repeatable (default: 10.192.0.0/10 and a random fd../48)
     #[arg(long, value_name = "CIDR", value_parser = cidr)]
     pub(crate) default_addr_pool: Vec<String>,
     /// Prefix length of a network cut from a pool
@@ -148,9 +148,9 @@ pub(crate) enum NodeCommand {
     },
     /// Change what the scheduler may do with nodes, and their labels
     Update(NodeUpdateArgs),
-    /// Remove nodes that are down from the swarm
+    /// Remove nodes that are down, or drained and empty, from the swarm
     Rm {
-        /// Also when the node is not down or not empty
+        /// Whatever its state
         #[arg(short, long)]
         force: bool,
         #[command(flatten)]

@@ -148,7 +148,8 @@ pub(crate) struct TaskFlags {
     /// Pause between batches of an update
     #[arg(long, value_name = "TIME", value_parser = parse::millis)]
     pub(crate) update_delay: Option<u64>,
-    /// Old task out first or new one in first (default: start-first; stop-first with a port in host mode)
+    /// Old task out first or new one in first (of a new service start-first, with a port in host
+    /// mode stop-first)
     #[arg(long, value_enum, value_name = "ORDER")]
     pub(crate) update_order: Option<Order>,
     /// Signal that asks a task to stop
