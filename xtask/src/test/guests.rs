@@ -102,7 +102,7 @@ impl Tier<'_> {
     fn script(&self, column: Column) -> String {
         let GuestPrograms { scenarios, bpf, ipvs } = self.programs;
         let mut words = vec![format!("exec '{}'", scenarios.display())];
-        for part in hole::LONG_FORM_ONLY.into_iter().chain(hole::NATIVE_ONLY) {
+        for part in hole::long_form() {
             if hole::is_left_out(part, column, self.form) {
                 let end = if part.contains("::") { "" } else { "::" };
                 words.push(format!("--skip {part}{end}"));

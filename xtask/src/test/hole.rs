@@ -8,7 +8,7 @@ pub(super) const LONG_FORM_ONLY: [&str; 7] =
     ["answers", "barriers", "doctor", "health", "liveness", "refusals", "renewal"];
 /// The same under emulation, where an hour isn't enough for all: what an engine does on a kernel with a compiler is in
 /// what is left, what else there is runs in user-mode Linux.
-pub(super) const NATIVE_ONLY: [&str; 17] = [
+const NATIVE_ONLY: [&str; 17] = [
     "admission",
     "connect",
     "direct",
@@ -27,15 +27,17 @@ pub(super) const NATIVE_ONLY: [&str; 17] = [
     "proxy",
     "repair",
 ];
-/// The same on engine `ipvs`: about ports that the tables of services balance on either engine, by the same programs. That
-/// they do there, too, the other rows of these groups show.
-const BY_TABLES: [&str; 12] = [
+/// The same on engine `ipvs`: what balances has no part in these groups; and of ports that the tables of services balance on
+/// either engine, by the same programs, the other rows of their groups show that they do there, too.
+const OF_EITHER_ENGINE: [&str; 14] = [
     "direct::an_address_that_moves_takes_its_connections_along",
     "direct::clients_behind_a_bridge_of_a_node_are_answered_by_it",
     "direct::datagrams_are_answered_from_where_they_were_sent_to",
     "direct::replacing_tasks_fails_no_request",
     "direct::streams_outlast_what_becomes_of_doors",
     "direct::what_it_does_not_go_with_is_refused",
+    "lane",
+    "members",
     "proxy::a_port_in_host_mode_and_on_one_address_has_it_too",
     "proxy::large_transfers_are_whole",
     "proxy::many_connections_at_once_have_each_its_own",
@@ -76,6 +78,11 @@ impl Hole {
     }
 }
 
+/// All groups and rows that some column leaves out for lack of time: what [`is_left_out`] asks for is in it, or a guest runs it.
+pub(super) fn long_form() -> impl Iterator<Item = &'static str> {
+    LONG_FORM_ONLY.into_iter().chain(NATIVE_ONLY).chain(OF_EITHER_ENGINE)
+}
+
 /// Whether a column leaves out a row for lack of time.
 pub(super) fn is_left_out(row: &str, column: Column, form: Form) -> bool {
     let is_of = |parts: &[&str]| {
@@ -84,7 +91,8 @@ pub(super) fn is_left_out(row: &str, column: Column, form: Form) -> bool {
             .any(|part| row.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")))
     };
     let is_guest = column.kernel != Kernel::Host;
-    let is_long = is_guest && (is_of(&LONG_FORM_ONLY) || column.engine == Engine::Ipvs && is_of(&BY_TABLES))
+    let is_long = is_guest
+        && (is_of(&LONG_FORM_ONLY) || column.engine == Engine::Ipvs && is_of(&OF_EITHER_ENGINE))
         || column.kernel.is_emulated() && is_of(&NATIVE_ONLY);
     form == Form::Default && is_long
 }
