@@ -191,3 +191,31 @@ fn each_line(from: impl Read, mut take: impl FnMut(&str)) {
 fn tell(column: &str, line: &str) {
     println!("[{column}] {line}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::column::{Engine, Kernel};
+    use super::*;
+
+    #[test]
+    fn a_guest_is_told_to_skip_what_is_left_out_of_its_column() {
+        let program = |name: &str| Path::new("/programs").join(name);
+        let programs =
+            GuestPrograms { scenarios: program("scenarios"), bpf: program("bpf"), ipvs: program("ipvs") };
+        let script = |column, form| {
+            Tier { programs: &programs, form, filter: None, target: Path::new("/target") }.script(column)
+        };
+        let uml = |engine| Column { kernel: Kernel::Uml, engine };
+        let row = "proxy::large_transfers_are_whole";
+        for (engine, form, skips) in [
+            (Engine::Ipvs, Form::Default, true),
+            (Engine::Ipvs, Form::Long, false),
+            (Engine::Ebpf, Form::Default, false),
+        ] {
+            let script = script(uml(engine), form);
+            assert_eq!(hole::is_left_out(row, uml(engine), form), skips);
+            assert_eq!(script.contains(&format!("--skip {row}")), skips, "{script}");
+            assert_eq!(script.contains("--skip lane::"), skips, "{script}");
+        }
+    }
+}

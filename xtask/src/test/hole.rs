@@ -78,9 +78,24 @@ impl Hole {
     }
 }
 
-/// All groups and rows that some column leaves out for lack of time: what [`is_left_out`] asks for is in it, or a guest runs it.
+/// Groups and rows that some columns leave out for lack of time.
+struct LeftOut {
+    parts: &'static [&'static str],
+    by: fn(Column) -> bool,
+}
+
+const LEFT_OUT: [LeftOut; 3] = [
+    LeftOut { parts: &LONG_FORM_ONLY, by: |column| column.kernel != Kernel::Host },
+    LeftOut { parts: &NATIVE_ONLY, by: |column| column.kernel.is_emulated() },
+    LeftOut {
+        parts: &OF_EITHER_ENGINE,
+        by: |column| column.kernel != Kernel::Host && column.engine == Engine::Ipvs,
+    },
+];
+
+/// All groups and rows that some column leaves out for lack of time.
 pub(super) fn long_form() -> impl Iterator<Item = &'static str> {
-    LONG_FORM_ONLY.into_iter().chain(NATIVE_ONLY).chain(OF_EITHER_ENGINE)
+    LEFT_OUT.iter().flat_map(|left_out| left_out.parts.iter().copied())
 }
 
 /// Whether a column leaves out a row for lack of time.
@@ -90,11 +105,7 @@ pub(super) fn is_left_out(row: &str, column: Column, form: Form) -> bool {
             .iter()
             .any(|part| row.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")))
     };
-    let is_guest = column.kernel != Kernel::Host;
-    let is_long = is_guest
-        && (is_of(&LONG_FORM_ONLY) || column.engine == Engine::Ipvs && is_of(&OF_EITHER_ENGINE))
-        || column.kernel.is_emulated() && is_of(&NATIVE_ONLY);
-    form == Form::Default && is_long
+    form == Form::Default && LEFT_OUT.iter().any(|left_out| (left_out.by)(column) && is_of(left_out.parts))
 }
 
 /// Why a column may lack a row, if it may.

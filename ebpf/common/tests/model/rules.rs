@@ -400,6 +400,15 @@ impl Model {
         }
     }
 
+    /// An answer that its node may have noted, or not, of all flows that look so to its task.
+    fn may_be_noted(&mut self, peer: Peer, answer: &Segment) {
+        for flow in self.flows.values_mut().filter(|flow| flow.peer == peer) {
+            flow.tampered = true;
+            flow.server_fin |= answer.flags & FIN != 0;
+            flow.reset |= answer.flags & RST != 0;
+        }
+    }
+
     /// A task answered what it sees; says what is wrong with the answer's fate.
     pub(crate) fn answered(&mut self, peer: Peer, answer: &Segment, fate: &Fate) -> Result<(), String> {
         let Some(&id) = self.peers.get(&peer) else { return Ok(()) };
@@ -414,11 +423,7 @@ impl Model {
         let fate = without_macs(fate.clone());
         if self.by_itself(id, peer.task, answer).is_some_and(|direct| direct == fate) {
             // The node that the client asked sees nothing of it.
-            for flow in self.flows.values_mut().filter(|flow| flow.peer == peer) {
-                flow.tampered = true;
-                flow.server_fin |= answer.flags & FIN != 0;
-                flow.reset |= answer.flags & RST != 0;
-            }
+            self.may_be_noted(peer, answer);
             self.count("answered by itself");
             return Ok(());
         }
@@ -436,11 +441,7 @@ impl Model {
                 return Err(format!("should be {want:?}"));
             }
             // It may have been noted before it was lost, and of whatever flow it was taken for.
-            for flow in self.flows.values_mut().filter(|flow| flow.peer == peer) {
-                flow.tampered = true;
-                flow.server_fin |= answer.flags & FIN != 0;
-                flow.reset |= answer.flags & RST != 0;
-            }
+            self.may_be_noted(peer, answer);
             self.count("answer lost with what was forgotten");
             return Ok(());
         }
