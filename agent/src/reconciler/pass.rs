@@ -409,10 +409,6 @@ impl Obstacles {
     }
 
     fn note(&mut self, op: &Op<'_>, owners: &BTreeMap<IfName, TaskId>) {
-        // The way out of tasks is none of the mesh's.
-        if op.phase() < Phase::StartTasks && !matches!(op.object(), Object::Firewall(_)) {
-            self.broken = true;
-        }
         if matches!(op, Op::Ensure { .. }) {
             self.failed.insert(op.key());
         }
@@ -423,9 +419,17 @@ impl Obstacles {
             Object::TaskIf(o) => owners.get(&o.host),
             Object::Local(o) => owners.get(&o.veth),
             Object::Hook(link, _) => owners.get(link),
+            // The way out of tasks is none of the mesh's, and without the other a task's packets are translated one by one.
+            Object::Firewall(_) | Object::Client(_) => return,
             _ => None,
         };
-        self.unready.extend(task.cloned());
+        match task {
+            // What is one task's own is in no other's way.
+            Some(task) => {
+                self.unready.insert(task.clone());
+            }
+            None => self.broken |= op.phase() < Phase::StartTasks,
+        }
     }
 }
 

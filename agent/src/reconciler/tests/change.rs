@@ -156,3 +156,43 @@ async fn what_others_changed_is_looked_for_again_after_giving_way() {
     assert_eq!(world.stats.drift().get("endpoint"), Some(&2));
     world.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_one_task_lacks_keeps_nothing_else_from_going() {
+    for kind in ["leg", "resolver", "task_if", "local", "hook"] {
+        let mut world = World::start();
+        world.tell(&[11, 13]);
+        world.applied().await;
+        let is_there = |world: &World, endpoint| {
+            world.kernel.with(|state| state.objects.contains_key(&Key::LbEndpoint(EndpointId(endpoint))))
+        };
+        assert!(is_there(&world, 11));
+        world.kernel.with(|state| state.refuse = Some(kind));
+        world.generation += 1;
+        let mut with_task = told(world.generation, &[13]);
+        for object in assigned(0, Some(DesiredState::Running)).objects.values() {
+            with_task.objects.insert(object.key(), object.clone());
+        }
+        world.assignment.send_replace(Arc::new(with_task));
+        let applied = world.applied().await;
+        assert!(!applied.errors.is_empty(), "{kind}");
+        assert!(!is_there(&world, 11) && is_there(&world, 13), "{kind}");
+        assert!(world.runtime.observe().await.expect("held").is_empty(), "{kind}: started without it");
+        world.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_new_flows_need_keeps_the_rest_from_going() {
+    let mut world = World::start();
+    world.tell(&[11, 13]);
+    world.applied().await;
+    world.kernel.with(|state| state.refuse = Some("service"));
+    world.tell(&[13]);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(world.kernel.with(|state| state.objects.contains_key(&Key::LbEndpoint(EndpointId(11)))));
+    world.kernel.with(|state| state.refuse = None);
+    world.applied().await;
+    assert!(!world.kernel.with(|state| state.objects.contains_key(&Key::LbEndpoint(EndpointId(11)))));
+    world.stop().await;
+}
