@@ -12,6 +12,8 @@ use std::time::Duration;
 use shoal_types::LbEngine;
 use shoal_types::id::Name;
 
+use crate::drivers::bpf::BpfConfig;
+
 pub use keys::{KEYS, KeyInfo};
 pub use source::{ConfigError, Origin, Settings, Value};
 
@@ -82,6 +84,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Where the data plane lives, and its sizes.
+    pub fn data_plane(&self) -> BpfConfig {
+        BpfConfig { flow_entries: self.flow_entries, ..BpfConfig::new(&self.bpf_dir) }
+    }
+
     /// Checks settings.
     pub fn from_settings(settings: &Settings) -> Result<Self, ConfigError> {
         let text = |key: &str| settings.get(key).text.clone();

@@ -31,6 +31,7 @@ mod slots;
 mod sys;
 mod table;
 mod totals;
+mod trial;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -55,6 +56,7 @@ pub use services::ServiceSpec;
 pub use shoal_ebpf_common::reason::{Event, Program, Reason};
 pub use table::Table;
 pub use totals::Totals;
+pub use trial::Trial;
 
 use pod::Plain;
 use slots::Slots;

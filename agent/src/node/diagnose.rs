@@ -11,8 +11,9 @@ use shoal_api::status::ApiError;
 use shoal_types::ErrorCode;
 use tonic::Status;
 
+use super::Node;
 use super::address::CONTROL_PORT;
-use super::{Node, preflight};
+use super::preflight::{no_data_plane, preflight};
 use crate::cleanup;
 use crate::doctor::{self, look};
 
@@ -54,7 +55,8 @@ impl Node {
             Err(error) => doctor::unseen("leftovers", &error),
         };
         // After it, as this makes pins, which it takes away again.
-        let able = match preflight(&self.config).await {
+        let tried = preflight(&self.config).await;
+        let able = match tried.and_then(|trial| trial.end().map_err(|error| no_data_plane(&error))) {
             Ok(()) => {
                 doctor::ok("data-plane", "VXLAN, nftables and the programs work: this host can join a swarm")
             }

@@ -80,11 +80,12 @@ impl Node {
             Some(text) => address::resolve("data-path-addr", Some(&text), &uplinks)?.0,
             None => ip,
         };
-        preflight(&self.config).await?;
+        let trial = preflight(&self.config).await?;
         self.set_membership(pb::Membership::Joining);
         let outcome = self.bootstrap(&request, advertise, data_addr).await;
         match outcome {
             Ok(member) => {
+                trial.keep();
                 self.become_member(&member);
                 let programmed = member.wait_programmed(FIRST_PASS).await;
                 *slot = Some(member);
@@ -262,10 +263,11 @@ impl Node {
             Some(text) => Some(address::resolve("data-path-addr", Some(&text), &uplinks)?.0),
             None => None,
         };
-        preflight(&self.config).await?;
+        let trial = preflight(&self.config).await?;
         self.set_membership(pb::Membership::Joining);
         match self.join_with(&request, &token, data_addr).await {
             Ok(member) => {
+                trial.keep();
                 self.become_member(&member);
                 let programmed = member.wait_programmed(FIRST_PASS).await;
                 member.learn_cluster_name(&self.config);

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::record::Record;
 use crate::config::Config;
-use crate::drivers::bpf::{BpfConfig, BpfDriver};
+use crate::drivers::bpf::BpfDriver;
 use crate::drivers::dns::{DnsConfig, DnsDriver};
 use crate::drivers::egress::Egress;
 use crate::drivers::link::Nl;
@@ -55,8 +55,7 @@ pub(super) fn facility(
     netlink: &Netlink,
     data_addr: std::net::IpAddr,
 ) -> anyhow::Result<HostFacility> {
-    let bpf = BpfConfig { flow_entries: config.flow_entries, ..BpfConfig::new(&config.bpf_dir) };
-    let (bpf, opened) = BpfDriver::open(&bpf)?;
+    let (bpf, opened) = BpfDriver::open(&config.data_plane())?;
     let fast_lane = match config.fast_lane {
         Some(wanted) => wanted,
         None => bpf.is_compiled()?,

@@ -6,7 +6,7 @@ use shoal_api::status::ApiError;
 use shoal_types::ErrorCode;
 
 use crate::config::Config;
-use crate::drivers::bpf::{BpfConfig, BpfDriver, Opened};
+use crate::drivers::bpf::{BpfError, Trial};
 use crate::drivers::egress::Egress;
 use crate::drivers::link::{Nl, Writes};
 use crate::netns::Netns;
@@ -16,26 +16,25 @@ fn lacks(what: &str, error: &dyn std::error::Error, help: &str) -> ApiError {
     ApiError::new(ErrorCode::Preflight, format!("{what}: {}", chain(error))).with_help(help)
 }
 
-/// Whether the host has all a member needs.
-pub async fn preflight(config: &Config) -> Result<(), ApiError> {
+/// Whether the host has all a member needs. A host that is refused afterwards keeps nothing of the data plane, which was
+/// loaded to see whether it does.
+pub async fn preflight(config: &Config) -> Result<Trial, ApiError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(ApiError::new(ErrorCode::Preflight, "shoald does not run as root")
             .with_help("start it by its unit, or as root"));
     }
     vxlan().await?;
     Egress::probe().await.map_err(|error| lacks("no nftables", &error, "install the package nftables"))?;
-    let probe = || {
-        let (bpf, opened) = BpfDriver::open(&BpfConfig::new(&config.bpf_dir))?;
-        // A host that is refused afterwards keeps nothing of it.
-        if opened == Opened::Adopted { Ok(()) } else { bpf.remove_all() }
-    };
-    probe().map_err(|error| {
-        lacks(
-            "the data plane does not load",
-            &error,
-            "it needs a kernel of 5.15 or later with BPF, and a bpffs at --bpf-dir",
-        )
-    })
+    Trial::load(config.data_plane()).map_err(|error| no_data_plane(&error))
+}
+
+/// The data plane could not be loaded, or not be taken away.
+pub(super) fn no_data_plane(error: &BpfError) -> ApiError {
+    lacks(
+        "the data plane does not load",
+        error,
+        "it needs a kernel of 5.15 or later with BPF, and a bpffs at --bpf-dir",
+    )
 }
 
 /// Makes a VXLAN device where it bothers nobody.

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::process::Command;
 
 use shoal_agent::drivers::bpf::{
-    self, Attachment, BpfDriver, Collected, Connecting, Opened, Program, ServiceSpec,
+    self, Attachment, BpfDriver, Collected, Connecting, Opened, Program, ServiceSpec, Trial,
 };
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
@@ -14,7 +14,7 @@ use shoal_ebpf_common::values::{EndpointVal, PortVal, TaskIf};
 use shoal_ebpf_common::verdict::Out;
 
 use super::Kernel;
-use super::fixture::Plane;
+use super::fixture::{Plane, place};
 use super::support::direct_cases;
 use super::support::fuzz::{self, Random};
 use super::support::host::Host;
@@ -54,6 +54,19 @@ fn many_writes_at_once_find_memory() {
         assert!(driver.ports.upsert(&key, &PortVal::new(1, port)).unwrap(), "port {port}");
     }
     assert_eq!(driver.ports.dump().unwrap().len(), 5_000);
+}
+
+#[test]
+fn what_was_loaded_for_a_trial_is_adopted_or_goes() {
+    let config = place();
+    Trial::load(config.clone()).unwrap().keep();
+    let (driver, opened) = BpfDriver::open(&config).unwrap();
+    assert_eq!(opened, Opened::Adopted);
+    drop(Trial::load(config.clone()).unwrap());
+    assert!(config.dir.exists(), "what was there before a trial stays");
+    driver.remove_all().unwrap();
+    drop(Trial::load(config.clone()).unwrap());
+    assert!(!config.dir.exists(), "nothing is left of {}", config.dir.display());
 }
 
 #[test]

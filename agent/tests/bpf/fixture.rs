@@ -9,6 +9,13 @@ use shoal_agent::drivers::bpf::{BpfConfig, BpfDriver, Opened};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+/// A place for a data plane that nobody else has.
+pub(crate) fn place() -> BpfConfig {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let dir = PathBuf::from(format!("/tmp/shoal-bpf-test-{}-{number}", std::process::id()));
+    BpfConfig { flow_entries: 4096, slot_entries: 4096, endpoint_entries: 1024, ..BpfConfig::new(dir) }
+}
+
 /// A driver on a bpffs of its own.
 pub(crate) struct Plane {
     pub(crate) config: BpfConfig,
@@ -17,14 +24,7 @@ pub(crate) struct Plane {
 
 impl Plane {
     pub(crate) fn new() -> Self {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = PathBuf::from(format!("/tmp/shoal-bpf-test-{}-{number}", std::process::id()));
-        let config = BpfConfig {
-            flow_entries: 4096,
-            slot_entries: 4096,
-            endpoint_entries: 1024,
-            ..BpfConfig::new(dir)
-        };
+        let config = place();
         let (driver, opened) = BpfDriver::open(&config).expect("load the data plane (needs root)");
         assert_eq!(opened, Opened::Loaded { replaced: 0 });
         Self { config, driver: Some(driver) }

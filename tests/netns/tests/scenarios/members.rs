@@ -30,6 +30,8 @@ fn refused(swarm: &Swarm, node: &Node, token: &str, words: &[&str]) -> anyhow::R
     ensure!(members == now, "{members} members became {now}");
     let listed = node.shoal_output(&["node", "ls"])?;
     ensure!(!listed.status.success(), "{} believes it is a member", node.name());
+    let pins = std::fs::read_dir(node.bpf_dir()).map(Iterator::count).unwrap_or_default();
+    ensure!(pins == 0, "{} keeps the data plane", node.name());
     Ok(())
 }
 
