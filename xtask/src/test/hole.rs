@@ -4,11 +4,11 @@ use super::column::{Column, Engine, Form, Kernel};
 
 /// Groups that guests run in the long form only: they wait for clocks, or ask the control plane and the names of a swarm,
 /// which no kernel has a part in.
-pub(super) const LONG_FORM_ONLY: [&str; 7] =
-    ["answers", "barriers", "doctor", "health", "liveness", "refusals", "renewal"];
+pub(super) const LONG_FORM_ONLY: [&str; 8] =
+    ["answers", "barriers", "doctor", "health", "liveness", "members", "refusals", "renewal"];
 /// The same under emulation, where an hour isn't enough for all: what an engine does on a kernel with a compiler is in
 /// what is left, what else there is runs in user-mode Linux.
-const NATIVE_ONLY: [&str; 17] = [
+const NATIVE_ONLY: [&str; 13] = [
     "admission",
     "connect",
     "direct",
@@ -18,18 +18,14 @@ const NATIVE_ONLY: [&str; 17] = [
     "flood",
     "flows::bytes_are_counted_where_they_enter_and_never_less",
     "lane",
-    "members",
-    "names::networks_don_t_know_each_other_s_names",
-    "names::other_names_are_forwarded_from_the_host",
-    "names::tasks_and_addresses_have_names",
-    "names::tasks_of_global_services_have_names_too",
+    "names",
     "ports",
     "proxy",
     "repair",
 ];
 /// The same on engine `ipvs`: what balances has no part in these groups; and of ports that the tables of services balance on
 /// either engine, by the same programs, the other rows of their groups show that they do there, too.
-const OF_EITHER_ENGINE: [&str; 14] = [
+const OF_EITHER_ENGINE: [&str; 13] = [
     "direct::an_address_that_moves_takes_its_connections_along",
     "direct::clients_behind_a_bridge_of_a_node_are_answered_by_it",
     "direct::datagrams_are_answered_from_where_they_were_sent_to",
@@ -37,7 +33,6 @@ const OF_EITHER_ENGINE: [&str; 14] = [
     "direct::streams_outlast_what_becomes_of_doors",
     "direct::what_it_does_not_go_with_is_refused",
     "lane",
-    "members",
     "proxy::a_port_in_host_mode_and_on_one_address_has_it_too",
     "proxy::large_transfers_are_whole",
     "proxy::many_connections_at_once_have_each_its_own",

@@ -1,12 +1,14 @@
 //! Engine `ipvs` as an operator sees it, and changing from one engine to the other under traffic.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use nix::sys::socket::{setsockopt, sockopt::Linger};
 use shoal_netns::{Need, Node, Programs, Run, Swarm, Task, Traffic, wait_for};
 
+use crate::flood;
 use crate::harness::{
     ECHO, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, WHOAMI, ask_node, create,
     ensure_same, running, scenario, wait_engine, web,
@@ -237,10 +239,18 @@ fn change(swarm: &mut Swarm) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ends a connection in the way that the kernel forgets soonest: after 10 s, not two minutes.
+fn reset(connection: TcpStream) -> anyhow::Result<()> {
+    let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&connection, Linger, &at_once).context("SO_LINGER")?;
+    drop(connection);
+    Ok(())
+}
+
 fn going(swarm: &mut Swarm) -> anyhow::Result<()> {
     web(swarm, 3)?;
     let echo = SocketAddr::new(swarm.nodes[1].place.v6.into(), PUBLISHED_ECHO);
-    let stream = Traffic::streams(&swarm.client, &swarm.programs, echo, 1)?;
+    let mut connection = swarm.client.enter(|| flood::open(echo))?;
     set_engine(swarm, "ebpf")?;
     answers(swarm)?;
     wait_for("n2 to keep its balancers for a connection", PATIENCE, || {
@@ -248,7 +258,8 @@ fn going(swarm: &mut Swarm) -> anyhow::Result<()> {
         let lingers = nodes.iter().any(|node| node["name"] == "n2" && node["lbLingering"] == true);
         if lingers && ingress(&swarm.nodes[1]).exists() { Ok(()) } else { Err(format!("{nodes:?}")) }
     })?;
-    stream.finish()?;
+    flood::exchange(&mut connection, 1).context("after the change")?;
+    reset(connection)?;
     wait_for("the balancers to go with their last connection", ENDED, || {
         let left: Vec<_> = swarm.nodes.iter().filter(|node| ingress(node).exists()).map(Node::name).collect();
         if left.is_empty() { Ok(()) } else { Err(format!("there on {left:?}")) }

@@ -59,7 +59,8 @@ fn flood(swarm: &mut Swarm) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open(target: SocketAddr) -> anyhow::Result<TcpStream> {
+/// A connection to an echo server that has carried a line.
+pub(crate) fn open(target: SocketAddr) -> anyhow::Result<TcpStream> {
     let patience = Duration::from_secs(u64::from(4 * slowness()));
     let mut stream = TcpStream::connect_timeout(&target, patience)?;
     stream.set_read_timeout(Some(patience))?;
@@ -67,7 +68,8 @@ fn open(target: SocketAddr) -> anyhow::Result<TcpStream> {
     Ok(stream)
 }
 
-fn exchange(stream: &mut TcpStream, number: usize) -> anyhow::Result<()> {
+/// Sends a line and expects it back.
+pub(crate) fn exchange(stream: &mut TcpStream, number: usize) -> anyhow::Result<()> {
     let line = format!("{number}\n");
     stream.write_all(line.as_bytes())?;
     let mut answer = vec![0; line.len()];

@@ -1,4 +1,4 @@
-//! The routing mesh: a published port answers on every node.
+//! The routing mesh: a published port answers on every node, and a virtual IP in its network.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,6 +23,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("payloads_beyond_the_mtu_pass", large_payloads),
     scenario("an_unpublished_port_is_closed_and_others_stay", unpublish),
     scenario("a_service_on_every_node", global),
+    scenario("the_name_is_the_vip_and_the_vip_answers", crate::names::vip),
 ];
 
 /// Every address of every node, from the client.
