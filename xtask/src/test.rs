@@ -8,18 +8,16 @@ mod matrix;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::build_ebpf;
-use crate::tools::{
-    FIXTURE, SCENARIOS, cargo, cargo_command, cargo_command_when_idle, ensure_tools, target_dir,
-};
+use crate::tools::{FIXTURE, SCENARIOS, cargo, cargo_command, ensure_tools, target_dir};
 use column::{Column, Form};
-use guests::GuestPrograms;
+use guests::{GuestPrograms, Guests};
 use matrix::{Cell, Filled, Matrix};
 
 #[derive(Default, clap::Args)]
@@ -48,6 +46,12 @@ enum Tier {
     Vm,
 }
 
+/// What a run of all tiers builds: programs and tests in one go, as they share dependencies only then, and by the profile
+/// that guests need, as nothing has to be built twice then.
+const ALL: [&str; 5] = ["--profile", "guest", "--workspace", "--bins", "--tests"];
+/// The part of it that guests run.
+const FOR_GUESTS: [&str; 10] =
+    ["--profile", "guest", "--workspace", "--bins", "--test", "scenarios", "--test", "bpf", "--test", "ipvs"];
 /// Packages of the pure tier.
 const PURE: [&str; 5] = ["shoal-types", "shoal-api", "shoal-core", "shoal-plan", "shoal-ebpf-common"];
 
@@ -73,15 +77,14 @@ impl Tier {
         }
     }
 
-    /// What cargo has to build for the tier alone.
+    /// What cargo builds for the tier alone.
     fn selection(self) -> Vec<&'static str> {
         match self {
             Self::Pure => packages(&[&PURE[..], &["shoal-netns"]].concat()),
             Self::Fake => packages(&["shoal-agent", "shoal-control", "shoal-cli", "xtask"]),
             Self::Bpf => vec!["-p", "shoal-agent", "--test", "bpf"],
             Self::Netns => vec!["-p", "shoal-netns", "--test", "scenarios"],
-            // All that its guests run is built for them.
-            Self::Vm => Vec::new(),
+            Self::Vm => FOR_GUESTS.to_vec(),
         }
     }
 }
@@ -107,58 +110,57 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // The agent embeds the object, so whatever builds the agent needs it.
     build_ebpf::run(&build_ebpf::Args::default())?;
     ensure_tools(FIXTURE.iter().chain(&SCENARIOS))?;
-    let (tiers, selection) = match args.tier {
-        Some(tier) => (vec![tier], tier.selection()),
-        // All at once: packages built in one go share every dependency.
-        None => (Tier::value_variants().to_vec(), vec!["--workspace"]),
+    let mut clock = Clock::default();
+    let (tiers, programs) = match args.tier {
+        None => (Tier::value_variants().to_vec(), build_tests(&["build"], &ALL)?),
+        Some(Tier::Vm) => (vec![Tier::Vm], build_tests(&["build"], &Tier::Vm.selection())?),
+        Some(tier) => (vec![tier], build_tests(&["test", "--no-run"], &tier.selection())?),
     };
-    let programs = if selection.is_empty() {
-        Vec::new()
-    } else {
-        build_tests(cargo_command()?, &["test", "--no-run"], &selection)?
-    };
-    run_tiers(args, &tiers, &programs)?.report()
+    if args.tier == Some(Tier::Netns) {
+        build_programs()?;
+    }
+    clock.lap("build");
+    let counts = run_tiers(args, &tiers, &programs, &mut clock)?;
+    clock.tell();
+    counts.report()
 }
 
-#[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
-fn run_tiers(args: &Args, tiers: &[Tier], programs: &[TestProgram]) -> anyhow::Result<Counts> {
+fn run_tiers(
+    args: &Args,
+    tiers: &[Tier],
+    programs: &[TestProgram],
+    clock: &mut Clock,
+) -> anyhow::Result<Counts> {
     let mut counts = Counts::default();
+    let mut guests = None;
+    if tiers.contains(&Tier::Vm) {
+        let form = if args.long { Form::Long } else { Form::Default };
+        guests = Some(Guests::new(guest_programs(programs)?, form, args.filter.clone(), target_dir()?)?);
+    }
+    if let Some(guests) = guests.as_mut().filter(|_| tiers.len() > 1) {
+        guests.begin_beside()?;
+    }
     let mut host = None;
-    std::thread::scope(|scope| {
-        let mut for_guests = None;
-        for &tier in tiers {
-            match tier {
-                Tier::Netns => {
-                    build_programs()?;
-                    // Scenarios wait more than they work.
-                    let is_next = tiers.contains(&Tier::Vm);
-                    for_guests =
-                        is_next.then(|| scope.spawn(|| build_for_guests(cargo_command_when_idle()?)));
-                }
-                Tier::Vm => {
-                    println!("\n==== vm: building for guests");
-                    let built = match for_guests.take() {
-                        Some(thread) => thread.join().map_err(|_| anyhow::anyhow!("the build panicked"))?,
-                        None => build_for_guests(cargo_command()?),
-                    };
-                    counts.run_guests(args, &built?, host.take())?;
-                    continue;
-                }
-                _ => {}
-            }
-            for program in programs.iter().filter(|program| Tier::of(program) == tier) {
-                let filled = counts.run(tier, program, args.filter.as_deref())?;
-                if tier == Tier::Netns {
-                    host = Some(filled);
+    for &tier in tiers {
+        match guests.take_if(|_| tier == Tier::Vm) {
+            Some(guests) => counts.finish_guests(guests, host.take())?,
+            None => {
+                for program in programs.iter().filter(|program| Tier::of(program) == tier) {
+                    let filled = counts.run(tier, program, args.filter.as_deref())?;
+                    if tier == Tier::Netns {
+                        host = Some(filled);
+                    }
                 }
             }
         }
-        Ok(counts)
-    })
+        clock.lap(tier.name());
+    }
+    Ok(counts)
 }
 
 /// Runs cargo, which builds test programs without running them; which.
-fn build_tests(mut cargo: Command, task: &[&str], selection: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
+fn build_tests(task: &[&str], selection: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
+    let mut cargo = cargo_command()?;
     cargo.args(task).args(["--message-format", "json-render-diagnostics"]).args(selection);
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("can't run cargo")?;
     let stdout = child.stdout.take().context("cargo's stdout")?;
@@ -170,12 +172,8 @@ fn build_tests(mut cargo: Command, task: &[&str], selection: &[&str]) -> anyhow:
     Ok(programs)
 }
 
-/// Builds what guests run, by the profile that is meant for them. All in one go: programs and tests share dependencies
-/// only then.
-fn build_for_guests(cargo: Command) -> anyhow::Result<GuestPrograms> {
-    let selection = packages(&["shoal-agent", "shoal-control", "shoal-cli", "shoal-netns"]);
-    let what = ["--profile", "guest", "--bins", "--test", "scenarios", "--test", "bpf", "--test", "ipvs"];
-    let programs = build_tests(cargo, &["build"], &[&what[..], &selection].concat())?;
+/// What guests run of what was built.
+fn guest_programs(programs: &[TestProgram]) -> anyhow::Result<GuestPrograms> {
     let find = |target: &str| {
         let found = programs.iter().find(|program| program.target == target);
         found.map(|program| program.executable.clone()).with_context(|| format!("no test program {target}"))
@@ -210,6 +208,39 @@ pub(crate) fn build_programs() -> anyhow::Result<()> {
 
 fn packages<'a>(names: &[&'a str]) -> Vec<&'a str> {
     names.iter().flat_map(|name| ["-p", name]).collect()
+}
+
+/// How long what a run consists of took.
+struct Clock {
+    since: Instant,
+    laps: Vec<(&'static str, Duration)>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { since: Instant::now(), laps: Vec::new() }
+    }
+}
+
+impl Clock {
+    /// Ends what began with the one before.
+    fn lap(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.laps.push((name, now - self.since));
+        self.since = now;
+    }
+
+    #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
+    fn tell(&self) {
+        println!("\n{}\n", self.table());
+    }
+
+    fn table(&self) -> String {
+        let all = self.laps.iter().map(|(_, took)| *took).sum();
+        let rows = self.laps.iter().copied().chain([("all", all)]);
+        let lines = rows.map(|(name, took)| format!("{name:6}{:6.0} s", took.as_secs_f64()));
+        lines.collect::<Vec<_>>().join("\n")
+    }
 }
 
 impl Counts {
@@ -248,17 +279,10 @@ impl Counts {
 
     /// The vm tier. A host's column that the netns tier filled is counted already.
     #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
-    fn run_guests(
-        &mut self,
-        args: &Args,
-        programs: &GuestPrograms,
-        host: Option<Filled>,
-    ) -> anyhow::Result<()> {
-        let form = if args.long { Form::Long } else { Form::Default };
-        let target = target_dir()?;
+    fn finish_guests(&mut self, guests: Guests, host: Option<Filled>) -> anyhow::Result<()> {
+        println!("\n==== vm");
         let counted = host.as_ref().map(|host| host.column);
-        let tier = guests::Tier { programs, form, filter: args.filter.as_deref(), target: &target };
-        let matrix = tier.run(host)?;
+        let matrix = guests.finish(host)?;
         println!("\n{}\n{}", matrix.markdown(), matrix.summary());
         self.add_matrix(&matrix, counted);
         Ok(())
@@ -321,6 +345,13 @@ mod tests {
         );
         counts.add("test net::ok ... ok");
         assert_eq!((counts.passed, counts.failed, counts.ignored), (5, 4, 1));
+    }
+
+    #[test]
+    fn the_table_of_tiers_adds_up() {
+        let laps = vec![("build", Duration::from_secs(61)), ("pure", Duration::from_millis(1_700))];
+        let table = Clock { since: Instant::now(), laps }.table();
+        assert_eq!(table, "build     61 s\npure       2 s\nall       63 s");
     }
 
     #[test]

@@ -77,17 +77,7 @@ pub(crate) fn root() -> anyhow::Result<&'static Path> {
 /// Cargo in the checkout, as from a shell: what cargo tells the xtask about the xtask's own package would be taken for
 /// a change by build scripts that look at it, and have their packages built anew.
 pub(crate) fn cargo_command() -> anyhow::Result<Command> {
-    in_checkout(Command::new("cargo"))
-}
-
-/// The same, given only the time that nobody else wants (`SCHED_IDLE`, sched(7)).
-pub(crate) fn cargo_command_when_idle() -> anyhow::Result<Command> {
-    let mut command = Command::new("chrt");
-    command.args(["--idle", "0", "cargo"]);
-    in_checkout(command)
-}
-
-fn in_checkout(mut command: Command) -> anyhow::Result<Command> {
+    let mut command = Command::new("cargo");
     command.current_dir(root()?);
     for (name, _) in std::env::vars_os() {
         let own = name

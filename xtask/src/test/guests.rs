@@ -5,7 +5,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -27,67 +29,121 @@ pub(super) struct GuestPrograms {
     pub(super) ipvs: PathBuf,
 }
 
-/// A run of the tier.
-pub(super) struct Tier<'a> {
-    pub(super) programs: &'a GuestPrograms,
-    pub(super) form: Form,
-    pub(super) filter: Option<&'a str>,
+/// A run of the tier: columns that wait, and lanes that fill them, a CPU each.
+pub(super) struct Guests {
+    tier: Arc<Tier>,
+    lanes: Vec<Lane>,
     /// Where the matrix goes.
-    pub(super) target: &'a Path,
+    target: PathBuf,
 }
 
-impl Tier<'_> {
-    /// Runs every column that is not there yet.
-    pub(super) fn run(&self, host: Option<Filled>) -> anyhow::Result<Matrix> {
-        let mut rows = self.list_rows()?;
-        let mut queue: VecDeque<_> = Column::of_guests(self.form).into();
-        if host.is_none() {
-            queue.push_back(Column::HOST);
+type Lane = JoinHandle<anyhow::Result<Vec<Filled>>>;
+
+/// What lanes share.
+struct Tier {
+    programs: GuestPrograms,
+    form: Form,
+    filter: Option<String>,
+    /// All rows of scenarios that the filter leaves.
+    rows: Vec<String>,
+    waiting: Mutex<VecDeque<Column>>,
+    /// Whether tests run on the host, whose time is theirs first.
+    has_tests_beside: AtomicBool,
+}
+
+impl Guests {
+    pub(super) fn new(
+        programs: GuestPrograms,
+        form: Form,
+        filter: Option<String>,
+        target: PathBuf,
+    ) -> anyhow::Result<Self> {
+        let rows = list_rows(&programs.scenarios, filter.as_deref())?;
+        let waiting = Mutex::new(Column::of_guests(form).into());
+        let tier = Arc::new(Tier {
+            programs,
+            form,
+            filter,
+            rows,
+            waiting,
+            has_tests_beside: AtomicBool::new(false),
+        });
+        Ok(Self { tier, lanes: Vec::new(), target })
+    }
+
+    /// Begins with the first column while other tests go on, on the last CPU, if there is another one for them. It takes
+    /// the time that they leave: most of what tests on the host do is waiting.
+    pub(super) fn begin_beside(&mut self) -> anyhow::Result<()> {
+        let cpus = thread::available_parallelism()?.get();
+        if cpus > 1 {
+            self.tier.has_tests_beside.store(true, Ordering::Relaxed);
+            self.begin(cpus - 1);
         }
-        let mut columns = self.side_by_side(queue, &rows)?;
-        columns.extend(host);
+        Ok(())
+    }
+
+    fn begin(&mut self, cpu: usize) {
+        let tier = Arc::clone(&self.tier);
+        // A thread of its own: when something else fails, this process ends, and with it the guest.
+        self.lanes.push(thread::spawn(move || tier.fill_in_turn(cpu)));
+    }
+
+    /// Fills every column that is not there yet, as many at once as there are CPUs.
+    pub(super) fn finish(mut self, host: Option<Filled>) -> anyhow::Result<Matrix> {
+        self.tier.has_tests_beside.store(false, Ordering::Relaxed);
+        let waiting = {
+            let mut waiting = self.tier.waiting();
+            if host.is_none() {
+                waiting.push_front(Column::HOST);
+            }
+            waiting.len()
+        };
+        let free = thread::available_parallelism()?.get() - self.lanes.len();
+        for cpu in 0..free.min(waiting) {
+            self.begin(cpu);
+        }
+        let mut columns: Vec<_> = host.into_iter().collect();
+        for lane in self.lanes {
+            columns.extend(lane.join().map_err(|_| anyhow::anyhow!("a lane panicked"))??);
+        }
         columns.sort_by_key(|filled| filled.column);
-        if self.filter.is_none() {
+        let mut rows = self.tier.rows.clone();
+        if self.tier.filter.is_none() {
             rows.extend(["bpf", "ipvs"].map(driver_row));
         }
-        let matrix = Matrix { form: self.form, rows, columns };
+        let matrix = Matrix { form: self.tier.form, rows, columns };
         fs::write(self.target.join("matrix.md"), matrix.markdown())?;
         fs::write(self.target.join("matrix.json"), format!("{:#}\n", matrix.json()))?;
         Ok(matrix)
     }
+}
 
-    /// All rows of scenarios that the filter leaves.
-    fn list_rows(&self) -> anyhow::Result<Vec<String>> {
-        let output = Command::new(&self.programs.scenarios).args(self.filter).arg("--list").output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+/// All rows of scenarios that a filter leaves.
+fn list_rows(scenarios: &Path, filter: Option<&str>) -> anyhow::Result<Vec<String>> {
+    let output = Command::new(scenarios).args(filter).arg("--list").output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+impl Tier {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Column>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Columns on a CPU each, as many at once as there are CPUs.
-    fn side_by_side(&self, queue: VecDeque<Column>, rows: &[String]) -> anyhow::Result<Vec<Filled>> {
-        let lanes = std::thread::available_parallelism()?.get().min(queue.len());
-        let queue = Mutex::new(queue);
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        std::thread::scope(|scope| {
-            let lanes: Vec<_> = (0..lanes)
-                .map(|cpu| {
-                    scope.spawn(move || -> anyhow::Result<Vec<_>> {
-                        std::iter::from_fn(next).map(|column| self.fill(column, cpu, rows)).collect()
-                    })
-                })
-                .collect();
-            let mut all = Vec::new();
-            for lane in lanes {
-                all.extend(lane.join().map_err(|_| anyhow::anyhow!("a lane panicked"))??);
-            }
-            Ok(all)
-        })
+    /// Fills columns on a CPU until none waits.
+    fn fill_in_turn(&self, cpu: usize) -> anyhow::Result<Vec<Filled>> {
+        let next = || self.waiting().pop_front();
+        std::iter::from_fn(next).map(|column| self.fill(column, cpu)).collect()
     }
 
     /// What fills a column, on one CPU. It ends with this process even if that is killed.
     fn command(&self, column: Column, cpu: usize) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "taskset", "--cpu-list", &cpu.to_string()]);
+        if self.has_tests_beside.load(Ordering::Relaxed) {
+            // SCHED_IDLE, sched(7): only the time that nobody else wants.
+            command.args(["chrt", "--idle", "0"]);
+        }
         if let Some(arguments) = column.kernel.vm_arguments() {
             let limit = column.kernel.time_limit(self.form).as_secs().to_string();
             // Not by its path: building the workspace may have put another file there since this one started.
@@ -100,7 +156,7 @@ impl Tier<'_> {
 
     /// What a guest runs: the driver's tests, then the scenarios.
     fn script(&self, column: Column) -> String {
-        let GuestPrograms { scenarios, bpf, ipvs } = self.programs;
+        let GuestPrograms { scenarios, bpf, ipvs } = &self.programs;
         let mut words = vec![format!("exec '{}'", scenarios.display())];
         for part in hole::long_form() {
             if hole::is_left_out(part, column, self.form) {
@@ -108,7 +164,7 @@ impl Tier<'_> {
                 words.push(format!("--skip {part}{end}"));
             }
         }
-        words.extend(self.filter.map(|filter| format!("'{filter}'")));
+        words.extend(self.filter.as_ref().map(|filter| format!("'{filter}'")));
         let driver = column
             .driver()
             .filter(|name| self.filter.is_none() && !hole::is_left_out(&driver_row(name), column, self.form));
@@ -124,7 +180,7 @@ impl Tier<'_> {
     }
 
     /// Runs a column, telling what it says as it comes.
-    fn fill(&self, column: Column, cpu: usize, rows: &[String]) -> anyhow::Result<Filled> {
+    fn fill(&self, column: Column, cpu: usize) -> anyhow::Result<Filled> {
         let name = column.name();
         let start = Instant::now();
         let mut command = self.command(column, cpu);
@@ -157,15 +213,14 @@ impl Tier<'_> {
         tell(&name, &format!("ended after {:.0} s: {status}", filled.seconds));
         self.complete(
             &mut filled,
-            rows,
             &format!("no result; the run ended with {status}:\n{}", Vec::from(tail).join("\n")),
         );
         Ok(filled)
     }
 
     /// Rows without a result: those that were left out, and those that the guest owes.
-    fn complete(&self, filled: &mut Filled, rows: &[String], why: &str) {
-        let mut all = rows.to_vec();
+    fn complete(&self, filled: &mut Filled, why: &str) {
+        let mut all = self.rows.clone();
         if self.filter.is_none() {
             all.extend(filled.column.driver().map(driver_row));
         }
@@ -197,14 +252,38 @@ mod tests {
     use super::super::column::{Engine, Kernel};
     use super::*;
 
-    #[test]
-    fn a_guest_is_told_to_skip_what_is_left_out_of_its_column() {
+    fn tier(form: Form, filter: Option<String>) -> Tier {
         let program = |name: &str| Path::new("/programs").join(name);
         let programs =
             GuestPrograms { scenarios: program("scenarios"), bpf: program("bpf"), ipvs: program("ipvs") };
-        let script = |column, form| {
-            Tier { programs: &programs, form, filter: None, target: Path::new("/target") }.script(column)
+        Tier {
+            programs,
+            form,
+            filter,
+            rows: Vec::new(),
+            waiting: Mutex::default(),
+            has_tests_beside: AtomicBool::new(false),
+        }
+    }
+
+    #[test]
+    fn beside_tests_a_guest_has_the_time_they_leave() {
+        let tier = tier(Form::Default, None);
+        let words = || {
+            let command = tier.command(Column { kernel: Kernel::Uml, engine: Engine::Ebpf }, 1);
+            let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+            words.join(" ")
         };
+        let alone = words();
+        assert!(alone.starts_with("--pdeathsig TERM taskset --cpu-list 1 /proc/"), "{alone}");
+        tier.has_tests_beside.store(true, Ordering::Relaxed);
+        let idle = words();
+        assert!(idle.starts_with("--pdeathsig TERM taskset --cpu-list 1 chrt --idle 0 /proc/"), "{idle}");
+    }
+
+    #[test]
+    fn a_guest_is_told_to_skip_what_is_left_out_of_its_column() {
+        let script = |column, form| tier(form, None).script(column);
         let uml = |engine| Column { kernel: Kernel::Uml, engine };
         let row = "proxy::large_transfers_are_whole";
         for (engine, form, skips) in [
