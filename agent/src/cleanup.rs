@@ -18,7 +18,7 @@ use crate::drivers::overlay::Overlay;
 use crate::drivers::runtime::Runtime;
 use crate::drivers::runtime::process::{ProcessConfig, ProcessRuntime};
 use crate::durable;
-use crate::facility::{Facility, FormerValues, HostFacility, Look, Parts, ReservedPorts};
+use crate::facility::{Facility, FacilityError, FormerValues, HostFacility, Look, Parts, ReservedPorts};
 use crate::facts::EgressBook;
 use crate::netns::{Netns, NetnsDir};
 use crate::reconciler::chain;
@@ -59,7 +59,13 @@ pub async fn remove_tasks(runtime: &Arc<ProcessRuntime>, grace: Duration) -> any
 pub async fn take_down(mut facility: HostFacility, config: &Config) -> anyhow::Result<()> {
     let nothing = Objects::new();
     let mut failure = None;
-    let observed = facility.observe(&nothing, Look { thorough: true, leaves: true }).await?;
+    let (observed, unseen) = facility.look_at_parts(&nothing, Look { thorough: true, leaves: true }).await;
+    for error in unseen {
+        tracing::warn!(error = chain(&error), "not looked at, and left if it is there");
+        if !is_without_nft(&error) {
+            failure.get_or_insert(anyhow::Error::from(error));
+        }
+    }
     for op in plan(&nothing, &observed).ops() {
         if let Op::Remove { object, .. } = op
             && let Err(error) = facility.remove(object).await
@@ -76,6 +82,11 @@ pub async fn take_down(mut facility: HostFacility, config: &Config) -> anyhow::R
         tracing::debug!(%error, "the bpffs directory stays");
     }
     failure.map_or(Ok(()), Err).and(torn).and(namespaces)
+}
+
+/// Whether there is no `nft`. Where none is there is no table, unless it was uninstalled since, which nobody can tell.
+fn is_without_nft(error: &FacilityError) -> bool {
+    matches!(error, FacilityError::Egress(error) if error.is_absent())
 }
 
 /// Whether a shoald of this node runs.
@@ -151,8 +162,11 @@ async fn found_in_kernel(config: &Config, overlay: &Overlay) -> anyhow::Result<V
             .map(|link| format!("link {}", link.name)),
     );
     found.extend(NetnsDir::new(&config.run_dir).list()?.into_iter().map(|name| format!("namespace {name}")));
-    if Egress::probe().await.is_ok() && Egress::new(Writes::default()).observe().await?.is_some() {
-        found.push("nftables table inet shoal".to_owned());
+    match Egress::new(Writes::default()).observe().await {
+        Ok(Some(_)) => found.push("nftables table inet shoal".to_owned()),
+        Ok(None) => {}
+        Err(error) if error.is_absent() => {}
+        Err(error) => found.push(format!("perhaps the nftables table inet shoal: {}", chain(&error))),
     }
     Ok(found)
 }

@@ -5,25 +5,24 @@ mod carried;
 mod clients;
 mod engine;
 mod former;
+mod look;
 mod mesh;
 mod names;
 mod reserved;
 mod tables;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use shoal_plan::desired::{HOST_SYSCTLS, RESERVED_PORTS};
+use shoal_plan::desired::RESERVED_PORTS;
 use shoal_plan::doors::Addresses;
-use shoal_plan::object::{Firewall, Object, Resolver, Sysctl};
-use shoal_plan::{Engine, Facts, IfName, Key, Objects};
+use shoal_plan::object::{Firewall, Object, Resolver};
+use shoal_plan::{Engine, Facts, IfName, Objects};
 use shoal_types::assignment::Assignment;
 use shoal_types::lb::LbInUse;
 use shoal_types::{LbEngine, NodeId, TaskId};
-use tokio::task::yield_now;
 
 use crate::drivers::bpf::{self, BpfDriver, BpfError};
 use crate::drivers::dns::{DnsDriver, DnsError};
@@ -273,27 +272,6 @@ impl HostFacility {
         }
         self.links.index(name)
     }
-
-    fn observe_reserved(&self, desired: &Objects) -> Result<Object, ReservedError> {
-        let wanted = match desired.get(&Key::Sysctl(RESERVED_PORTS.to_owned())) {
-            Some(Object::Sysctl(wanted)) => wanted.value.as_str(),
-            _ => "",
-        };
-        let value = self.reserved.observe(wanted)?;
-        Ok(Object::Sysctl(Sysctl { path: RESERVED_PORTS.to_owned(), value }))
-    }
-}
-
-fn sysctls() -> impl Iterator<Item = Object> {
-    HOST_SYSCTLS.iter().filter_map(|(path, wanted)| {
-        let value = match fs::read_to_string(Path::new("/proc/sys").join(path)) {
-            Ok(value) => value.trim().to_owned(),
-            // A kernel without IPv6 has no such parameter, and no need of it.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (*wanted).to_owned(),
-            Err(_) => return None,
-        };
-        Some(Object::Sysctl(Sysctl { path: (*path).to_owned(), value }))
-    })
 }
 
 #[async_trait]
@@ -319,39 +297,10 @@ impl Facility for HostFacility {
     }
 
     async fn observe(&mut self, desired: &Objects, look: Look) -> Result<Objects, FacilityError> {
-        let Look { thorough, leaves } = look;
-        self.refresh_links().await?;
-        let mut found = self.overlay.observe(&self.links, leaves).await?;
-        if thorough && self.takes_table != Some(false) {
-            self.firewall = self.egress.observe().await?;
-        }
-        let mut more: Vec<Object> = sysctls().collect();
-        more.push(self.observe_reserved(desired)?);
-        more.extend(self.firewall.clone().map(Object::Firewall));
-        mesh::observe(&self.bpf, &self.links, &mut more)?;
-        if self.bpf.is_pinned() {
-            more.push(Object::Pins);
-        }
-        if leaves {
-            let turn = thorough.then_some(&mut self.turn);
-            mesh::observe_leaves(&self.bpf, &self.links, desired, turn, &mut more).await?;
-            yield_now().await;
-        }
-        self.clients.observe(&self.overlay, &mut self.bpf, &self.writes, &mut more)?;
-        let serving = self.dns.observe();
-        self.resolvers.retain(|task, _| serving.contains(task.as_str()));
-        more.extend(self.resolvers.values().cloned().map(Object::from));
-        found.extend(more.into_iter().map(|object| (object.key(), object)));
-        yield_now().await;
-        self.balancers.observe(&self.overlay, desired, thorough, &mut found)?;
-        let is_hook = |key: &&Key| matches!(key, Key::Hook(..));
-        if thorough
-            && desired.keys().filter(is_hook).all(|key| found.contains_key(key))
-            && self.bpf.remove_other_layouts()?
-        {
-            tracing::info!("removed the programs of another version");
-        }
-        Ok(found)
+        let (found, failures) = self.look_at_parts(desired, look).await;
+        // Without nft the mesh goes on, and writing the table says what is wrong with it.
+        let failure = failures.into_iter().find(|error| !matches!(error, FacilityError::Egress(_)));
+        failure.map_or(Ok(found), Err)
     }
 
     async fn ensure(&mut self, object: &Object) -> Result<(), FacilityError> {
@@ -567,7 +516,7 @@ impl HostFacility {
         if let Some(takes) = self.takes_table {
             return takes;
         }
-        let takes = Egress::is_supported().await;
+        let takes = self.egress.is_supported().await;
         if !takes {
             tracing::warn!(
                 "this kernel has no nftables of family inet: nothing masquerades what tasks send outside"

@@ -4,18 +4,19 @@
 //! The table carries its parameters as its comment, so that what is there can be told from what should be, and is
 //! replaced as a whole in one transaction. Needs the `nft` program.
 
+mod nft;
+
 use std::fmt::Write as _;
 use std::io;
-use std::process::{Output, Stdio};
 use std::sync::Mutex;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use shoal_plan::name::EGRESS_BRIDGE;
 use shoal_plan::object::Firewall;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 use super::link::Writes;
+
+use nft::Nft;
 
 const TABLE: &str = "inet shoal";
 
@@ -33,11 +34,25 @@ pub enum EgressError {
         /// What it said.
         message: String,
     },
+    /// It did not end.
+    #[error(
+        "nft, which writes the masquerade rules, did not end within {} s; it is run again in a minute",
+        nft::LIMIT.as_secs()
+    )]
+    Hung,
+}
+
+impl EgressError {
+    /// Whether the program is not installed.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Program(error) if error.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// The driver of the table.
 #[derive(Debug)]
 pub struct Egress {
+    nft: Nft,
     writes: Writes,
     /// The table as nft listed it after it was written: any other listing is drift.
     written: Mutex<Option<String>>,
@@ -46,17 +61,18 @@ pub struct Egress {
 impl Egress {
     /// A driver that knows of nothing written yet.
     pub fn new(writes: Writes) -> Self {
-        Self { writes, written: Mutex::default() }
+        Self { nft: Nft::default(), writes, written: Mutex::default() }
     }
 
     /// Whether `nft` is there to be run.
     pub async fn probe() -> Result<(), EgressError> {
-        nft(&["--version"], None, "tell its version").await.map(drop)
+        Nft::default().call(&["--version"], None, "tell its version").await
     }
 
     /// Whether the kernel has tables of this family at all. Anything else that is wrong shows when one is written.
-    pub async fn is_supported() -> bool {
-        let Ok(output) = run(&["-c", "-f", "-"], Some("add table inet shoal\n")).await else { return true };
+    pub async fn is_supported(&self) -> bool {
+        let asked = self.nft.run(&["-c", "-f", "-"], Some("add table inet shoal\n")).await;
+        let Ok(output) = asked else { return true };
         let refused = io::Error::from_raw_os_error(libc::EOPNOTSUPP).to_string();
         let words = refused.split(" (os error").next().unwrap_or_default();
         output.status.success() || !String::from_utf8_lossy(&output.stderr).contains(words)
@@ -64,7 +80,12 @@ impl Egress {
 
     /// The table in the kernel, if there is one.
     pub async fn observe(&self) -> Result<Option<Firewall>, EgressError> {
-        let Some(listing) = list().await? else { return Ok(None) };
+        let listed = match self.nft.list().await {
+            // A kernel without such tables has none.
+            Err(EgressError::Refused { .. }) if !self.is_supported().await => None,
+            listed => listed?,
+        };
+        let Some(listing) = listed else { return Ok(None) };
         let Some((v4, v6, data_port)) = parse_comment(&listing) else {
             return Ok(Some(Firewall {
                 v4: Ipv4Net::default(),
@@ -88,58 +109,21 @@ impl Egress {
 
     /// Writes the table, in one transaction.
     pub async fn ensure(&self, firewall: &Firewall) -> Result<(), EgressError> {
-        nft(&["-f", "-"], Some(&script(firewall)), "write the table").await?;
+        self.nft.call(&["-f", "-"], Some(&script(firewall)), "write the table").await?;
         self.writes.count();
-        let listing = list().await?;
+        let listing = self.nft.list().await?;
         *self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = listing;
         Ok(())
     }
 
     /// Removes the table. One that isn't there is removed.
     pub async fn remove(&self) -> Result<(), EgressError> {
-        if list().await?.is_some() {
-            nft(&["delete", "table", "inet", "shoal"], None, "remove the table").await?;
+        if self.nft.list().await?.is_some() {
+            self.nft.call(&["delete", "table", "inet", "shoal"], None, "remove the table").await?;
             self.writes.count();
         }
         Ok(())
     }
-}
-
-async fn list() -> Result<Option<String>, EgressError> {
-    let output = run(&["list", "table", "inet", "shoal"], None).await?;
-    if output.status.success() {
-        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
-    }
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    if message.contains("No such file") {
-        return Ok(None);
-    }
-    Err(EgressError::Refused { action: "list the table", message })
-}
-
-async fn nft(arguments: &[&str], input: Option<&str>, action: &'static str) -> Result<(), EgressError> {
-    let output = run(arguments, input).await?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(EgressError::Refused { action, message })
-}
-
-async fn run(arguments: &[&str], input: Option<&str>) -> Result<Output, EgressError> {
-    let mut child = Command::new("nft")
-        .args(arguments)
-        .env("LC_ALL", "C")
-        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(EgressError::Program)?;
-    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        stdin.write_all(input.as_bytes()).await.map_err(EgressError::Program)?;
-    }
-    child.wait_with_output().await.map_err(EgressError::Program)
 }
 
 /// The whole table. The first two lines make the replacement work whether there was one or not.

@@ -174,6 +174,19 @@ impl Node {
         self.host.scratch().join("shoal.toml")
     }
 
+    /// Puts a shell script in the place of a program that `shoald` runs, from its next start on; `None`: no more.
+    pub fn stand_in(&self, program: &str, script: Option<&str>) -> anyhow::Result<()> {
+        let path = self.stand_ins().join(program);
+        let Some(script) = script else { return Ok(std::fs::remove_file(path)?) };
+        std::fs::create_dir_all(self.stand_ins())?;
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n"))?;
+        Ok(std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?)
+    }
+
+    fn stand_ins(&self) -> PathBuf {
+        self.host.scratch().join("bin")
+    }
+
     /// Starts `shoald` (again) and waits until it answers on its socket.
     pub fn start_daemon(&mut self) -> anyhow::Result<()> {
         let mut run = self
@@ -188,6 +201,10 @@ impl Node {
         let settings = self.settings_file();
         if settings.exists() {
             run = run.args([Path::new("--config"), &settings]);
+        }
+        if self.stand_ins().exists() {
+            let others = std::env::var("PATH").unwrap_or_default();
+            run = run.env("PATH", format!("{}:{others}", self.stand_ins().display()));
         }
         let mut daemon = self.host.spawn("shoald", run)?;
         let socket = self.run_dir().join("api.sock");

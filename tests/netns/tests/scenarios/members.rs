@@ -1,9 +1,9 @@
 //! Who becomes a member: tokens, joining, leaving.
 
 use anyhow::{Context, ensure};
-use shoal_netns::{Node, Programs, Swarm, wait_for};
+use shoal_netns::{Need, Node, Programs, Swarm, wait_for};
 
-use crate::harness::{PATIENCE, Scenario, scenario};
+use crate::harness::{PATIENCE, Scenario, answered_by, create_web, host_names, running, scenario};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("a_host_is_checked_before_it_joins", checked),
@@ -11,6 +11,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("an_expired_token_is_refused", expired),
     scenario("a_used_up_token_is_refused", used_up),
     scenario("nodes_join_leave_and_join_again", rejoin),
+    scenario("a_node_whose_nft_fails_or_hangs_is_programmed_and_leaves", without_nft)
+        .needs(&[Need::Nftables]),
 ];
 
 /// A manager, and two hosts that are not members yet.
@@ -106,6 +108,11 @@ fn used_up(swarm: &mut Swarm) -> anyhow::Result<()> {
 
 fn leave(swarm: &Swarm, node: &Node) -> anyhow::Result<()> {
     node.shoal(&["swarm", "leave", "--force"])?;
+    forget(swarm, node)
+}
+
+/// Waits until the managers know that a node is gone, and removes what they still list of it.
+fn forget(swarm: &Swarm, node: &Node) -> anyhow::Result<()> {
     wait_for(&format!("{} to be gone", node.name()), PATIENCE, || {
         let rows = swarm.manager().items(&["node", "ls"]).map_err(|error| format!("{error:#}"))?;
         let own: Vec<_> = rows.iter().filter(|row| row["name"] == node.name()).collect();
@@ -134,4 +141,38 @@ fn rejoin(swarm: &mut Swarm) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The mesh does without it, and nothing but the table stays when the node leaves.
+fn without_nft(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let token = swarm.worker_token(&[])?;
+    swarm.join(&swarm.nodes[1], &token)?;
+    swarm.wait_ready(2)?;
+    for script in ["echo out of order >&2; exit 1", "exec sleep 1000"] {
+        let node = &mut swarm.nodes[1];
+        node.stop_daemon()?;
+        node.stand_in("nft", Some(script))?;
+        node.start_daemon()?;
+        swarm.wait_ready(2)?;
+        create_web(swarm, 2, &[])?;
+        let tasks = running(swarm, "web", 2)?;
+        let node = &swarm.nodes[1];
+        answered_by(swarm, node, &host_names(&tasks)).with_context(|| format!("nft: {script}"))?;
+        wait_for("the failure to be named", PATIENCE, || {
+            let said = node.shoal(&["status"]).map_err(|error| format!("{error:#}"))?;
+            if said.contains("Firewall") && said.contains("nft") { Ok(()) } else { Err(said) }
+        })?;
+        swarm.manager().shoal(&["--yes", "service", "rm", "web"])?;
+    }
+    let node = &mut swarm.nodes[1];
+    node.refused(&["swarm", "leave", "--force"], 1, &["nft", "cleanup --check", "help:"])?;
+    node.stop_daemon()?;
+    node.stand_in("nft", None)?;
+    let said = node.cleanup(true)?.stdout;
+    let said = String::from_utf8_lossy(&said);
+    ensure!(said == "nftables table inet shoal\n", "this stayed: {said}");
+    let cleaned = node.cleanup(false)?;
+    ensure!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+    node.start_daemon()?;
+    forget(swarm, &swarm.nodes[1])
 }
