@@ -36,6 +36,15 @@ impl LogFormat {
     }
 }
 
+/// Where a manager listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Whether somebody chose it; otherwise it is the default.
+    pub is_set: bool,
+}
+
 /// Everything that can be set.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -54,7 +63,7 @@ pub struct Config {
     /// Address or interface of the overlay.
     pub data_path: Option<String>,
     /// Where a manager listens.
-    pub listen: SocketAddr,
+    pub listen: Listen,
     /// MTU of the way to the peers, if the link's is not right.
     pub mtu: Option<u32>,
     /// What balances on this node; auto: what the swarm is set to.
@@ -101,7 +110,7 @@ impl Config {
             name: name(settings)?,
             advertise: optional("node.advertise"),
             data_path: optional("node.data_path"),
-            listen: parse(settings, "node.listen", "use ADDRESS:PORT, as [::]:7377")?,
+            listen: listen(settings)?,
             mtu: match text("network.mtu").as_str() {
                 "auto" => None,
                 _ => Some(mtu(settings)?),
@@ -151,6 +160,16 @@ impl Config {
 
 fn parse<T: std::str::FromStr>(settings: &Settings, key: &str, help: &str) -> Result<T, ConfigError> {
     settings.get(key).text.parse().map_err(|_| settings.refuse(key, help))
+}
+
+fn listen(settings: &Settings) -> Result<Listen, ConfigError> {
+    const KEY: &str = "node.listen";
+    const HELP: &str = "use ADDRESS:PORT, as [::]:7377";
+    let address: SocketAddr = parse(settings, KEY, HELP)?;
+    if address.port() == 0 {
+        return Err(settings.refuse(KEY, HELP));
+    }
+    Ok(Listen { address, is_set: settings.get(KEY).origin != Origin::Default })
 }
 
 /// `None` is `auto`.

@@ -72,7 +72,7 @@ impl Node {
         let Some(record) = Record::load(&self.config)? else { return Ok(()) };
         let mut slot = self.member.lock().await;
         let supervisor = match record.role {
-            NodeRole::Manager => Some(self.start_control(&record, None)?),
+            NodeRole::Manager => Some(self.start_control(&record)?),
             NodeRole::Worker => None,
         };
         let member = Member::start(&self.config, &self.stats, &self.runtime, record, supervisor)?;

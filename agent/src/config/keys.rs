@@ -38,7 +38,12 @@ pub const KEYS: &[KeyInfo] = &[
         "",
         "address or interface of the overlay; as advertise if empty",
     ),
-    key("node.listen", "SHOAL_NODE_LISTEN", "[::]:7377", "where a manager listens"),
+    key(
+        "node.listen",
+        "SHOAL_NODE_LISTEN",
+        "[::]:7377",
+        "where a manager listens; others reach it by that port",
+    ),
     key(
         "agent.suspect_after",
         "SHOAL_AGENT_SUSPECT_AFTER",

@@ -23,11 +23,17 @@ fn a_certificate_s_life_has_a_unit() {
 #[test]
 fn the_defaults_are_valid() {
     let config = Config::from_settings(&Settings::default()).expect("valid");
-    assert_eq!(config.listen, "[::]:7377".parse().expect("literal"));
+    assert_eq!(config.listen, Listen { address: "[::]:7377".parse().expect("literal"), is_set: false });
     assert_eq!(config.mtu, None);
     assert_eq!(config.lb_engine, LbEngine::Auto);
     assert_eq!((config.suspect_after, config.down_after), (Duration::from_secs(2), Duration::from_secs(10)));
     assert!(config.dns_search);
+}
+
+#[test]
+fn a_listening_address_that_was_chosen_is_known_from_the_default() {
+    let settings = settings(&[("/etc/x.toml", "[node]\nlisten = \"[::]:7377\"\n")]).expect("valid");
+    assert!(Config::from_settings(&settings).expect("valid").listen.is_set);
 }
 
 #[test]
@@ -80,6 +86,7 @@ fn an_unknown_key_names_the_nearest() {
 fn a_wrong_value_says_where_it_came_from() {
     for (text, key) in [
         ("[node]\nlisten = \"here\"\n", "node.listen"),
+        ("[node]\nlisten = \"[::]:0\"\n", "node.listen"),
         ("[network]\nmtu = 100\n", "network.mtu"),
         ("[network]\nlb_engine = \"IPVS\"\n", "network.lb_engine"),
         ("[network]\nfast_lane = \"yes\"\n", "network.fast_lane"),

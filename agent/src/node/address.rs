@@ -1,4 +1,4 @@
-//! Which of the host's addresses is meant.
+//! Which of the host's addresses is meant, and which port of a manager.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,7 +6,9 @@ use shoal_api::status::ApiError;
 use shoal_plan::Uplink;
 use shoal_types::ErrorCode;
 
-/// Port of a manager.
+use crate::config::Listen;
+
+/// Port of a manager where nobody says otherwise.
 pub(super) const CONTROL_PORT: u16 = 7377;
 
 /// Splits `ADDR[:PORT]` or `interface[:PORT]`.
@@ -62,6 +64,43 @@ pub(super) fn resolve(
         return Err(refuse(field, format!("'{name}' is no interface of this host with an address"), uplinks));
     };
     preferred(field, &uplink.addrs, uplinks).map(|ip| (ip, port))
+}
+
+/// As [`resolve`], for what has no port of its own; `why` says so where one is given.
+pub(super) fn resolve_bare(
+    field: &str,
+    text: Option<&str>,
+    uplinks: &[Uplink],
+    why: &str,
+) -> Result<IpAddr, ApiError> {
+    match resolve(field, text, uplinks)? {
+        (ip, None) => Ok(ip),
+        (ip, Some(port)) => {
+            Err(ApiError::new(ErrorCode::InvalidField, format!("--{field} has a port, {port}: {why}"))
+                .with_help(format!("give the address alone: --{field} {ip}")))
+        }
+    }
+}
+
+/// Where others reach the manager of this host. What it listens on has the same port: that which is advertised counts,
+/// then `node.listen`'s, and two that differ are refused.
+pub(super) fn advertised(ip: IpAddr, port: Option<u16>, listen: Listen) -> Result<SocketAddr, ApiError> {
+    let at = listen.address;
+    let advertised = SocketAddr::new(ip, port.unwrap_or(at.port()));
+    let port_differs = listen.is_set && advertised.port() != at.port();
+    let reaches = if at.ip().is_unspecified() { at.is_ipv6() || ip.is_ipv4() } else { at.ip() == ip };
+    if reaches && !port_differs {
+        return Ok(advertised);
+    }
+    Err(ApiError::new(
+        ErrorCode::InvalidField,
+        format!("others would look for the manager at {advertised}, but node.listen = \"{at}\" has it listen elsewhere"),
+    )
+    .with_help(format!(
+        "set node.listen to \"[::]:{}\" ('shoald config show --origin' says where it is set) and restart shoald, or \
+         advertise what it says",
+        advertised.port(),
+    )))
 }
 
 fn only_one(field: &str, uplinks: &[Uplink]) -> Result<IpAddr, ApiError> {
@@ -123,6 +162,41 @@ mod tests {
         assert_eq!(resolve("a", Some("fd77::1"), &all), Ok((ip("fd77::1"), None)));
         assert_eq!(resolve("a", Some("eth0:9"), &all), Ok((ip("10.77.0.1"), Some(9))));
         assert_eq!(resolve("a", None, &all[..1]), Ok((ip("10.77.0.1"), None)));
+    }
+
+    fn listen(text: &str, is_set: bool) -> Listen {
+        Listen { address: text.parse().expect("literal"), is_set }
+    }
+
+    #[test]
+    fn a_manager_is_advertised_by_the_port_it_listens_on() {
+        let own = ip("10.77.0.1");
+        let port = |port, listen| advertised(own, port, listen).map(|address| address.port());
+        assert_eq!(port(None, listen("[::]:7377", false)), Ok(7377));
+        assert_eq!(port(None, listen("[::]:7400", true)), Ok(7400));
+        assert_eq!(port(Some(7400), listen("[::]:7377", false)), Ok(7400), "nobody set another");
+        assert_eq!(port(Some(7400), listen("10.77.0.1:7400", true)), Ok(7400));
+        for (given, at) in [
+            (Some(7400), listen("[::]:7377", true)),
+            (Some(7377), listen("[::]:7400", true)),
+            (None, listen("127.0.0.1:7377", true)),
+            (None, listen("[fd77::1]:7377", true)),
+        ] {
+            let error = advertised(own, given, at).expect_err("nobody would reach it");
+            assert!(error.message.contains(&format!("node.listen = \"{}\"", at.address)), "{error:?}");
+        }
+        assert!(advertised(ip("fd77::1"), None, listen("0.0.0.0:7377", true)).is_err());
+    }
+
+    #[test]
+    fn a_port_where_none_is_used_is_refused() {
+        let all = uplinks();
+        assert_eq!(resolve_bare("data-path-addr", Some("eth1"), &all, "no"), Ok(ip("192.0.2.9")));
+        for text in ["eth1:7378", "192.0.2.9:7378", "[fd77::1]:1"] {
+            let error = resolve_bare("data-path-addr", Some(text), &all, "it is of no use").expect_err(text);
+            assert!(error.message.contains("--data-path-addr has a port"), "{error:?}");
+            assert!(error.message.ends_with("it is of no use"), "{error:?}");
+        }
     }
 
     #[test]

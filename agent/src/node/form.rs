@@ -75,9 +75,12 @@ impl Node {
         };
         let advertise = given(&request.advertise, &self.config.advertise);
         let (ip, port) = address::resolve("advertise-addr", advertise.as_deref(), &uplinks)?;
-        let advertise = SocketAddr::new(ip, port.unwrap_or(CONTROL_PORT));
+        let advertise = address::advertised(ip, port, self.config.listen)?;
         let data_addr = match given(&request.data_path, &self.config.data_path) {
-            Some(text) => address::resolve("data-path-addr", Some(&text), &uplinks)?.0,
+            Some(text) => {
+                let why = "the overlay's is given with --data-path-port";
+                address::resolve_bare("data-path-addr", Some(&text), &uplinks, why)?
+            }
             None => ip,
         };
         let trial = preflight(&self.config).await?;
@@ -252,17 +255,7 @@ impl Node {
             ApiError::new(ErrorCode::TokenMalformed, error.to_string())
                 .with_help("make a new one on a manager: shoal swarm token create")
         })?;
-        let uplinks = uplinks().await?;
-        let wanted = [&request.data_path, &request.advertise]
-            .into_iter()
-            .find(|text| !text.is_empty())
-            .cloned()
-            .or_else(|| self.config.data_path.clone())
-            .or_else(|| self.config.advertise.clone());
-        let data_addr = match wanted {
-            Some(text) => Some(address::resolve("data-path-addr", Some(&text), &uplinks)?.0),
-            None => None,
-        };
+        let data_addr = self.joining_address(&request, &uplinks().await?)?;
         let trial = preflight(&self.config).await?;
         self.set_membership(pb::Membership::Joining);
         match self.join_with(&request, &token, data_addr).await {
@@ -287,6 +280,33 @@ impl Node {
                 Err(error)
             }
         }
+    }
+
+    /// The address of the overlay that a request or the settings name. A worker has no other, and listens on no port.
+    fn joining_address(
+        &self,
+        request: &pb::LocalJoinRequest,
+        uplinks: &[Uplink],
+    ) -> Result<Option<IpAddr>, ApiError> {
+        let named = |field: &str, text: &str, why: &str| {
+            let text = Some(text).filter(|text| !text.is_empty());
+            text.map(|text| address::resolve_bare(field, Some(text), uplinks, why)).transpose()
+        };
+        let of_swarm = "the overlay has the port that the swarm was made with";
+        let data_path = named("data-path-addr", &request.data_path, of_swarm)?;
+        let advertise = named("advertise-addr", &request.advertise, "a worker listens on none")?;
+        if let Some(ip) = data_path.or(advertise) {
+            return Ok(Some(ip));
+        }
+        let config = &self.config;
+        if let Some(ip) = named("data-path-addr", config.data_path.as_deref().unwrap_or_default(), of_swarm)?
+        {
+            return Ok(Some(ip));
+        }
+        // This setting's port is for when the host has a manager.
+        let text = config.advertise.as_deref();
+        text.map(|text| address::resolve("advertise-addr", Some(text), uplinks).map(|found| found.0))
+            .transpose()
     }
 
     async fn join_with(
@@ -341,7 +361,7 @@ impl Node {
 
     /// The arguments of every start of the manager.
     fn control_args(&self, advertise: SocketAddr, data_addr: IpAddr) -> Vec<String> {
-        let mut listen = self.config.listen;
+        let mut listen = self.config.listen.address;
         listen.set_port(advertise.port());
         let no_v6 = listen.is_ipv6() && !PathBuf::from("/proc/net/if_inet6").exists();
         if no_v6 {
@@ -363,15 +383,13 @@ impl Node {
         .collect()
     }
 
-    /// Starts the manager of a member.
-    pub(super) fn start_control(
-        &self,
-        record: &Record,
-        bootstrap: Option<Vec<String>>,
-    ) -> Result<Supervisor, supervisor::SupervisorError> {
-        let listen = SocketAddr::new(record.data_addr, CONTROL_PORT);
-        let args = self.control_args(record.advertise.unwrap_or(listen), record.data_addr);
-        self.start_control_with(args, bootstrap.unwrap_or_default())
+    /// Starts the manager of a member, where the others know it.
+    pub(super) fn start_control(&self, record: &Record) -> anyhow::Result<Supervisor> {
+        let known = record.advertise.unwrap_or_else(|| SocketAddr::new(record.data_addr, CONTROL_PORT));
+        if let Err(error) = address::advertised(known.ip(), Some(known.port()), self.config.listen) {
+            anyhow::bail!("{}; the swarm knows it by that address: {}", error.message, error.help);
+        }
+        Ok(self.start_control_with(self.control_args(known, record.data_addr), Vec::new())?)
     }
 
     fn start_control_with(

@@ -34,7 +34,7 @@ pub(crate) struct InitArgs {
     /// Name of the swarm (chosen when absent)
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// Address or interface others reach this node at, as in 10.0.3.11, eth1 or eth1:7377
+    /// Address or interface others reach this node at, as in 10.0.3.11, eth1 or eth1:7400 (port: node.listen's)
     #[arg(long, value_name = "ADDR|IFACE[:PORT]")]
     pub(crate) advertise_addr: Option<String>,
     /// Address or interface of the overlay traffic (default: as --advertise-addr)
@@ -72,7 +72,7 @@ pub(crate) struct JoinArgs {
     #[arg(long, value_name = "TOKEN")]
     pub(crate) token: String,
     /// Address or interface others reach this node at
-    #[arg(long, value_name = "ADDR|IFACE[:PORT]")]
+    #[arg(long, value_name = "ADDR|IFACE")]
     pub(crate) advertise_addr: Option<String>,
     /// Address or interface of the overlay traffic (default: as --advertise-addr)
     #[arg(long, value_name = "ADDR|IFACE")]

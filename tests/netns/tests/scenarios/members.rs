@@ -1,6 +1,6 @@
 //! Who becomes a member: tokens, joining, leaving.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use shoal_netns::{Need, Node, Programs, Swarm, wait_for};
 
 use crate::harness::{PATIENCE, Scenario, answered_by, create_web, host_names, running, scenario};
@@ -10,6 +10,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("tokens_that_are_wrong_or_foreign_are_refused", wrong_tokens),
     scenario("an_expired_token_is_refused", expired),
     scenario("a_used_up_token_is_refused", used_up),
+    scenario("a_manager_listens_where_it_is_set_to", elsewhere),
     scenario("nodes_join_leave_and_join_again", rejoin),
     scenario("a_node_whose_nft_fails_or_hangs_is_programmed_and_leaves", without_nft)
         .needs(&[Need::Nftables]),
@@ -125,6 +126,58 @@ fn forget(swarm: &Swarm, node: &Node) -> anyhow::Result<()> {
         swarm.manager().shoal(&["--yes", "node", "rm", "--force", id])?;
     }
     Ok(())
+}
+
+/// A swarm of its own on the other two hosts, on another port.
+fn elsewhere(swarm: &mut Swarm) -> anyhow::Result<()> {
+    const SET: &str = "[node]\nlisten = \"[::]:7400\"\n";
+    let [_, manager, worker] = swarm.nodes.as_mut_slice() else { bail!("three nodes") };
+    let address = manager.place.v4.to_string();
+    let restart = |node: &mut Node, settings: &str| {
+        node.configure(settings)?;
+        node.stop_daemon()?;
+        node.start_daemon()
+    };
+    restart(manager, SET)?;
+    let other = format!("{address}:7377");
+    manager.refused(
+        &["swarm", "init", "--advertise-addr", &other],
+        2,
+        &["E0100", "node.listen", "[::]:7400"],
+    )?;
+    let made = manager.shoal(&["swarm", "init", "--advertise-addr", &address])?;
+    let told = made.split_whitespace().last().context("nothing printed")?.to_owned();
+    ensure!(told == format!("{address}:7400"), "joined at {told}");
+    let printed = manager.shoal(&["swarm", "token", "create"])?;
+    ensure!(printed.contains(&told), "{printed}");
+    let token = made.split_whitespace().find(|word| word.starts_with("SHOAL-1-")).context("no token")?;
+    let own = format!("{}:7400", worker.place.v4);
+    let join = ["swarm", "join", "--token", token];
+    worker.refused(
+        &[&join[..], &["--advertise-addr", &own, &told]].concat(),
+        2,
+        &["E0100", "--advertise-addr"],
+    )?;
+    worker.shoal(&[&join[..], &[&told]].concat())?;
+    // It is known by that port: another is refused at the start, before anybody looks for it in vain.
+    manager.configure("[node]\nlisten = \"[::]:7401\"\n")?;
+    manager.stop_daemon()?;
+    // Its socket may answer before it looks at that.
+    drop(manager.start_daemon());
+    wait_for("the daemon to refuse", PATIENCE, || {
+        let log = manager.log_tail();
+        if log.contains(&told) && log.contains("node.listen") { Ok(()) } else { Err(log) }
+    })?;
+    manager.configure(SET)?;
+    manager.start_daemon()?;
+    wait_for("both to be ready", PATIENCE, || {
+        let rows = manager.items(&["node", "ls"]).map_err(|error| format!("{error:#}"))?;
+        let ready = rows.iter().filter(|row| row["state"] == "ready").count();
+        if ready == 2 { Ok(()) } else { Err(format!("{rows:?}")) }
+    })?;
+    worker.shoal(&["swarm", "leave"])?;
+    manager.shoal(&["swarm", "leave", "--force"])?;
+    restart(manager, "")
 }
 
 fn rejoin(swarm: &mut Swarm) -> anyhow::Result<()> {
