@@ -9,28 +9,53 @@ use crate::probe::{self, Told};
 /// So many are told one by one.
 const TOLD: usize = 8;
 
-/// The ways to the other nodes: a check for each that is not well, the rest in one. `left_out` were not asked.
+/// The ways to the other nodes: a check for each that is not well, the worst first, and of what is more than a few one
+/// for each verdict; the rest in one. `left_out` were not asked.
 pub fn tunnels(reports: &[Report], left_out: usize, told: impl Fn(&Report) -> Told) -> Vec<pb::Check> {
-    let (well, unwell): (Vec<&Report>, Vec<&Report>) =
+    let (well, mut unwell): (Vec<&Report>, Vec<&Report>) =
         reports.iter().partition(|report| matches!(report.state, State::Fine | State::Untried));
-    let mut checks: Vec<pb::Check> = unwell
+    unwell.sort_by_key(|report| !is_broken(report));
+    let (one_by_one, more) = unwell.split_at(unwell.len().min(TOLD));
+    let mut checks: Vec<pb::Check> = one_by_one
         .iter()
-        .take(TOLD)
         .map(|report| {
             let Told { evidence, fix, .. } = told(report);
-            let broken = matches!(report.state, State::Silent { .. } | State::Narrow { .. });
-            if broken { fail("tunnels", evidence, fix) } else { warn("tunnels", evidence, fix) }
+            if is_broken(report) { fail("tunnels", evidence, fix) } else { warn("tunnels", evidence, fix) }
         })
         .collect();
-    let more = unwell.len().saturating_sub(TOLD);
-    if more > 0 {
-        let evidence = format!("{more} more nodes cannot be reached as they should");
-        checks.push(fail("tunnels", evidence, "shoal_peer_reachable and shoal_peer_mtu_bytes have them"));
-    }
+    let (broken, slow) = more.split_at(more.partition_point(|report| is_broken(report)));
+    checks.extend(listed(broken).map(|list| {
+        let evidence = format!("packets do not get to {list} by the tunnel either, or only small ones");
+        fail(
+            "tunnels",
+            evidence,
+            "as above; shoal_peer_reachable and shoal_peer_mtu_bytes tell which is which",
+        )
+    }));
+    checks.extend(listed(slow).map(|list| {
+        let evidence = format!("answers to probes of {list} come late, too, or there are none");
+        warn(
+            "tunnels",
+            evidence,
+            "as above; shoal_peer_rtt_seconds and shoal_peer_probes_late_total have them",
+        )
+    }));
     if checks.is_empty() {
         checks.push(ok("tunnels", summary(&well, left_out)));
     }
     checks
+}
+
+/// Whether packets of tasks are lost on the way.
+fn is_broken(report: &Report) -> bool {
+    matches!(report.state, State::Silent { .. } | State::Narrow { .. })
+}
+
+/// `12 more nodes (n8, n9 …)`
+fn listed(reports: &[&Report]) -> Option<String> {
+    let names: Vec<&str> = reports.iter().map(|report| report.name.as_str()).collect();
+    let nodes = if names.len() == 1 { "node" } else { "nodes" };
+    (!names.is_empty()).then(|| format!("{} more {nodes} ({})", names.len(), names.join(", ")))
 }
 
 fn summary(well: &[&Report], left_out: usize) -> String {
@@ -124,11 +149,25 @@ mod tests {
     }
 
     #[test]
-    fn many_are_told_of_in_few_lines() {
-        let reports: Vec<Report> = (0..20).map(|n| report(n, State::Silent { heard: false })).collect();
+    fn many_are_told_of_in_few_lines_by_name_and_with_their_own_verdict() {
+        let mut reports: Vec<Report> = (0..4).map(|n| report(n, State::Unanswering)).collect();
+        reports.extend((4..14).map(|n| report(n, State::Silent { heard: false })));
         let told = verdicts(&reports);
-        assert_eq!(told.len(), TOLD + 1);
-        assert!(told[TOLD].1.starts_with("12 more"), "{told:?}");
+        assert_eq!(told.len(), TOLD + 2);
+        assert!(told[..TOLD].iter().all(|(verdict, _)| *verdict == pb::Verdict::Fail), "the worst first");
+        assert_eq!(told[TOLD].0, pb::Verdict::Fail);
+        assert!(told[TOLD].1.contains("2 more nodes (n12, n13)"), "{told:?}");
+        assert_eq!(told[TOLD + 1].0, pb::Verdict::Warn);
+        assert!(told[TOLD + 1].1.contains("4 more nodes (n0, n1, n2, n3)"), "{told:?}");
+
+        let late: Vec<Report> =
+            (0..9).map(|n| report(n, State::Late(Duration::from_millis(1_300)))).collect();
+        let told = verdicts(&late);
+        assert!(
+            told.iter().all(|(verdict, _)| *verdict == pb::Verdict::Warn),
+            "none of them fails: {told:?}"
+        );
+        assert!(told[TOLD].1.contains("1 more node (n8)"), "{told:?}");
     }
 
     #[test]
