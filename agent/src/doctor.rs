@@ -19,7 +19,8 @@ const DISK_WARN: u64 = 512 * MIB;
 const MEMORY_WARN: u64 = 128 * MIB;
 /// An append to the log waits for the disk; the design counts on no more.
 const FSYNC_WARN: Duration = Duration::from_millis(25);
-const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+const MINUTE_MS: u64 = 60 * 1000;
+const HOUR_MS: u64 = 60 * MINUTE_MS;
 
 fn check(name: &str, verdict: pb::Verdict, evidence: impl Into<String>, fix: impl Into<String>) -> pb::Check {
     pb::Check { name: name.to_owned(), verdict: verdict.into(), evidence: evidence.into(), fix: fix.into() }
@@ -219,24 +220,29 @@ pub fn mtu(devices: &[VxlanUse], underlay: u32, overhead: u32) -> pb::Check {
     )
 }
 
-/// The node certificate's end, and now, in milliseconds of Unix time.
-pub fn certificate(expires: u64, now: u64) -> pb::Check {
-    let hours = expires.saturating_sub(now) / (DAY_MS / 24);
-    if expires <= now {
+/// What is left of the node certificate's life; `now` in milliseconds of Unix time.
+pub fn certificate(info: &pb::LocalNode, now: u64) -> pb::Check {
+    let left = info.cert_expires_at_ms.saturating_sub(now);
+    let span = match left {
+        ..MINUTE_MS => format!("{} s", left / 1000),
+        MINUTE_MS..HOUR_MS => format!("{} min", left / MINUTE_MS),
+        _ => format!("{} h", left / HOUR_MS),
+    };
+    if left == 0 {
         return fail(
             "certificate",
             "expired",
             "join again: 'shoal swarm leave --force', then 'shoal swarm join'",
         );
     }
-    if expires - now < DAY_MS / 4 {
+    if info.cert_renewal_overdue {
         return warn(
             "certificate",
-            format!("ends in {hours} h and was not renewed"),
+            format!("ends in {span}, and was not renewed when four fifths of its life were over"),
             "see that a manager can be reached, and the clock is right",
         );
     }
-    ok("certificate", format!("lasts {hours} h"))
+    ok("certificate", format!("lasts {span}"))
 }
 
 /// How full the programs' maps are.

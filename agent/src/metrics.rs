@@ -153,6 +153,12 @@ impl Exporter {
         out.raw(&format!("shoal_agent_program_seconds {seconds}"));
         out.head("shoal_cert_expiry_timestamp_seconds", "gauge", "End of the certificate's life");
         out.series("shoal_cert_expiry_timestamp_seconds", "kind", "node", info.cert_expires_at_ms / 1000);
+        out.head(
+            "shoal_cert_renewal_overdue",
+            "gauge",
+            "Whether the certificate should have been renewed by now",
+        );
+        out.series("shoal_cert_renewal_overdue", "kind", "node", info.cert_renewal_overdue.into());
         out.head("shoal_build_info", "gauge", "Version");
         out.series("shoal_build_info", "version", VERSION, 1);
         out.head("shoal_node_info", "gauge", "Which node this is");

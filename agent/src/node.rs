@@ -22,7 +22,8 @@ use tokio::sync::Mutex;
 
 use crate::config::Config;
 use crate::drivers::runtime::process::{ProcessConfig, ProcessRuntime};
-use crate::reconciler::chain;
+use crate::reconciler::{chain, now};
+use crate::session;
 use crate::stats::Stats;
 
 use member::Member;
@@ -139,6 +140,11 @@ impl Node {
                 .collect(),
             session_since_ms: Stats::get(&stats.session_since_ms),
             cert_expires_at_ms: Stats::get(&stats.cert_expires_ms),
+            cert_renewal_overdue: session::is_overdue(
+                Stats::get(&stats.cert_issued_ms),
+                Stats::get(&stats.cert_expires_ms),
+                now().0,
+            ),
             peers: peers::shown(&stats.probes),
             connected: Stats::get(&stats.session_since_ms) > 0,
             ..Default::default()

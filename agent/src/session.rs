@@ -34,7 +34,7 @@ use crate::stats::Stats;
 
 use inbound::Inbound;
 
-pub use renew::Renewal;
+pub use renew::{Renewal, is_overdue};
 
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// What probes find is said this often, if it is something else.

@@ -28,6 +28,8 @@ pub struct Stats {
     pub passes: AtomicU64,
     /// Since when there is a session, in milliseconds of Unix time; 0 without one.
     pub session_since_ms: AtomicU64,
+    /// When the node's certificate was issued, in milliseconds of Unix time.
+    pub cert_issued_ms: AtomicU64,
     /// End of the node certificate's life, in milliseconds of Unix time.
     pub cert_expires_ms: AtomicU64,
     /// What resolvers count.

@@ -75,9 +75,20 @@ fn the_port_and_the_mtu_of_the_overlay() {
 
 #[test]
 fn the_end_of_a_certificate() {
-    assert_eq!(verdict(&certificate(1, 1)), Verdict::Fail);
-    assert_eq!(verdict(&certificate(DAY_MS / 5, 0)), Verdict::Warn);
-    assert_eq!(verdict(&certificate(DAY_MS * 7, 0)), Verdict::Ok);
+    let check = |left, cert_renewal_overdue| {
+        certificate(
+            &LocalNode { cert_expires_at_ms: 1 + left, cert_renewal_overdue, ..Default::default() },
+            1,
+        )
+    };
+    assert_eq!(verdict(&check(0, true)), Verdict::Fail);
+    let late = check(30 * HOUR_MS, true);
+    assert_eq!(verdict(&late), Verdict::Warn, "that is much, but not of a life of a week");
+    assert!(late.evidence.starts_with("ends in 30 h, and was not renewed"), "{late:?}");
+    // In a swarm whose certificates live for minutes.
+    let short = check(5 * MINUTE_MS, false);
+    assert_eq!((verdict(&short), &*short.evidence), (Verdict::Ok, "lasts 5 min"));
+    assert_eq!(check(59_999, false).evidence, "lasts 59 s");
 }
 
 #[test]

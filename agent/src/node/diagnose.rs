@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use shoal_api::pb;
 use shoal_api::status::ApiError;
@@ -16,6 +15,7 @@ use super::address::CONTROL_PORT;
 use super::preflight::{no_data_plane, preflight};
 use crate::cleanup;
 use crate::doctor::{self, look};
+use crate::reconciler::now;
 
 impl Node {
     /// Looks at the host, and at the membership if there is one.
@@ -69,10 +69,9 @@ impl Node {
 
     async fn with_membership(&self) -> Vec<pb::Check> {
         let info = self.info();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let mut checks = doctor::membership(&info);
         checks.push(doctor::maps(&info.maps));
-        checks.push(doctor::certificate(info.cert_expires_at_ms, u64::try_from(now).unwrap_or(u64::MAX)));
+        checks.push(doctor::certificate(&info, now().0));
         checks.push(look::sysctls());
         let data_addr = self.record.load().as_ref().map(|record| record.data_addr);
         checks.extend(look::overlay(data_addr).await);

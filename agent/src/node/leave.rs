@@ -98,6 +98,7 @@ impl Node {
             &stats.applied,
             &stats.adopted,
             &stats.session_since_ms,
+            &stats.cert_issued_ms,
             &stats.cert_expires_ms,
             &stats.tasks_running,
         ] {

@@ -24,6 +24,9 @@ const RETRY: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(1);
 /// A manager may take so long to answer.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Shares of its life after which a certificate is renewed: by chance in between, so that nodes don't come all at once.
+const EARLIEST: f64 = 0.5;
+const LATEST: f64 = 0.8;
 /// However long a certificate lives, it is looked at this often: clocks jump.
 const LONGEST: Duration = Duration::from_hours(1);
 
@@ -64,9 +67,9 @@ impl Renewal {
         loop {
             let (wait, retry) = match Identity::load(&self.dir).and_then(|identity| identity.life()) {
                 Ok((issued, end)) => {
-                    self.show(end);
+                    self.show(issued, end);
                     let now = SystemTime::now();
-                    let due = due(issued, end, rand::rng().random_range(0.5..0.8));
+                    let due = due(issued, end, rand::rng().random_range(EARLIEST..LATEST));
                     (until(due, now).max(PAUSE), retry(until(end, now)))
                 }
                 Err(error) => {
@@ -94,9 +97,9 @@ impl Renewal {
         }
     }
 
-    fn show(&self, end: SystemTime) {
-        let since = end.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Stats::set(&self.stats.cert_expires_ms, u64::try_from(since.as_millis()).unwrap_or(0));
+    fn show(&self, issued: SystemTime, end: SystemTime) {
+        Stats::set(&self.stats.cert_issued_ms, unix_ms(issued));
+        Stats::set(&self.stats.cert_expires_ms, unix_ms(end));
     }
 
     async fn renew(&self) -> Result<(), RenewError> {
@@ -146,6 +149,17 @@ async fn ask_local(socket: &Path, request: pb::RenewRequest) -> Result<pb::Certi
     answer.map(tonic::Response::into_inner).map_err(|status| RenewError::Refused(Box::new(status)))
 }
 
+/// Whether a certificate should have been renewed by now, in milliseconds of Unix time: its tries have failed. Of none,
+/// whose end is 0, nothing is due.
+pub fn is_overdue(issued: u64, end: u64, now: u64) -> bool {
+    let at = |ms| UNIX_EPOCH + Duration::from_millis(ms);
+    end > 0 && at(now) >= due(at(issued), at(end), LATEST)
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    u64::try_from(until(time, UNIX_EPOCH).as_millis()).unwrap_or(0)
+}
+
 /// When that share of a life is over.
 fn due(issued: SystemTime, end: SystemTime, share: f64) -> SystemTime {
     issued + until(end, issued).mul_f64(share)
@@ -181,13 +195,24 @@ mod tests {
         let now = SystemTime::now();
         for life in [60, 600, 7 * 86_400].map(Duration::from_secs) {
             let (issued, end) = identity(now, life).life().expect("parses");
-            for share in [0.5, 0.65, 0.8] {
+            for share in [EARLIEST, 0.65, LATEST] {
                 let wait = until(due(issued, end, share), now);
                 // Certificates count whole seconds.
                 let off = wait.abs_diff(life.mul_f64(share));
                 assert!(off <= Duration::from_secs(1), "{wait:?} at {share} of {life:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_renewal_is_overdue_when_no_draw_is_as_late_whatever_the_life() {
+        const DAY: u64 = 86_400_000;
+        for life in [60_000, 3_600_000, 7 * DAY, 90 * DAY] {
+            let issued = 1_000_000;
+            let at = |percent| is_overdue(issued, issued + life, issued + life / 100 * percent);
+            assert_eq!([50, 79, 80, 99, 101].map(at), [false, false, true, true, true], "{life} ms");
+        }
+        assert!(!is_overdue(0, 0, 7 * DAY), "there is none yet");
     }
 
     #[test]

@@ -101,7 +101,8 @@ fn node_text(local: &pb::LocalNode, with_swarm: bool, now: u64) -> String {
     }
     let mut rest = Vec::new();
     if local.cert_expires_at_ms > 0 {
-        rest.push(format!("Cert expires {}", until(local.cert_expires_at_ms, now)));
+        let late = if local.cert_renewal_overdue { ", was not renewed (see 'shoal doctor')" } else { "" };
+        rest.push(format!("Cert expires {}{late}", until(local.cert_expires_at_ms, now)));
     }
     let drops: Vec<String> = local
         .drops
@@ -265,13 +266,14 @@ mod tests {
                 clocks: vec!["n4 +310 ms".into()],
             }),
             cert_expires_at_ms: 3_601_000 + 1_000,
+            cert_renewal_overdue: true,
             ..Default::default()
         };
         assert_eq!(
             node_text(&local, true, 2_000),
             "Node n2   worker of swarm otter   session 1s   tasks 4   applied generation 8 of 9   peers 1/2   engine ebpf   \
              drift repairs 0\nManagers 10.0.0.1:7377\n\
-             Cert expires in 1h   drops foreign-vtep 3   maps filling: FLOWS 80 of 100   warnings: no bridge; nothing comes from n3 (10.0.0.3) \
+             Cert expires in 1h, was not renewed (see 'shoal doctor')   drops foreign-vtep 3   maps filling: FLOWS 80 of 100   warnings: no bridge; nothing comes from n3 (10.0.0.3) \
              by the tunnel; clock of n4 +310 ms"
         );
     }
