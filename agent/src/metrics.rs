@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_api::pb;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -151,14 +152,7 @@ impl Exporter {
         out.head("shoal_agent_program_seconds", "gauge", "Time of the last pass");
         let seconds = Duration::from_micros(Stats::get(&stats.last_pass_us)).as_secs_f64();
         out.raw(&format!("shoal_agent_program_seconds {seconds}"));
-        out.head("shoal_cert_expiry_timestamp_seconds", "gauge", "End of the certificate's life");
-        out.series("shoal_cert_expiry_timestamp_seconds", "kind", "node", info.cert_expires_at_ms / 1000);
-        out.head(
-            "shoal_cert_renewal_overdue",
-            "gauge",
-            "Whether the certificate should have been renewed by now",
-        );
-        out.series("shoal_cert_renewal_overdue", "kind", "node", info.cert_renewal_overdue.into());
+        out.certificate(&info);
         out.head("shoal_build_info", "gauge", "Version");
         out.series("shoal_build_info", "version", VERSION, 1);
         out.head("shoal_node_info", "gauge", "Which node this is");
@@ -305,6 +299,17 @@ impl Text {
             let number = checks.get(result).copied().unwrap_or(0);
             self.series("shoal_agent_health_checks_total", "result", result, number);
         }
+    }
+
+    fn certificate(&mut self, info: &pb::LocalNode) {
+        self.head("shoal_cert_expiry_timestamp_seconds", "gauge", "End of the certificate's life");
+        self.series("shoal_cert_expiry_timestamp_seconds", "kind", "node", info.cert_expires_at_ms / 1000);
+        self.head(
+            "shoal_cert_renewal_overdue",
+            "gauge",
+            "Whether the certificate should have been renewed by now",
+        );
+        self.series("shoal_cert_renewal_overdue", "kind", "node", info.cert_renewal_overdue.into());
     }
 
     fn one(&mut self, name: &str, kind: &str, help: &str, number: u64) {
