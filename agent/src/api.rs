@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::unistd::{Group, chown};
+use nix::unistd::chown;
 use shoal_api::pb;
 use shoal_api::pb::node_server::{Node as NodeService, NodeServer};
 use tokio::net::UnixListener;
@@ -62,8 +62,8 @@ pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     durable::remove(path)?;
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    if let Ok(Some(group)) = Group::from_name("shoal") {
-        chown(path, None, Some(group.gid))?;
+    if let Some(operators) = durable::operators() {
+        chown(path, None, Some(operators))?;
     }
     Ok(listener)
 }

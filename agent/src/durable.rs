@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Gid, Group};
+
 /// A file that could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}", path.display())]
@@ -41,6 +43,11 @@ pub fn claim_dir(path: &Path) -> Result<File, FileError> {
 /// Makes a directory and those above it; a new one has this mode.
 pub fn ensure_dir(path: &Path, mode: u32) -> Result<(), FileError> {
     fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(FileError::new("make", path))
+}
+
+/// The group that may drive the node, `shoal`, where there is one: it may open the node's socket and the manager's.
+pub fn operators() -> Option<Gid> {
+    Group::from_name("shoal").ok().flatten().map(|group| group.gid)
 }
 
 /// Replaces a file's content so that a reader, also after a crash, finds the old or the new one whole.

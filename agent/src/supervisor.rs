@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -43,6 +44,9 @@ pub enum SupervisorError {
     /// Handing a directory over.
     #[error("cannot give {} to the manager's user", .0.display())]
     Owner(PathBuf, #[source] nix::Error),
+    /// The mode of a directory.
+    #[error("cannot set the mode of {}", .0.display())]
+    Mode(PathBuf, #[source] io::Error),
     /// The thread.
     #[error("cannot start the thread that starts the manager")]
     Thread(#[source] io::Error),
@@ -79,14 +83,25 @@ fn control_user() -> (Uid, Gid) {
     }
 }
 
-/// Makes the manager's directories and hands them to its user.
+/// Makes the manager's directories and hands them to its user. Of its socket's, the group `shoal`, where there is one,
+/// may pass through, and what is made in it is the group's: the socket is open to whom the node's own is.
 pub fn prepare(config: &Config) -> Result<(), SupervisorError> {
     let (uid, gid) = control_user();
-    for dir in [config.state_dir.join("control"), config.run_dir.join("control")] {
-        durable::ensure_dir(&dir, 0o700)?;
-        chown(&dir, Some(uid), Some(gid)).map_err(|errno| SupervisorError::Owner(dir.clone(), errno))?;
+    let state = config.state_dir.join("control");
+    hand_over(&state, uid, gid, 0o700)?;
+    let socket = config.run_dir.join("control");
+    match durable::operators() {
+        Some(operators) => hand_over(&socket, uid, operators, 0o2710),
+        None => hand_over(&socket, uid, gid, 0o700),
     }
-    Ok(())
+}
+
+/// Makes a directory, or makes it what it should be: an older release, or a host without that group, had other modes.
+fn hand_over(dir: &Path, uid: Uid, gid: Gid, mode: u32) -> Result<(), SupervisorError> {
+    durable::ensure_dir(dir, 0o700)?;
+    chown(dir, Some(uid), Some(gid)).map_err(|errno| SupervisorError::Owner(dir.to_owned(), errno))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+        .map_err(|error| SupervisorError::Mode(dir.to_owned(), error))
 }
 
 /// The program: beside shoald, else whatever PATH finds.
@@ -299,5 +314,29 @@ fn note(pid_file: &Path, child: &Child) {
         if let Err(error) = written {
             tracing::warn!(error = &error as &dyn std::error::Error, "the manager's process id is not noted");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn what_the_manager_makes_in_its_socket_s_directory_is_the_operators() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("control");
+        durable::ensure_dir(&path, 0o700).expect("as an older release made it");
+        // Only root can give it to a group that it is not in.
+        let group = if Uid::current().is_root() { Gid::from_raw(FALLBACK_ID) } else { Gid::current() };
+        hand_over(&path, Uid::current(), group, 0o2710).expect("handed over");
+        let found = fs::metadata(&path).expect("there");
+        assert_eq!((found.mode() & 0o7777, found.gid()), (0o2710, group.as_raw()));
+        let socket = std::os::unix::net::UnixListener::bind(path.join("control.sock")).expect("bound");
+        assert_eq!(fs::metadata(path.join("control.sock")).expect("there").gid(), group.as_raw());
+        drop(socket);
+        hand_over(&path, Uid::current(), Gid::current(), 0o700).expect("the group is gone");
+        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o7777, 0o700);
     }
 }

@@ -229,8 +229,8 @@ fn place(code: ErrorCode) -> Entry {
         ErrorCode::PermissionDenied => entry(
             "the identity may not call this",
             "Everything is refused that a role does not need: a worker's certificate cannot call the manager's API, \
-             and the local socket is for root and group shoal.",
-            "run the command as root on a manager.",
+             and the local sockets are for root and group shoal, if there was one when they were made.",
+            "run the command as root, or as a member of group shoal, on a manager.",
         ),
         ErrorCode::AlreadyMember => entry(
             "the node already is in a swarm",

@@ -29,6 +29,8 @@ pub enum Peer {
     Local {
         /// User of the process there.
         uid: u32,
+        /// Whether that is root or the manager's own user, and not a member of the socket's group.
+        owner: bool,
     },
     /// Over TLS.
     Remote {
@@ -68,15 +70,16 @@ pub enum Rule {
     /// A manager's certificate. A manager that has not caught up knows no other, so membership is only asked for what
     /// it excludes: nodes that were removed.
     Raft,
-    /// The local socket.
-    Local,
+    /// The local socket, and there root, as the daemon beside the manager is. The socket's group may do what operators do,
+    /// but not get a node's certificate for a key of its own.
+    Daemon,
     /// Not served by a manager.
     Nobody,
 }
 
 /// The rule of each RPC there is. A test compares this with the protobuf files.
 pub const RULES: &[(&str, Rule)] = &[
-    ("/shoal.v1.Bootstrap/IssueLocal", Rule::Local),
+    ("/shoal.v1.Bootstrap/IssueLocal", Rule::Daemon),
     ("/shoal.v1.Ca/Join", Rule::Anyone),
     ("/shoal.v1.Ca/Renew", Rule::Node),
     ("/shoal.v1.Control/CreateNetwork", Rule::Manager),
@@ -137,15 +140,19 @@ pub enum Denial {
     /// Only over the local socket.
     #[error("this call is open on the manager's local socket only")]
     NotLocal,
+    /// Only for root.
+    #[error("this call is open to root only; it was user {0} who made it")]
+    NotRoot(u32),
 }
 
 /// Decides by the rules and the state.
 pub fn decide(path: &str, peer: &Peer, state: &State) -> Result<Caller, Denial> {
     let rule = RULES.iter().find(|(known, _)| *known == path).map_or(Rule::Nobody, |(_, rule)| *rule);
     let (addr, identity) = match peer {
-        Peer::Local { uid } => {
+        Peer::Local { uid, owner } => {
             return match rule {
-                Rule::Manager | Rule::Local => Ok(Caller::Admin { uid: *uid }),
+                Rule::Daemon if !owner => Err(Denial::NotRoot(*uid)),
+                Rule::Manager | Rule::Daemon => Ok(Caller::Admin { uid: *uid }),
                 Rule::Anyone | Rule::Node | Rule::Raft => Err(Denial::NoCertificate),
                 Rule::Nobody => Err(Denial::NoRule),
             };
@@ -154,7 +161,7 @@ pub fn decide(path: &str, peer: &Peer, state: &State) -> Result<Caller, Denial> 
     };
     match rule {
         Rule::Nobody => Err(Denial::NoRule),
-        Rule::Local => Err(Denial::NotLocal),
+        Rule::Daemon => Err(Denial::NotLocal),
         Rule::Anyone => Ok(Caller::Anonymous { addr }),
         Rule::Node | Rule::Manager | Rule::Raft => {
             let identity = identity.ok_or(Denial::NoCertificate)?;

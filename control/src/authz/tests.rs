@@ -29,7 +29,7 @@ fn what_has_no_rule_is_refused_to_everyone() {
     let state = State::default();
     let addr = "127.0.0.1:1".parse().expect("literal");
     for path in ["/shoal.v1.Control/DropEverything", "", "/", "/shoal.v1.Node/Init"] {
-        for peer in [Peer::Local { uid: 0 }, Peer::Remote { addr, identity: None }] {
+        for peer in [Peer::Local { uid: 0, owner: true }, Peer::Remote { addr, identity: None }] {
             assert_eq!(decide(path, &peer, &state).err(), Some(Denial::NoRule), "{path}");
         }
     }
@@ -49,8 +49,10 @@ fn without_a_certificate_only_join_is_open() {
 fn the_local_socket_is_for_operators_and_the_own_node() {
     let state = State::default();
     for path in rpcs() {
-        let open = decide(&path, &Peer::Local { uid: 0 }, &state).is_ok();
-        let expected = path.starts_with("/shoal.v1.Control/") || path == "/shoal.v1.Bootstrap/IssueLocal";
-        assert_eq!(open, expected, "{path}");
+        let open = |peer| decide(&path, &peer, &state).is_ok();
+        let operators = path.starts_with("/shoal.v1.Control/");
+        let own = path == "/shoal.v1.Bootstrap/IssueLocal";
+        assert_eq!(open(Peer::Local { uid: 0, owner: true }), operators || own, "{path}");
+        assert_eq!(open(Peer::Local { uid: 1000, owner: false }), operators, "{path}");
     }
 }

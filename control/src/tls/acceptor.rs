@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -227,6 +228,7 @@ pub type LocalConnections = ReceiverStream<io::Result<Conn<UnixStream>>>;
 /// Accepts on the local socket until stopped.
 pub fn accept_local(listener: UnixListener, stop: CancellationToken) -> LocalConnections {
     let (ready, connections) = mpsc::channel(BACKLOG);
+    let own = std::fs::metadata("/proc/self").map(|process| process.uid()).ok();
     tokio::spawn(async move {
         loop {
             // Cancel safe: a connection that was not accepted stays in the kernel's queue.
@@ -236,7 +238,8 @@ pub fn accept_local(listener: UnixListener, stop: CancellationToken) -> LocalCon
             };
             let conn = accepted.and_then(|(stream, _)| {
                 let uid = stream.peer_cred()?.uid();
-                Ok(Conn { stream, peer: Peer::Local { uid }, _seat: None, _permit: None })
+                let owner = uid == 0 || own == Some(uid);
+                Ok(Conn { stream, peer: Peer::Local { uid, owner }, _seat: None, _permit: None })
             });
             match conn {
                 Ok(conn) => {
