@@ -268,6 +268,18 @@ pub fn maps(fills: &[pb::MapFill]) -> pb::Check {
     warn("maps", full.into_iter().map(say).collect::<Vec<_>>().join("; "), fixes.join("; "))
 }
 
+/// Programs of the host that published ports leave nothing to.
+pub fn published_ports(shadowed: &[String]) -> pb::Check {
+    if shadowed.is_empty() {
+        return ok("published-ports", "no program of this host listens on one");
+    }
+    warn(
+        "published-ports",
+        shadowed.join("; "),
+        "publish another port, or have the program use another ('ss -lntup' shows which it is)",
+    )
+}
+
 /// What the membership is like.
 pub fn membership(info: &pb::LocalNode) -> Vec<pb::Check> {
     let session = if info.connected {

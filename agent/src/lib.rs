@@ -22,5 +22,6 @@ pub mod pki;
 pub mod probe;
 pub mod reconciler;
 pub mod session;
+mod shadow;
 pub mod stats;
 pub mod supervisor;

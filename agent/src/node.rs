@@ -146,6 +146,7 @@ impl Node {
                 now().0,
             ),
             peers: peers::shown(&stats.probes),
+            shadowed: stats.shadowed.borrow().clone(),
             connected: Stats::get(&stats.session_since_ms) > 0,
             ..Default::default()
         };

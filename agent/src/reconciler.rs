@@ -37,6 +37,7 @@ use change::Settled;
 use drain::Drains;
 use tasks::{TaskEvent, Tasks};
 
+pub(crate) use drain::{Listener, listeners};
 pub use events::KernelEvents;
 pub use report::{Applied, Reports};
 pub(crate) use report::{Evidence, chain, now};

@@ -19,7 +19,7 @@ use shoal_api::pb::dispatcher_client::DispatcherClient;
 use shoal_types::object::{NodeDescription, TaskStatus};
 use shoal_types::{TaskId, assignment::Assignment};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -183,6 +183,7 @@ impl Session {
         let mut unanswered = 0;
         let (mut probes, mut troubles) = (interval(PROBES), Vec::new());
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut shadowed = self.stats.shadowed.subscribe();
         let mut inbound = Inbound::new(Arc::clone(&self.runtime), out.clone());
         loop {
             // Every arm waits for one thing and loses nothing when another is first.
@@ -198,8 +199,8 @@ impl Session {
                     }
                     unanswered += 1;
                 }
-                _ = probes.tick() => {
-                    let found = node::troubles(&self.stats.probes);
+                () = either(&mut probes, &mut shadowed) => {
+                    let found = node::troubles(&self.stats);
                     if found != troubles {
                         troubles.clone_from(&found);
                         out.say(Body::Peers(pb::PeerReport { troubles: found })).await?;
@@ -227,6 +228,15 @@ impl Session {
     fn publish(&self) {
         Stats::set(&self.stats.generation, self.ledger.generation().0);
         self.assignment.send_replace(Arc::new(self.ledger.assignment().clone()));
+    }
+}
+
+/// Waits until it is time to look at what probes found, or there is news of shadowed listeners.
+async fn either(probes: &mut Interval, shadowed: &mut watch::Receiver<Vec<String>>) {
+    // Both only wait. The sender is as old as the daemon.
+    tokio::select! {
+        _ = probes.tick() => {}
+        Ok(()) = shadowed.changed() => {}
     }
 }
 

@@ -1,10 +1,12 @@
 //! What the daemon counts about itself, read by the local API and the metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use shoal_types::LbInUse;
+use tokio::sync::watch;
 
 use crate::drivers::dns::{DnsMetrics, Told};
 use crate::drivers::link::Writes;
@@ -40,6 +42,9 @@ pub struct Stats {
     pub probes: Probes,
     /// Programs of tasks that run.
     pub tasks_running: AtomicU64,
+    /// Programs of the host that published ports leave nothing to, a line each.
+    pub shadowed: watch::Sender<Vec<String>>,
+    uplink_addrs: Mutex<BTreeSet<IpAddr>>,
     checks: Mutex<BTreeMap<&'static str, u64>>,
     drift: Mutex<BTreeMap<&'static str, u64>>,
     drops: Mutex<BTreeMap<&'static str, u64>>,
@@ -140,6 +145,28 @@ impl Stats {
     /// Takes over how the node balances.
     pub fn set_lb(&self, lb: LbInUse) {
         *self.lb.lock().unwrap_or_else(PoisonError::into_inner) = lb;
+    }
+
+    /// Takes over which programs of the host get nothing. The same again wakes nobody.
+    pub fn set_shadowed(&self, lines: Vec<String>) {
+        self.shadowed.send_if_modified(|last| {
+            let news = *last != lines;
+            if news && !lines.is_empty() {
+                tracing::warn!(?lines, "published ports shadow listeners of the host");
+            }
+            *last = lines;
+            news
+        });
+    }
+
+    /// The addresses that clients come in by.
+    pub fn uplink_addrs(&self) -> BTreeSet<IpAddr> {
+        self.uplink_addrs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over the addresses that clients come in by.
+    pub fn set_uplink_addrs(&self, addrs: BTreeSet<IpAddr>) {
+        *self.uplink_addrs.lock().unwrap_or_else(PoisonError::into_inner) = addrs;
     }
 
     /// Reads a gauge.

@@ -92,6 +92,14 @@ fn the_end_of_a_certificate() {
 }
 
 #[test]
+fn listeners_that_get_nothing_are_warned_of() {
+    assert_eq!(verdict(&published_ports(&[])), Verdict::Ok);
+    let check = published_ports(&["service 'web' publishes 22/tcp".into()]);
+    assert_eq!(verdict(&check), Verdict::Warn);
+    assert!(check.evidence.contains("22/tcp"), "{check:?}");
+}
+
+#[test]
 fn a_membership() {
     let verdicts = |info: &LocalNode| membership(info).iter().map(verdict).collect::<Vec<_>>();
     let well = LocalNode { connected: true, generation: 3, applied_generation: 3, ..Default::default() };

@@ -73,6 +73,7 @@ impl Node {
         checks.push(doctor::maps(&info.maps));
         checks.push(doctor::certificate(&info, now().0));
         checks.push(look::sysctls());
+        checks.push(doctor::published_ports(&info.shadowed));
         let data_addr = self.record.load().as_ref().map(|record| record.data_addr);
         checks.extend(look::overlay(data_addr).await);
         checks

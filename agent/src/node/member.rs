@@ -31,6 +31,7 @@ use crate::pki::{Credentials, Identity};
 use crate::probe::Prober;
 use crate::reconciler::{Context, KernelEvents, Reconciler, Reports, chain};
 use crate::session::{ManagerAddrs, Renewal, Session};
+use crate::shadow::Shadows;
 use crate::stats::Stats;
 use crate::supervisor::Supervisor;
 
@@ -96,12 +97,14 @@ fn others(
     session: Session,
     renewal: Renewal,
     prober: Prober,
+    shadows: Shadows,
     keep: impl Future<Output = ()> + Send + 'static,
 ) -> Vec<JoinHandle<()>> {
     vec![
         tokio::spawn(session.run()),
         tokio::spawn(renewal.run()),
         tokio::spawn(prober.run()),
+        tokio::spawn(shadows.run()),
         tokio::spawn(keep),
     ]
 }
@@ -160,6 +163,11 @@ impl Member {
         };
         let nl = Nl::new(netlink.handle(), &stats.writes);
         let prober = Prober::new(nl, assignment.subscribe(), Arc::clone(stats), closing.clone());
+        let shadows = Shadows {
+            assignment: assignment.subscribe(),
+            stats: Arc::clone(stats),
+            closing: closing.clone(),
+        };
         let record = Arc::new(ArcSwap::from_pointee(record));
         let keep =
             keep_managers(Arc::clone(config), Arc::clone(&record), managers.subscribe(), closing.clone());
@@ -170,7 +178,7 @@ impl Member {
             reports,
             closing,
             reconciler: tokio::spawn(reconciler.run()),
-            others: others(session, renewal, prober, keep),
+            others: others(session, renewal, prober, shadows, keep),
             supervisor,
             netlink,
         })

@@ -4,15 +4,20 @@ use shoal_api::pb;
 use shoal_plan::probe::State;
 
 use crate::probe::{self, Probes};
+use crate::stats::Stats;
 
 /// So many are shown one by one.
 const SHOWN: usize = 16;
 
-/// What is not well, a line each.
-pub(crate) fn troubles(probes: &Probes) -> Vec<String> {
-    let Some(peers) = shown(probes) else { return Vec::new() };
-    let clocks = peers.clocks.into_iter().map(|clock| format!("clock of {clock}"));
-    peers.troubles.into_iter().map(|trouble| trouble.evidence).chain(clocks).collect()
+/// What is not well, a line each, as the managers show it with the node's name: listeners that published ports shadow, and
+/// the ways to the other nodes.
+pub(crate) fn troubles(stats: &Stats) -> Vec<String> {
+    let mut lines = stats.shadowed.borrow().clone();
+    if let Some(peers) = shown(&stats.probes) {
+        lines.extend(peers.troubles.into_iter().map(|trouble| trouble.evidence));
+        lines.extend(peers.clocks.into_iter().map(|clock| format!("clock of {clock}")));
+    }
+    lines
 }
 
 /// What probes tell; `None` while there is nobody to be probed.

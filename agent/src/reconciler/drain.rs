@@ -18,6 +18,7 @@ use super::report::{Reports, chain};
 use crate::netns::{Netns, NetnsError};
 
 use sockets::Seen;
+pub(crate) use sockets::{Listener, listeners};
 
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(250);

@@ -142,6 +142,7 @@ impl<F: Facility> Reconciler<F> {
     async fn facts(&mut self, why: Wake, assignment: &Assignment) -> Result<Facts, FacilityError> {
         let facts = self.facility.facts(assignment, &self.node).await?;
         self.stats.probes.tell(facts.addresses());
+        self.stats.set_uplink_addrs(facts.uplinks.iter().flat_map(|uplink| &uplink.addrs).copied().collect());
         if !self.started {
             self.recall(assignment);
         }

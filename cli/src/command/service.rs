@@ -11,7 +11,7 @@ use crate::args::{
     ServiceCommand, UpdateArgs,
 };
 use crate::client::{Control, Ctx, request_id};
-use crate::failure::Failure;
+use crate::failure::{Failure, one_line};
 use crate::output::listing::{Row, print_list, print_objects};
 use crate::spec;
 use crate::view::{
@@ -60,9 +60,22 @@ async fn create(ctx: &Ctx, args: &CreateArgs) -> Result<(), Failure> {
     }
     note_chosen_ports(ctx, &made, &[]);
     let waited = wait_unless(ctx, &control, args.change.detach, &made.id, &name, Goal::Running).await;
+    warn_of_ports(ctx, &control, &made).await;
     // The change itself was made, whatever the wait says.
     results.changed(&made.id, &name, &made.id)?;
     results.finish(waited)
+}
+
+/// What nodes say by now of the service's ports. It was made or changed, so failing to ask is no failure of that.
+async fn warn_of_ports(ctx: &Ctx, control: &Control, made: &pb::ServiceInfo) {
+    if made.ports.is_empty() {
+        return;
+    }
+    let cluster = control.call(pb::Empty {}, |mut api, r| async move { api.get_cluster(r).await }).await;
+    let about = format!("service '{}' publishes ", name_of(made));
+    for warning in cluster.iter().flat_map(|cluster| &cluster.warnings).filter(|line| line.contains(&about)) {
+        ctx.out.warn(&one_line(warning));
+    }
 }
 
 fn note_chosen_ports(ctx: &Ctx, made: &pb::ServiceInfo, before: &[pb::PublishedPort]) {
@@ -141,6 +154,7 @@ async fn update(ctx: &Ctx, args: &UpdateArgs) -> Result<(), Failure> {
     note_chosen_ports(ctx, &made, &info.ports);
     let name = name_of(&made);
     let waited = wait_unless(ctx, &control, args.change.detach, &made.id, &name, Goal::Updated).await;
+    warn_of_ports(ctx, &control, &made).await;
     results.changed(&made.id, &name, &name)?;
     results.finish(waited)
 }

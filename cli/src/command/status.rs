@@ -119,9 +119,9 @@ fn node_text(local: &pb::LocalNode, with_swarm: bool, now: u64) -> String {
     if !full.is_empty() {
         rest.push(format!("maps filling: {}", full.join(", ")));
     }
-    // The swarm's warnings have this node's probes, too.
-    let of_peers = of_peers(local).filter(|_| with_swarm);
-    let warnings: Vec<String> = local.warnings.iter().cloned().chain(of_peers).collect();
+    // The swarm's warnings have what this node finds, too.
+    let of_swarm = local.shadowed.iter().cloned().chain(of_peers(local)).filter(|_| with_swarm);
+    let warnings: Vec<String> = local.warnings.iter().cloned().chain(of_swarm).collect();
     if !warnings.is_empty() {
         let warnings: Vec<String> = warnings.iter().map(|w| one_line(w)).collect();
         rest.push(format!("warnings: {}", warnings.join("; ")));
@@ -252,6 +252,7 @@ mod tests {
                 pb::DropCount { reason: "spoofed".into(), packets: 0 },
             ],
             warnings: vec!["no bridge".into()],
+            shadowed: vec!["service 'web' publishes 22/tcp".into()],
             maps: vec![
                 pb::MapFill { map: "FLOWS".into(), entries: 80, limit: 100 },
                 pb::MapFill { map: "PORTS".into(), entries: 79, limit: 100 },
@@ -273,7 +274,7 @@ mod tests {
             node_text(&local, true, 2_000),
             "Node n2   worker of swarm otter   session 1s   tasks 4   applied generation 8 of 9   peers 1/2   engine ebpf   \
              drift repairs 0\nManagers 10.0.0.1:7377\n\
-             Cert expires in 1h, was not renewed (see 'shoal doctor')   drops foreign-vtep 3   maps filling: FLOWS 80 of 100   warnings: no bridge; nothing comes from n3 (10.0.0.3) \
+             Cert expires in 1h, was not renewed (see 'shoal doctor')   drops foreign-vtep 3   maps filling: FLOWS 80 of 100   warnings: no bridge; service 'web' publishes 22/tcp; nothing comes from n3 (10.0.0.3) \
              by the tunnel; clock of n4 +310 ms"
         );
     }

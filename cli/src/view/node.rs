@@ -160,6 +160,7 @@ pub(crate) fn local_item(local: &pb::LocalNode) -> Value {
         "peers": local.peers.as_ref().map(peers_item),
         "maps": maps,
         "certExpiresAt": rfc3339(local.cert_expires_at_ms),
+        "shadowed": local.shadowed,
         "certRenewalOverdue": local.cert_renewal_overdue,
     })
 }

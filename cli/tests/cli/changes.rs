@@ -38,6 +38,24 @@ async fn detach_does_not_wait_and_tells_the_port_chosen() {
 }
 
 #[tokio::test]
+async fn what_nodes_say_of_the_ports_is_told_with_the_change() {
+    let fake = Fake::start();
+    let line =
+        |name: &str| format!("seen from n2: service '{name}' publishes 22/tcp, and a program here listens");
+    fake.world().cluster.warnings = vec![line("web"), line("api"), "n3 is late".into()];
+    fake.world().services = vec![service("svc9", "api", 1)];
+    let told = |name: &str| format!("warning: {}\n", line(name));
+    assert_eq!(
+        fake.run("service create -d --name web -p 22:80 true").await,
+        result(0, "svc1\n", &told("web"))
+    );
+    // Without a port it can't be of its own.
+    assert_eq!(fake.run("service create -d --name api true").await, quiet_success("svc1\n"));
+    let out = fake.run("service update -d --publish-add 22:80 api").await;
+    assert_eq!(out, result(0, "api\n", &told("api")));
+}
+
+#[tokio::test]
 async fn update_reads_modifies_and_writes_with_the_version() {
     let fake = Fake::start();
     fake.world().services = vec![service("svc1", "web", 2)];

@@ -32,7 +32,7 @@ pub(super) async fn update(
     shown(manager, &after)
 }
 
-/// What the nodes' probes of one another find, a line each and a last one for the rest.
+/// What nodes find that others should know of, a line each and a last one for the rest.
 fn between_nodes(manager: &Manager, seen: &StateView) -> Vec<String> {
     let found = manager.sessions.peer_troubles();
     let more = found.len().saturating_sub(SHOWN_BETWEEN);
@@ -42,7 +42,7 @@ fn between_nodes(manager: &Manager, seen: &StateView) -> Vec<String> {
     };
     let mut lines: Vec<String> = found.iter().take(SHOWN_BETWEEN).filter_map(line).collect();
     if more > 0 {
-        lines.push(format!("{more} more between nodes; 'shoal status' on each has its own"));
+        lines.push(format!("{more} more of what nodes see; 'shoal status' on each has its own"));
     }
     lines
 }

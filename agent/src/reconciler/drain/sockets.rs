@@ -2,9 +2,12 @@
 //! from those below `/proc/net/sctp` where the kernel has SCTP. They need no module of the kernel's, unlike `sock_diag`.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+
+use shoal_types::Protocol;
 
 /// What others may still have with the programs of the namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,7 +20,7 @@ pub(super) struct Seen {
 
 /// A table that can't be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TableError {
+pub(crate) enum TableError {
     /// The kernel does not give it.
     #[error("cannot read {path}")]
     Read {
@@ -61,6 +64,56 @@ pub(super) fn read() -> Result<Seen, TableError> {
         (Some(Ok(first)), Some(Ok(last))) => Ok(seen(&tcp, &sctp, &udp, &(first..=last))),
         _ => Err(TableError::Line { path: EPHEMERAL, line: range }),
     }
+}
+
+/// A socket that clients come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listener {
+    /// Transport.
+    pub(crate) protocol: Protocol,
+    /// Its address; unspecified for any.
+    pub(crate) addr: IpAddr,
+    /// Its port.
+    pub(crate) port: u16,
+}
+
+/// Those of the namespace of the calling thread. The kernel's tables of TCP begin with them, and are read no further: it
+/// takes no longer with a hundred thousand connections.
+pub(crate) fn listeners() -> Result<Vec<Listener>, TableError> {
+    let mut found = Vec::new();
+    let mut take = |protocol, sockets: Vec<Socket>| {
+        let local = sockets.into_iter().map(|socket| socket.local);
+        found.extend(local.map(|(addr, port)| Listener { protocol, addr, port }));
+    };
+    for path in TCP {
+        take(Protocol::Tcp, first_listeners(path)?);
+    }
+    let mut udp = tables(UDP)?;
+    udp.retain(|socket| socket.remote.0.is_unspecified());
+    take(Protocol::Udp, udp);
+    let mut sctp = optional(ENDPOINTS, listener)?;
+    sctp.retain(|socket| socket.state == LISTEN);
+    take(Protocol::Sctp, sctp);
+    Ok(found)
+}
+
+/// The sockets at the head of a table that listen.
+fn first_listeners(path: &'static str) -> Result<Vec<Socket>, TableError> {
+    let failed = |source| TableError::Read { path, source };
+    let table = match File::open(path) {
+        Err(error) if path.ends_with('6') && error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        table => BufReader::new(table.map_err(failed)?),
+    };
+    let mut sockets = Vec::new();
+    for line in table.lines().skip(1) {
+        let line = line.map_err(failed)?;
+        match Socket::parse(&line) {
+            Some(socket) if socket.state == LISTEN => sockets.push(socket),
+            Some(_) => break,
+            None => return Err(TableError::Line { path, line }),
+        }
+    }
+    Ok(sockets)
 }
 
 fn text(path: &'static str) -> Result<String, TableError> {
@@ -326,6 +379,32 @@ mod tests {
             assert_eq!(association(torn), None, "{torn}");
         }
         assert_eq!(listener("d6e69d39 b9c9575f 2   10  61"), None);
+    }
+
+    #[test]
+    fn listeners_are_found_among_connections() {
+        let Ok(netns) = Netns::anonymous() else {
+            assert!(!nix::unistd::geteuid().is_root(), "root can make a namespace");
+            return;
+        };
+        let found = netns
+            .run(|| {
+                let listener = TcpListener::bind("0.0.0.0:22").expect("free");
+                let client = TcpStream::connect("127.0.0.1:22").expect("accepted");
+                let server = listener.accept().expect("one");
+                let datagrams = UdpSocket::bind("127.0.0.1:53").expect("free");
+                let asking = UdpSocket::bind("127.0.0.1:5353").expect("free");
+                asking.connect("127.0.0.1:53").expect("a route");
+                let found = listeners();
+                drop((client, server, datagrams, asking));
+                found
+            })
+            .expect("a thread");
+        let of = |protocol, addr: [u8; 4], port| Listener { protocol, addr: addr.into(), port };
+        assert_eq!(
+            found.expect("tables"),
+            [of(Protocol::Tcp, [0; 4], 22), of(Protocol::Udp, [127, 0, 0, 1], 53)]
+        );
     }
 
     /// By the kernel: needs to make a network namespace.

@@ -24,6 +24,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("an_update_changes_where_a_port_answers", update),
     scenario("ports_by_the_thousand_come_and_go", ranges),
     scenario("a_port_that_was_chosen_is_told_and_stays", chosen),
+    scenario("listeners_that_a_port_leaves_nothing_to_are_told", shadowed),
     scenario("a_port_that_nobody_listens_on_refuses_datagrams", packets::closed_ports_refuse),
     scenario("datagrams_larger_than_a_packet_pass", packets::large_datagrams),
     scenario("associations_of_sctp_reach_tasks_and_clients", sctp::associations),
@@ -80,6 +81,45 @@ fn shown(swarm: &Swarm, name: &str) -> anyhow::Result<(String, Vec<Value>)> {
     let items = swarm.manager().items(&["service", "ls", "--filter", &filter])?;
     let item = items.first().with_context(|| format!("no service '{name}'"))?;
     Ok((text.trim().to_owned(), item["ports"].as_array().cloned().unwrap_or_default()))
+}
+
+/// What the manager says of listeners that get nothing.
+fn shadows(swarm: &Swarm) -> anyhow::Result<Vec<String>> {
+    let status = swarm.manager().items(&["status"])?;
+    let warnings = status[0]["swarm"]["warnings"].as_array().cloned().unwrap_or_default();
+    let lines =
+        warnings.iter().filter_map(Value::as_str).filter(|line| line.contains("and a program here listens"));
+    Ok(lines.map(str::to_owned).collect())
+}
+
+/// Every node has a program that listens for sure: `shoald`, for whoever wants its metrics.
+fn shadowed(swarm: &mut Swarm) -> anyhow::Result<()> {
+    ensure!(shadows(swarm)?.is_empty(), "before anything is published: {:?}", shadows(swarm)?);
+    create(swarm, "taken", "front", &["--replicas", "1", "-p", &format!("7379:{WHOAMI}")])?;
+    wait_for("every node to tell of it", PATIENCE, || {
+        let lines = shadows(swarm).map_err(|error| format!("{error:#}"))?;
+        let told = |node: &str| {
+            let words = format!("seen from {node}: service 'taken' publishes 7379/tcp, ");
+            lines.iter().any(|line| line.starts_with(&words) && line.contains("127.0.0.1:7379"))
+        };
+        if ["n1", "n2", "n3"].into_iter().all(told) { Ok(()) } else { Err(format!("{lines:?}")) }
+    })?;
+    let said = swarm.manager().shoal_output(&["service", "update", "--label-add", "a=b", "taken"])?;
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    ensure!(said.contains("warning: seen from n2: service 'taken' publishes 7379/tcp"), "{said}");
+    for verdict in ["warn", "ok"] {
+        let checks = swarm.nodes[1].items(&["doctor"])?;
+        let check = checks.iter().find(|check| check["name"] == "published-ports");
+        ensure!(check.is_some_and(|check| check["verdict"] == verdict), "not {verdict}: {check:?}");
+        if verdict == "warn" {
+            swarm.manager().shoal(&["--yes", "service", "rm", "taken"])?;
+            wait_for("nobody to tell of it any more", PATIENCE, || {
+                let lines = shadows(swarm).map_err(|error| format!("{error:#}"))?;
+                if lines.is_empty() { Ok(()) } else { Err(format!("{lines:?}")) }
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn one_address(swarm: &mut Swarm) -> anyhow::Result<()> {
