@@ -5,16 +5,19 @@ mod peers;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_api::pb;
+use shoal_api::pb::bootstrap_client::BootstrapClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::dial;
 use crate::health;
 use crate::in_use::{Bytes, OTHERS, ServiceUse};
 use crate::node::{Node, VERSION};
@@ -23,6 +26,8 @@ use crate::stats::Stats;
 /// A request may be so long, and take so long.
 const MAX_REQUEST: usize = 8 << 10;
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A manager has so long to tell its own, much less than a whole answer may take.
+const MANAGER: Duration = Duration::from_secs(1);
 const MAX_CONNECTIONS: usize = 32;
 
 /// What is served.
@@ -75,7 +80,7 @@ impl Exporter {
         let line = String::from_utf8_lossy(line).into_owned();
         let mut words = line.split(' ');
         let (status, body) = match (words.next(), words.next()) {
-            (Some("GET"), Some("/metrics")) => ("200 OK", self.text()),
+            (Some("GET"), Some("/metrics")) => ("200 OK", self.text() + &self.of_manager().await),
             (Some("GET"), Some("/healthz")) => ("200 OK", "ok\n".to_owned()),
             (Some("GET"), Some("/readyz")) if self.node.is_ready() => ("200 OK", "ready\n".to_owned()),
             (Some("GET"), Some("/readyz")) => ("503 Service Unavailable", "not programmed yet\n".to_owned()),
@@ -89,6 +94,19 @@ impl Exporter {
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(body.as_bytes()).await?;
         stream.shutdown().await
+    }
+
+    /// What the manager on this node exports; nothing where there is none, or it does not answer in time.
+    async fn of_manager(&self) -> String {
+        let socket = self.node.info().control_socket;
+        if socket.is_empty() {
+            return String::new();
+        }
+        let ask = async {
+            let channel = dial::local(Path::new(&socket)).await.ok()?;
+            Some(BootstrapClient::new(channel).metrics(pb::Empty {}).await.ok()?.into_inner().text)
+        };
+        timeout(MANAGER, ask).await.ok().flatten().unwrap_or_default()
     }
 
     fn text(&self) -> String {

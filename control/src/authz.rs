@@ -80,6 +80,7 @@ pub enum Rule {
 /// The rule of each RPC there is. A test compares this with the protobuf files.
 pub const RULES: &[(&str, Rule)] = &[
     ("/shoal.v1.Bootstrap/IssueLocal", Rule::Daemon),
+    ("/shoal.v1.Bootstrap/Metrics", Rule::Daemon),
     ("/shoal.v1.Ca/Join", Rule::Anyone),
     ("/shoal.v1.Ca/Renew", Rule::Node),
     ("/shoal.v1.Control/CreateNetwork", Rule::Manager),

@@ -12,6 +12,7 @@ pub mod dispatcher;
 pub mod leader;
 pub mod liveness;
 pub mod manager;
+pub mod metrics;
 pub mod proposer;
 pub mod raft;
 pub mod run;

@@ -21,6 +21,7 @@ use crate::authz::Caller;
 use crate::ca::{CaError, RequestedKey};
 use crate::clock;
 use crate::manager::{Manager, rejection};
+use crate::metrics;
 use crate::seal;
 
 const HOSTNAME_LIMIT: usize = 253;
@@ -188,5 +189,9 @@ impl Bootstrap for BootstrapService {
     ) -> Result<Response<pb::Certificate>, Status> {
         let key = RequestedKey::from_csr(&request.get_ref().csr_der).map_err(|e| ca_error(&e))?;
         self.0.certificate(&key, &self.0.own, CertRole::Agent).map(Response::new)
+    }
+
+    async fn metrics(&self, _request: Request<pb::Empty>) -> Result<Response<pb::MetricsText>, Status> {
+        Ok(Response::new(pb::MetricsText { text: metrics::text(&self.0) }))
     }
 }

@@ -175,10 +175,21 @@ async fn the_local_socket_serves_operators_and_the_own_node_only() {
     let fixture = Fixture::start().await;
     let channel = crate::fixture::local_channel(fixture.dir.path()).await;
     for (path, _) in RULES {
-        let open = path.starts_with("/shoal.v1.Control/") || *path == "/shoal.v1.Bootstrap/IssueLocal";
+        let open = path.starts_with("/shoal.v1.Control/") || path.starts_with("/shoal.v1.Bootstrap/");
         let refused = call(&channel, path).await.err().filter(|s| s.code() == Code::PermissionDenied);
         assert_eq!(refused.is_none(), open, "{path}: {refused:?}");
     }
+    let metrics = fixture.bootstrap().await.metrics(pb::Empty {}).await.expect("told").into_inner().text;
+    let has = |line: &str| assert!(metrics.lines().any(|found| found == line), "no '{line}' in:\n{metrics}");
+    has("shoal_raft_is_leader 1");
+    has("shoal_manager_networks 1");
+    has("shoal_manager_nodes{state=\"unknown\",role=\"manager\"} 1");
+    // The calls above that are not for this socket.
+    let denied = RULES.iter().filter(|(path, _)| {
+        !path.starts_with("/shoal.v1.Control/") && !path.starts_with("/shoal.v1.Bootstrap/")
+    });
+    has(&format!("shoal_authz_denied_total {}", denied.count()));
+    has("shoal_manager_join_attempts_total{result=\"accepted\"} 0");
     let key = new_key();
     let issued = fixture.bootstrap().await.issue_local(pb::RenewRequest { csr_der: csr(&key) }).await;
     let issued = issued.expect("issued").into_inner();

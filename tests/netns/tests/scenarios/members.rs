@@ -175,6 +175,9 @@ fn elsewhere(swarm: &mut Swarm) -> anyhow::Result<()> {
         let ready = rows.iter().filter(|row| row["state"] == "ready").count();
         if ready == 2 { Ok(()) } else { Err(format!("{rows:?}")) }
     })?;
+    ensure!(manager.metric("shoal_raft_is_leader")? > 0.0, "the only manager leads");
+    ensure!(manager.metric("shoal_manager_join_attempts_total")? > 0.0, "one was refused, one came in");
+    ensure!(worker.metric("shoal_raft_is_leader").is_err(), "there is no manager");
     worker.shoal(&["swarm", "leave"])?;
     manager.shoal(&["swarm", "leave", "--force"])?;
     restart(manager, "")
