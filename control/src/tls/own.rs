@@ -26,6 +26,9 @@ const CA: &str = "ca.der";
 const RETRY: Duration = Duration::from_secs(30);
 /// Between two renewals at least, however short certificates live.
 const PAUSE: Duration = Duration::from_secs(1);
+/// However long the certificate lives, the clock is looked at this often: it jumps, and timers don't count the time that
+/// a machine was stopped.
+const LONGEST: Duration = Duration::from_hours(1);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -111,20 +114,41 @@ impl OwnCert {
     }
 
     /// Renews until stopped.
-    pub async fn keep_fresh(mut self, authority: SharedAuthority, stop: CancellationToken) {
+    pub async fn keep_fresh(self, authority: SharedAuthority, stop: CancellationToken) {
+        self.keep_fresh_by(clock::now, &authority, &stop).await;
+    }
+
+    /// The same by another clock.
+    async fn keep_fresh_by(
+        mut self,
+        now: impl Fn() -> Timestamp,
+        authority: &SharedAuthority,
+        stop: &CancellationToken,
+    ) {
+        let draw =
+            |identity: &Identity| renewal_time(identity, seal::random::<1>().map_or(128, |[byte]| byte));
+        let mut due = draw(&self.pair.identity);
+        let mut pause = PAUSE;
         loop {
-            let share = seal::random::<1>().map_or(128, |[byte]| byte);
-            let at = renewal_time(&self.pair.identity, share);
-            let wait = Duration::from_millis(at.since_ms(clock::now())).max(PAUSE);
+            let wait = Duration::from_millis(due.since_ms(now())).max(pause);
             // Cancel safe: both only wait.
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(wait.min(LONGEST)) => {}
             }
-            if let Err(error) = self.renew(&authority) {
-                tracing::error!(%error, "cannot renew this manager's certificate; trying again");
-                tokio::time::sleep(RETRY).await;
+            if wait > LONGEST {
+                continue;
             }
+            pause = match self.renew(authority) {
+                Ok(()) => {
+                    due = draw(&self.pair.identity);
+                    PAUSE
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot renew this manager's certificate; trying again");
+                    RETRY
+                }
+            };
         }
     }
 
@@ -181,4 +205,4 @@ fn issue(dir: &Path, authority: &SharedAuthority, node: &NodeId) -> Result<Pair,
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

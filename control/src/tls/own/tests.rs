@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::*;
 use crate::authz::Peer;
 use crate::ca::{self, Authority};
@@ -16,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_stream::StreamExt;
 use tonic::transport::server::Connected;
 
-fn authority(lifetime_ms: u64) -> SharedAuthority {
+pub(in crate::tls) fn authority(lifetime_ms: u64) -> SharedAuthority {
     let data_key = DataKey::from_bytes(&[1; 32]).expect("random");
     let id = ClusterId::from_entropy(1);
     let made = ca::create(&id, &data_key, clock::now()).expect("CA");
@@ -63,6 +65,29 @@ fn a_certificate_is_taken_from_its_files_only_when_it_fits() {
     let stray = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key").serialize_der();
     fs::write(dir.path().join(KEY), stray).expect("write");
     assert!(OwnCert::load(dir.path(), &own).expect("readable").is_none(), "with another key");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_jumps_is_noticed_within_the_hour() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (authority, stop) = (authority(7 * 24 * 3_600_000), CancellationToken::new());
+    let cert = OwnCert::issue(dir.path(), &authority, &NodeId::from_entropy(1)).expect("issued");
+    let first = cert.pair.identity.serial.clone();
+    let kept =
+        || Identity::from_der(&fs::read(dir.path().join(CERT)).expect("kept")).expect("identity").serial;
+    let begun = clock::now();
+    let wall = AtomicU64::new(begun.0);
+    let renewal = cert.keep_fresh_by(|| Timestamp(wall.load(Ordering::Relaxed)), &authority, &stop);
+    let story = async {
+        tokio::time::sleep(2 * LONGEST).await;
+        assert_eq!(kept(), first, "it is good for days");
+        // As a machine that was stopped for six days: timers have not moved.
+        wall.fetch_add(6 * 24 * 3_600_000, Ordering::Relaxed);
+        tokio::time::sleep(LONGEST + 2 * PAUSE).await;
+        assert_ne!(kept(), first);
+        stop.cancel();
+    };
+    tokio::join!(renewal, story);
 }
 
 /// Sends a byte and gets it back.
