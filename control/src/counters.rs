@@ -7,6 +7,8 @@ use std::sync::atomic::AtomicU64;
 pub struct Counters {
     /// Handshakes that failed.
     pub tls_failures: AtomicU64,
+    /// Connections refused because there were too many.
+    pub connections_refused: AtomicU64,
     /// Calls refused for want of a role.
     pub authz_denied: AtomicU64,
     /// Joins accepted.

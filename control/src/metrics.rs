@@ -54,6 +54,11 @@ fn counters(out: &mut Text, manager: &Manager) {
     out.series("shoal_manager_join_attempts_total", "counter", "Attempts to join, by result", &joins);
     for (name, help, counter) in [
         ("shoal_tls_failures_total", "TLS handshakes with this manager that failed", &counters.tls_failures),
+        (
+            "shoal_manager_connections_refused_total",
+            "Connections to this manager that were refused as there were too many",
+            &counters.connections_refused,
+        ),
         ("shoal_authz_denied_total", "Calls that the caller's role does not allow", &counters.authz_denied),
         (
             "shoal_manager_leader_rejections_total",

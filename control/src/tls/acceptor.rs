@@ -1,15 +1,15 @@
 //! The two doors of a manager as streams of connections that know who is behind them.
 //!
-//! TCP: handshakes run in tasks, bounded in number and time, so that a slow or hostile peer holds up nobody; the
-//! certificate that TLS verified is read once, here. Unix socket: the file's permission is the authority.
+//! TCP: handshakes run in tasks, bounded in number and time, so that a slow or hostile peer holds up nobody; who shows no
+//! certificate has one of a few [`seats`], and not for long. The certificate that TLS verified is read once, here. Unix
+//! socket: the file's permission is the authority.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,21 +28,52 @@ use crate::authz::Peer;
 use crate::ca::identity::Identity;
 use crate::counters::Counters;
 
+mod seats;
+
+use seats::{Full, Origin, Seat, Seats};
+
+/// For a handshake, with the wait for its turn.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-const HANDSHAKES: usize = 64;
+/// With a certificate. Those without have seats.
 const CONNECTIONS: usize = 4096;
-/// Of one address, before and without a certificate.
-const CONNECTIONS_PER_PEER: usize = 64;
+/// A connection without a certificate is for joining and ends then.
+const STRANGER_LIFE: Duration = Duration::from_mins(1);
 /// After a failed accept (no file descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two lines about connections that were refused.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(1);
 const BACKLOG: usize = 16;
 
 /// A connection with what is known of its other end.
 pub struct Conn<S> {
     stream: S,
     peer: Peer,
-    _seat: Option<Seat>,
+    stranger: Option<Stranger>,
     _permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What a connection without a certificate has: a place, and an end.
+struct Stranger {
+    _seat: Seat,
+    end: Pin<Box<Sleep>>,
+}
+
+impl<S> Conn<S> {
+    fn of_stranger(stream: S, peer: Peer, seat: Seat) -> Self {
+        let end = Box::pin(tokio::time::sleep(STRANGER_LIFE));
+        Self { stream, peer, stranger: Some(Stranger { _seat: seat, end }), _permit: None }
+    }
+
+    /// An error when its time is over. Asked with every read and write: who takes nothing keeps a server writing, and who
+    /// says nothing keeps it reading.
+    fn in_time(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if let Some(stranger) = &mut self.stranger
+            && stranger.end.as_mut().poll(cx).is_ready()
+        {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "too long without a certificate"));
+        }
+        Ok(())
+    }
 }
 
 impl<S> Connected for Conn<S> {
@@ -57,15 +89,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Conn<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.in_time(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Conn<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.in_time(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.in_time(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -76,43 +111,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Conn<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.in_time(cx)?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
-    }
-}
-
-/// How many connections each address has.
-type Seats = Arc<Mutex<BTreeMap<IpAddr, usize>>>;
-
-/// A place among the connections of one address that nobody has vouched for; given back when dropped.
-struct Seat {
-    addr: IpAddr,
-    seats: Seats,
-}
-
-impl Seat {
-    fn take(addr: IpAddr, seats: &Seats) -> Option<Self> {
-        let mut taken = seats.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(addr).or_default();
-        if *count >= CONNECTIONS_PER_PEER {
-            return None;
-        }
-        *count += 1;
-        Some(Self { addr, seats: Arc::clone(seats) })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.addr) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.addr);
-            }
-        }
     }
 }
 
@@ -129,12 +132,12 @@ pub fn accept_tls(
     let (ready, connections) = mpsc::channel(BACKLOG);
     let door = Door {
         acceptor: TlsAcceptor::from(config),
-        handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
         connections: Arc::new(Semaphore::new(CONNECTIONS)),
         seats: Seats::default(),
         counters,
         ready,
     };
+    let mut refusals = Refusals::default();
     tokio::spawn(async move {
         loop {
             // Cancel safe: a connection that was not accepted stays in the kernel's queue.
@@ -144,7 +147,14 @@ pub fn accept_tls(
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((tcp, addr)) => door.admit(tcp, addr).await,
+                // Nothing is waited for here: the next in the queue may be a node.
+                Ok((tcp, addr)) => match door.seats.take(Origin::of(addr.ip())) {
+                    Ok(seat) => drop(tokio::spawn(door.clone().admit(tcp, addr, seat))),
+                    Err(full) => {
+                        door.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+                        refusals.note(addr, full);
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -155,9 +165,27 @@ pub fn accept_tls(
     ReceiverStream::new(connections)
 }
 
+/// Says that connections are refused, but not for each of a flood.
+#[derive(Default)]
+struct Refusals {
+    said: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Refusals {
+    fn note(&mut self, peer: SocketAddr, reason: Full) {
+        if self.said.is_some_and(|at| at.elapsed() < REFUSAL_PAUSE) {
+            self.unsaid += 1;
+            return;
+        }
+        tracing::warn!(%peer, %reason, others = self.unsaid, "connection refused");
+        *self = Self { said: Some(Instant::now()), unsaid: 0 };
+    }
+}
+
+#[derive(Clone)]
 struct Door {
     acceptor: TlsAcceptor,
-    handshakes: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     seats: Seats,
     counters: Arc<Counters>,
@@ -165,40 +193,40 @@ struct Door {
 }
 
 impl Door {
-    async fn admit(&self, tcp: TcpStream, addr: SocketAddr) {
-        // Neither semaphore is ever closed. All handshakes end within their time-out, so this waits no longer.
-        let Ok(handshake) = Arc::clone(&self.handshakes).acquire_owned().await else { return };
-        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
-            tracing::warn!(peer = %addr, "refused: {CONNECTIONS} connections are open");
-            return;
+    async fn admit(self, tcp: TcpStream, addr: SocketAddr, seat: Seat) {
+        let in_turn = async {
+            let _turn = seat.turn().await;
+            handshake_with(&self.acceptor, tcp, addr).await
         };
-        let Some(seat) = Seat::take(addr.ip().to_canonical(), &self.seats) else {
-            tracing::warn!(peer = %addr, "refused: this address has {CONNECTIONS_PER_PEER} connections");
-            return;
-        };
-        let (acceptor, ready, counters) =
-            (self.acceptor.clone(), self.ready.clone(), Arc::clone(&self.counters));
-        tokio::spawn(async move {
-            let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake_with(&acceptor, tcp, addr)).await;
-            drop(handshake);
-            match shaken {
-                Ok(Ok((stream, peer))) => {
-                    // Nodes of the cluster may share an address.
-                    let known = matches!(peer, Peer::Remote { identity: Some(_), .. });
-                    let seat = (!known).then_some(seat);
-                    // The server is gone when this fails.
-                    drop(ready.send(Ok(Conn { stream, peer, _seat: seat, _permit: Some(permit) })).await);
-                }
-                Ok(Err(error)) => {
-                    counters.tls_failures.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!(peer = %addr, %error, "TLS handshake failed");
-                }
-                Err(_) => {
-                    counters.tls_failures.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!(peer = %addr, "TLS handshake took too long");
-                }
+        let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, in_turn).await;
+        match shaken {
+            Ok(Ok((stream, peer))) => {
+                let Some(conn) = self.seated(stream, peer, seat) else {
+                    self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(peer = %addr, "refused: {CONNECTIONS} connections are open");
+                    return;
+                };
+                // The server is gone when this fails.
+                drop(self.ready.send(Ok(conn)).await);
             }
-        });
+            Ok(Err(error)) => {
+                self.counters.tls_failures.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(peer = %addr, %error, "TLS handshake failed");
+            }
+            Err(_) => {
+                self.counters.tls_failures.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(peer = %addr, "TLS handshake took too long");
+            }
+        }
+    }
+
+    /// Who has shown a certificate gives the seat back, as nodes of the cluster may share an address.
+    fn seated<S>(&self, stream: S, peer: Peer, seat: Seat) -> Option<Conn<S>> {
+        if !matches!(peer, Peer::Remote { identity: Some(_), .. }) {
+            return Some(Conn::of_stranger(stream, peer, seat));
+        }
+        let permit = Arc::clone(&self.connections).try_acquire_owned().ok()?;
+        Some(Conn { stream, peer, stranger: None, _permit: Some(permit) })
     }
 }
 
@@ -239,7 +267,7 @@ pub fn accept_local(listener: UnixListener, stop: CancellationToken) -> LocalCon
             let conn = accepted.and_then(|(stream, _)| {
                 let uid = stream.peer_cred()?.uid();
                 let owner = uid == 0 || own == Some(uid);
-                Ok(Conn { stream, peer: Peer::Local { uid, owner }, _seat: None, _permit: None })
+                Ok(Conn { stream, peer: Peer::Local { uid, owner }, stranger: None, _permit: None })
             });
             match conn {
                 Ok(conn) => {
@@ -256,3 +284,6 @@ pub fn accept_local(listener: UnixListener, stop: CancellationToken) -> LocalCon
     });
     ReceiverStream::new(connections)
 }
+
+#[cfg(test)]
+mod tests;
