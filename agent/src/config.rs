@@ -90,6 +90,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// Whether tasks have the host's search domains.
     pub dns_search: bool,
+    /// Open files that a task may have until it asks for more; none: as many as shoald.
+    pub task_files: Option<u64>,
 }
 
 impl Config {
@@ -134,6 +136,7 @@ impl Config {
             },
             resolv_conf: crate::mounts::RESOLV_CONF.into(),
             dns_search: parse(settings, "dns.search", "use true or false")?,
+            task_files: None,
         })
     }
 

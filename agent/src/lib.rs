@@ -12,6 +12,7 @@ pub mod facts;
 mod health;
 pub mod in_use;
 pub mod ledger;
+pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod mounts;

@@ -16,7 +16,7 @@ use shoal_agent::metrics::Exporter;
 use shoal_agent::node::{Node, VERSION};
 use shoal_agent::notify::Notify;
 use shoal_agent::stats::Stats;
-use shoal_agent::{api, cleanup, durable, memory, mounts, supervisor};
+use shoal_agent::{api, cleanup, durable, limits, memory, mounts, supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -148,6 +148,10 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => {
             log(&config)?;
             config.resolv_conf = mounts::return_to_host().context("cannot go back to the host's mounts")?;
+            match limits::raise_open_files() {
+                Ok(before) => config.task_files = Some(before),
+                Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+            }
             runtime()?.block_on(daemon(config))
         }
     }

@@ -56,8 +56,10 @@ fn failed(code: ErrorCode, what: &str, error: &dyn std::error::Error) -> ApiErro
 impl Node {
     /// Opens the runtime; running tasks stay as they are.
     pub fn open(config: Arc<Config>, stats: Arc<Stats>) -> anyhow::Result<Arc<Self>> {
-        let runtime =
-            ProcessRuntime::open(ProcessConfig::new(&config.state_dir, &config.run_dir, &config.cgroup))?;
+        let runtime = ProcessRuntime::open(ProcessConfig {
+            open_files: config.task_files,
+            ..ProcessConfig::new(&config.state_dir, &config.run_dir, &config.cgroup)
+        })?;
         Ok(Arc::new(Self {
             config,
             stats,

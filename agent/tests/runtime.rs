@@ -136,6 +136,23 @@ async fn capabilities_and_user_are_as_given() {
 }
 
 #[tokio::test]
+async fn a_task_has_the_limit_of_open_files_that_the_agent_was_started_with() {
+    let node = Node::new();
+    let mut config = config(node.dir.path(), &node.cgroup);
+    config.open_files = Some(200);
+    let runtime = ProcessRuntime::open(config).expect("runtime opens");
+    let hard = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).expect("a limit").1;
+    run(&runtime, &node.spec("t1", "ulimit -Sn; ulimit -Hn")).await;
+    assert_eq!(output(&runtime, "t1").await, format!("200\n{hard}\n"));
+    runtime.prepare(&node.spec("t2", "exec sleep 1000")).await.expect("prepares");
+    runtime.start("t2").await.expect("starts");
+    let command = ["/bin/sh", "-c", "ulimit -Sn"].map(str::to_owned);
+    let probe = runtime.probe("t2", &command, Duration::from_secs(20)).await.expect("asks");
+    assert_eq!(String::from_utf8_lossy(&probe.output), "200\n");
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
 async fn a_low_port_needs_no_capability() {
     let node = Node::new();
     let runtime = node.runtime();

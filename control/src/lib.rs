@@ -10,6 +10,7 @@ pub mod consensus;
 pub mod counters;
 pub mod dispatcher;
 pub mod leader;
+pub mod limits;
 pub mod liveness;
 pub mod manager;
 pub mod metrics;

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Parser;
 use nix::sys::stat::{Mode, umask};
 use shoal_control::config::{Args, LogFormat};
-use shoal_control::run;
+use shoal_control::{limits, run};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -21,6 +21,9 @@ fn main() -> ExitCode {
         // There is no log yet to say it in; a closed stderr leaves the exit code.
         drop(writeln!(std::io::stderr(), "shoal-control: {error:#}"));
         return ExitCode::from(2);
+    }
+    if let Err(error) = limits::raise_open_files() {
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
     match serve(&args) {
         Ok(()) => ExitCode::SUCCESS,

@@ -67,6 +67,8 @@ pub struct ProcessConfig {
     pub cgroup: String,
     /// What a task's logs may take on disk.
     pub log_bytes_per_task: u64,
+    /// Open files that a task may have until it asks for more; none: as many as this process.
+    pub open_files: Option<u64>,
     /// Directories that no task may see: the node's own.
     pub hidden: Vec<PathBuf>,
     /// The binary that has the hidden subcommands.
@@ -82,6 +84,7 @@ impl ProcessConfig {
             tasks_dir: state_dir.join("tasks"),
             cgroup: cgroup.to_owned(),
             log_bytes_per_task: 10 << 20,
+            open_files: None,
             hidden: vec![state_dir.to_owned(), run_dir.to_owned()],
             executable: "/proc/self/exe".into(),
             start_timeout: Duration::from_secs(30),

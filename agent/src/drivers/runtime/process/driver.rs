@@ -255,6 +255,7 @@ impl Runtime for ProcessRuntime {
             cgroup: tasks.cgroups.group(task),
             hidden: tasks.config.hidden.clone(),
             log_bytes: tasks.config.log_bytes_per_task,
+            open_files: tasks.config.open_files,
         };
         dir.create(&launch).map_err(io_failed(task, "write", dir.path()))
     }

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use nix::sched::CloneFlags;
-use nix::sys::resource::setrlimit;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{AccessFlags, Gid, Uid};
 
 use crate::drivers::runtime::{RuntimeSpec, StartFailure, StartStage};
 use crate::netns::sys;
 
-use super::record::{ProcessId, TaskDir};
+use super::record::{Launch, ProcessId, TaskDir};
 use super::user::Identity;
 use super::{capability, sandbox, user};
 
@@ -59,7 +59,7 @@ fn start(dir: &TaskDir, report: &mut PipeWriter) -> Result<std::convert::Infalli
     launch.cgroup.join().map_err(|error| failed_with(StartStage::Limits, &error))?;
     namespaces(spec)?;
     sandbox::build(dir, &launch)?;
-    ulimits(spec)?;
+    ulimits(&launch)?;
     let identity =
         user::resolve(spec.user.as_deref()).map_err(|reason| StartFailure::new(StartStage::User, reason))?;
     become_user(&identity, capability::capability_set(&spec.capabilities))?;
@@ -93,8 +93,16 @@ fn namespaces(spec: &RuntimeSpec) -> Result<(), StartFailure> {
     Ok(())
 }
 
-pub(super) fn ulimits(spec: &RuntimeSpec) -> Result<(), StartFailure> {
-    for ulimit in &spec.ulimits {
+/// Puts the agent's own limit of open files back, and sets those that were asked for.
+pub(super) fn ulimits(launch: &Launch) -> Result<(), StartFailure> {
+    if let Some(soft) = launch.open_files {
+        let lowered = getrlimit(Resource::RLIMIT_NOFILE)
+            .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard));
+        lowered.map_err(|errno| {
+            StartFailure::new(StartStage::Limits, format!("cannot set the limit of open files: {errno}"))
+        })?;
+    }
+    for ulimit in &launch.spec.ulimits {
         let Some(resource) = ulimit.resource() else { continue };
         setrlimit(resource, ulimit.soft, ulimit.hard).map_err(|errno| {
             let reason =

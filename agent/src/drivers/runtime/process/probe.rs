@@ -220,7 +220,7 @@ fn become_program(launch: &Launch, task: &OwnedFd) -> String {
         nix::unistd::setsid().map_err(said("start a session"))?;
         setns(task, CloneFlags::CLONE_NEWNS).map_err(said("enter the task's mounts"))?;
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-        init::ulimits(spec).map_err(|failure| failure.to_string())?;
+        init::ulimits(launch).map_err(|failure| failure.to_string())?;
         let identity = user::resolve(spec.user.as_deref())?;
         init::become_user(&identity, capability::capability_set(&spec.capabilities))
             .map_err(|failure| failure.to_string())?;

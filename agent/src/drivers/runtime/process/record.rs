@@ -37,6 +37,9 @@ pub(super) struct Launch {
     /// Directories of the node that the task must not see.
     pub(super) hidden: Vec<PathBuf>,
     pub(super) log_bytes: u64,
+    /// Open files that the task may have until it asks for more; none: as many as the agent. (Older agents wrote none.)
+    #[serde(default)]
+    pub(super) open_files: Option<u64>,
 }
 
 /// `status.json`.
