@@ -31,6 +31,8 @@ pub(crate) const GOOD: &str = "success";
 pub(crate) const WRONG: &str = "failure";
 /// See [`GOOD`].
 pub(crate) const SILENT: &str = "timeout";
+/// See [`GOOD`].
+pub(crate) const UNASKED: &str = "unasked";
 
 /// Questions at a time: hundreds of tasks must not be asked at once.
 const AT_A_TIME: usize = 16;
@@ -191,13 +193,25 @@ impl Checker {
         if lock(&self.checked).health != Health::Starting {
             sleep(self.pause()).await;
         }
+        let mut able = true;
         loop {
             let answer = {
                 // Never closed.
                 let Ok(_permit) = self.shared.permits.acquire().await else { return };
                 self.ask().await
             };
-            self.take(answer);
+            match answer {
+                Ok(answer) => {
+                    able = true;
+                    self.take(answer);
+                }
+                // Said once: it concerns all tasks, and may last.
+                Err(error) => {
+                    if std::mem::replace(&mut able, false) {
+                        tracing::warn!(task = %self.id, error, "this node can't ask how a task is; nothing is made of it");
+                    }
+                }
+            }
             sleep(self.pause()).await;
         }
     }
@@ -210,7 +224,8 @@ impl Checker {
         Duration::from_millis(lock(&self.checked).pause_ms(&self.check, self.since_start_ms()))
     }
 
-    async fn ask(&self) -> Answer {
+    /// The answer, or why there could be none.
+    async fn ask(&self) -> Result<Answer, String> {
         let limit = Duration::from_millis(self.check.timeout_ms);
         let question =
             ask::ask(self.shared.runtime.as_ref(), &self.id, &self.netns, &self.check.probe, limit);
@@ -220,10 +235,11 @@ impl Checker {
             _ => timeout(limit, question).await,
         };
         let (result, answer) = match answered {
-            Ok(ask::Reply::Good) => (GOOD, Answer::Good),
-            Ok(ask::Reply::Wrong(why)) => (WRONG, Answer::Wrong(why)),
-            Ok(ask::Reply::Silent(what)) => (SILENT, Answer::Wrong(silence(limit, &what))),
-            Err(_) => (SILENT, Answer::Wrong(silence(limit, ""))),
+            Ok(ask::Reply::Good) => (GOOD, Ok(Answer::Good)),
+            Ok(ask::Reply::Wrong(why)) => (WRONG, Ok(Answer::Wrong(why))),
+            Ok(ask::Reply::Silent(what)) => (SILENT, Ok(Answer::Wrong(silence(limit, &what)))),
+            Ok(ask::Reply::Unasked(why)) => (UNASKED, Err(why)),
+            Err(_) => (SILENT, Ok(Answer::Wrong(silence(limit, "")))),
         };
         self.shared.stats.health_checked(result);
         answer

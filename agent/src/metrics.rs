@@ -313,7 +313,7 @@ impl Text {
     fn health_checks(&mut self, stats: &Stats) {
         let checks = stats.health_checks();
         self.head("shoal_agent_health_checks_total", "counter", "Health checks of tasks, by result");
-        for result in [health::GOOD, health::WRONG, health::SILENT] {
+        for result in [health::GOOD, health::WRONG, health::SILENT, health::UNASKED] {
             let number = checks.get(result).copied().unwrap_or(0);
             self.series("shoal_agent_health_checks_total", "result", result, number);
         }

@@ -1,5 +1,8 @@
 //! Putting the question: a program in the task's namespaces, or a connection from inside its network.
 
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,6 +31,24 @@ pub(super) enum Reply {
     Wrong(String),
     /// Nothing in time; the last line that was said until then.
     Silent(String),
+    /// The question could not be put, which says nothing of the task; why.
+    Unasked(String),
+}
+
+/// Whether it is this node that lacks what it takes to ask.
+fn is_want(error: &io::Error) -> bool {
+    use nix::libc::{EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    error.raw_os_error().is_some_and(|errno| [EMFILE, ENFILE, ENOBUFS, ENOMEM, EAGAIN].contains(&errno))
+}
+
+/// What an error on the way to a question comes to.
+fn unasked_or_wrong(error: &(dyn Error + 'static)) -> Reply {
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    if causes.any(|cause| cause.downcast_ref().is_some_and(is_want)) {
+        Reply::Unasked(chain(error))
+    } else {
+        Reply::Wrong(chain(error))
+    }
 }
 
 /// Asks once. Programs are ended when the limit is over; the other questions are the caller's to end.
@@ -42,16 +63,16 @@ pub(super) async fn ask(
         HealthProbe::Command(words) => command(runtime, id, words, limit).await,
         HealthProbe::Tcp(target) => match connect(netns, *target).await {
             Ok(_stream) => Reply::Good,
-            Err(why) => Reply::Wrong(why),
+            Err(reply) => reply,
         },
-        HealthProbe::Http { to, path } => http(netns, *to, path).await.unwrap_or_else(Reply::Wrong),
+        HealthProbe::Http { to, path } => http(netns, *to, path).await.unwrap_or_else(|reply| reply),
     }
 }
 
 async fn command(runtime: &dyn Runtime, id: &TaskId, words: &[String], limit: Duration) -> Reply {
     let outcome = match runtime.probe(id.as_str(), words, limit).await {
         Ok(outcome) => outcome,
-        Err(error) => return Reply::Wrong(chain(&error)),
+        Err(error) => return unasked_or_wrong(&error),
     };
     let line = last_line(&outcome.output);
     let wrong = |how: String| Reply::Wrong(if line.is_empty() { how } else { format!("{how}: {line}") });
@@ -73,35 +94,45 @@ fn last_line(output: &[u8]) -> String {
 }
 
 /// A connection from inside a namespace: a socket belongs for life to the namespace it was made in.
-async fn connect(netns: &Path, target: HealthTarget) -> Result<TcpStream, String> {
-    let mut failure = String::new();
+async fn connect(netns: &Path, target: HealthTarget) -> Result<TcpStream, Reply> {
+    let mut refused = None;
     for address in target.addresses() {
         let path: PathBuf = netns.to_owned();
         let made = tokio::task::spawn_blocking(move || {
             let make = if address.is_ipv4() { TcpSocket::new_v4 } else { TcpSocket::new_v6 };
             Netns::open(&path).and_then(|netns| netns.run(make))
         });
-        let socket = made.await.map_err(|error| error.to_string())?.map_err(|error| chain(&error))?;
-        let connected = match socket {
+        let socket = made.await.map_err(|error| Reply::Unasked(error.to_string()))?;
+        let connected = match socket.map_err(|error| unasked_or_wrong(&error))? {
             Ok(socket) => socket.connect(address).await,
             Err(error) => Err(error),
         };
         match connected {
             Ok(stream) => return Ok(stream),
+            Err(error) if is_want(&error) || is_out_of_ports(&error, address) => {
+                return Err(Reply::Unasked(format!("{target}: {error}")));
+            }
             // The first address is the one most servers listen on.
-            Err(error) if failure.is_empty() => failure = format!("{target}: {error}"),
-            Err(_) => {}
+            Err(error) => drop(refused.get_or_insert_with(|| format!("{target}: {error}"))),
         }
     }
-    Err(failure)
+    Err(Reply::Wrong(refused.unwrap_or_default()))
 }
 
-async fn http(netns: &Path, to: HealthTarget, path: &str) -> Result<Reply, String> {
+/// Of IPv6 the same error says that the namespace has no address to ask from, which is how the task is.
+fn is_out_of_ports(error: &io::Error, to: SocketAddr) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable && to.is_ipv4()
+}
+
+async fn http(netns: &Path, to: HealthTarget, path: &str) -> Result<Reply, Reply> {
     let mut stream = connect(netns, to).await?;
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {to}\r\nUser-Agent: shoal-health\r\nAccept: */*\r\nConnection: close\r\n\r\n"
     );
-    let failed = |error: std::io::Error| format!("GET http://{to}{path}: {error}");
+    let failed = |error: io::Error| {
+        let what = format!("GET http://{to}{path}: {error}");
+        if is_want(&error) { Reply::Unasked(what) } else { Reply::Wrong(what) }
+    };
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
     let mut answer = Vec::new();
     while !answer.contains(&b'\n') && answer.len() < MAX_ANSWER {
@@ -146,6 +177,7 @@ fn status_of(line: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netns::NetnsError;
 
     #[test]
     fn the_last_line_says_why() {
@@ -153,6 +185,22 @@ mod tests {
         assert_eq!(last_line(b"\x1b[31mred\x1b[0m\xff\n"), "[31mred[0m\u{fffd}");
         assert_eq!(last_line(&[b'x'; 1000]).len(), MAX_LINE);
         assert_eq!(last_line(b""), "");
+    }
+
+    #[test]
+    fn what_the_node_lacks_is_told_from_what_the_task_does() {
+        use nix::libc::{EADDRNOTAVAIL, ECONNREFUSED, EMFILE, ENFILE, ENOBUFS};
+        let error = io::Error::from_raw_os_error;
+        for (errno, want) in [(EMFILE, true), (ENFILE, true), (ENOBUFS, true), (ECONNREFUSED, false)] {
+            assert_eq!(is_want(&error(errno)), want, "{errno}");
+            let source = error(errno);
+            let wrapped = NetnsError::Io { action: "open", path: "/run/x".into(), source };
+            assert_eq!(matches!(unasked_or_wrong(&wrapped), Reply::Unasked(_)), want, "{errno}");
+        }
+        let (v4, v6) = (([127, 0, 0, 1], 80).into(), ([0; 16], 80).into());
+        assert!(is_out_of_ports(&error(EADDRNOTAVAIL), v4), "no port is left to ask from");
+        assert!(!is_out_of_ports(&error(EADDRNOTAVAIL), v6), "a task without IPv6");
+        assert!(!is_out_of_ports(&error(ECONNREFUSED), v4));
     }
 
     #[test]

@@ -97,6 +97,19 @@ async fn silence_is_a_wrong_answer_and_enough_of_them_make_it_unhealthy() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_question_that_can_not_be_put_is_no_answer() {
+    let mut world = World::new().await;
+    world.follow();
+    world.until(Health::Healthy).await;
+    world.runtime.refuse_probes(nix::libc::EMFILE);
+    sleep(Duration::from_mins(5)).await;
+    assert_eq!(world.said().health, Health::Healthy);
+    assert!(world.stats.health_checks()[UNASKED] > 10, "and it is asked on: {:?}", world.stats);
+    world.runtime.refuse_probes(nix::libc::EINVAL);
+    assert!(world.until(Health::Unhealthy).await.message.contains("Invalid argument"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_agent_that_starts_again_says_what_the_one_before_it_said() {
     let mut world = World::new().await;
     world.follow();

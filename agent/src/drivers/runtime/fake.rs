@@ -31,6 +31,7 @@ struct State {
     next_pid: i32,
     ignores_stop: bool,
     probe: Option<ProbeOutcome>,
+    probe_error: Option<i32>,
     writes: usize,
 }
 
@@ -75,7 +76,13 @@ impl FakeRuntime {
 
     /// What programs that are run beside tasks come to from now on; at first they exit with 0.
     pub fn answer_probes(&self, outcome: ProbeOutcome) {
-        self.lock().probe = Some(outcome);
+        let mut state = self.lock();
+        (state.probe, state.probe_error) = (Some(outcome), None);
+    }
+
+    /// Programs can't be run beside tasks from now on, for this reason.
+    pub fn refuse_probes(&self, errno: i32) {
+        self.lock().probe_error = Some(errno);
     }
 
     /// Ends a running task. Returns whether it ran.
@@ -249,6 +256,14 @@ impl Runtime for FakeRuntime {
     ) -> Result<ProbeOutcome, RuntimeError> {
         match self.state_of(task)? {
             RuntimeState::Running { .. } => {
+                if let Some(errno) = self.lock().probe_error {
+                    return Err(RuntimeError::Io {
+                        task: task.to_owned(),
+                        action: "execute",
+                        path: "/proc/self/exe".into(),
+                        source: std::io::Error::from_raw_os_error(errno),
+                    });
+                }
                 let good = ProbeOutcome { end: ProbeEnd::Exited { code: 0 }, output: Vec::new() };
                 Ok(self.lock().probe.clone().unwrap_or(good))
             }
