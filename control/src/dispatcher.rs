@@ -244,7 +244,7 @@ impl Session {
             kernel_writes = applied.kernel_writes,
             "programmed"
         );
-        self.seat.reported(applied.generation, applied.errors.is_empty());
+        self.seat.reported(applied.generation, &applied.errors);
     }
 
     /// How the node balances is written when it is not what the state says.

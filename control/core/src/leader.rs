@@ -18,7 +18,9 @@ mod upkeep;
 use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_types::id::{NodeId, TaskId};
-use shoal_types::object::{Availability, DesiredState, NodeState, Service, Slot, Task, TaskState, Timestamp};
+use shoal_types::object::{
+    Availability, DesiredState, Node, NodeState, Service, Slot, Task, TaskState, Timestamp,
+};
 
 use crate::command::Command;
 use crate::state::State;
@@ -34,15 +36,30 @@ pub struct LeaderView {
     /// Highest log index that each connected node has programmed into its kernel. A node whose assignment did not
     /// change has programmed that index too.
     pub applied: BTreeMap<NodeId, u64>,
+    /// Nodes that fail at programming what they were told, and have got no further for a long time.
+    pub stalled: BTreeSet<NodeId>,
 }
 
 impl LeaderView {
     /// The highest index that every ready node has programmed. Nodes that are suspect or down send no new flows to
-    /// anybody through us and don't count; without any ready node there is nobody to wait for.
+    /// anybody through us and don't count; without any ready node there is nobody to wait for. Nor is for those that are
+    /// [left behind](Self::is_left_behind).
     pub fn floor(&self, state: &State) -> u64 {
-        let ready = state.nodes.values().filter(|n| n.state == NodeState::Ready);
+        let ready = ready(state).filter(|n| !self.is_left_behind(state, &n.id));
         ready.map(|n| self.applied.get(&n.id).copied().unwrap_or(0)).min().unwrap_or(u64::MAX)
     }
+
+    /// Whether a node has stalled and is not waited for. That goes for a minority, or half of the nodes: if most fail, it
+    /// is hardly their own fault, and what they still send flows to must not be stopped. A node that is left behind
+    /// stays ready. What it can't program may be one service of many: its tasks serve, and are not replaced.
+    pub fn is_left_behind(&self, state: &State, node: &NodeId) -> bool {
+        let stalled = ready(state).filter(|n| self.stalled.contains(&n.id)).count();
+        self.stalled.contains(node) && 2 * stalled <= ready(state).count()
+    }
+}
+
+fn ready(state: &State) -> impl Iterator<Item = &Node> {
+    state.nodes.values().filter(|n| n.state == NodeState::Ready)
 }
 
 /// What has to be done next. Call it again after its commands were applied, after every other change, and at

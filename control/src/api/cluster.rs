@@ -3,7 +3,8 @@
 use shoal_api::pb;
 use shoal_api::status::ApiError;
 use shoal_api::wire::field;
-use shoal_core::{Command, view};
+use shoal_core::{Command, LeaderView, view};
+use shoal_types::id::Name;
 use shoal_types::object::{NodeRole, NodeState};
 use shoal_types::token::digest_text;
 use shoal_types::{ErrorCode, NodeId};
@@ -11,10 +12,13 @@ use tonic::Status;
 
 use super::describe::count;
 use crate::consensus::StateView;
+use crate::dispatcher::sessions::Failing;
 use crate::manager::Manager;
 
 /// So much of what nodes find between one another is shown.
 const SHOWN_BETWEEN: usize = 16;
+/// So many nodes that can't program all they are told are named.
+const SHOWN_FAILING: usize = 16;
 
 pub(super) async fn get(manager: &Manager) -> Result<pb::ClusterInfo, Status> {
     shown(manager, &manager.read().await?)
@@ -45,6 +49,33 @@ fn between_nodes(manager: &Manager, seen: &StateView) -> Vec<String> {
         lines.push(format!("{more} more of what nodes see; 'shoal status' on each has its own"));
     }
     lines
+}
+
+/// What nodes can't program, a line for each node, and what follows.
+fn not_programmed(seen: &StateView, view: &LeaderView, failing: &[Failing]) -> Vec<String> {
+    let line = |failing: &Failing| {
+        let name = &seen.state.nodes().get(&failing.node)?.name;
+        Some(failure(name, failing, view.is_left_behind(&seen.state, &failing.node)))
+    };
+    let mut lines: Vec<String> = failing.iter().filter_map(line).take(SHOWN_FAILING).collect();
+    let more = failing.len().saturating_sub(SHOWN_FAILING);
+    if more > 0 {
+        lines.push(format!("{more} more nodes can't program all they are told"));
+    }
+    lines
+}
+
+fn failure(name: &Name, failing: &Failing, is_left_behind: bool) -> String {
+    let (seconds, first) = (failing.lasting.as_secs(), &failing.first);
+    let what = match (failing.behind, is_left_behind) {
+        (false, _) => format!("{name} can't program all it is told, for {seconds} s"),
+        (true, false) => format!("{name} is behind for {seconds} s, drains and updates wait for it"),
+        (true, true) => format!("{name} is behind for {seconds} s, drains and updates no longer wait for it"),
+    };
+    match failing.count {
+        0 | 1 => format!("{what}: {first}"),
+        count => format!("{what}: {first} (and {} more)", count - 1),
+    }
 }
 
 fn shown(manager: &Manager, seen: &StateView) -> Result<pb::ClusterInfo, Status> {
@@ -90,6 +121,41 @@ fn shown(manager: &Manager, seen: &StateView) -> Result<pb::ClusterInfo, Status>
         state_hash: format!("{:032x}", state.hash()),
         lb_engine: cluster.balancing.engine.to_string(),
         direct_routing: cluster.balancing.direct.to_string(),
-        warnings: view::warnings(state).into_iter().chain(between_nodes(manager, seen)).collect(),
+        warnings: not_programmed(seen, &leader_view, &manager.sessions.failing())
+            .into_iter()
+            .chain(view::warnings(state))
+            .chain(between_nodes(manager, seen))
+            .collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_node_is_named_with_what_it_can_not_program_and_what_follows() {
+        let name: Name = "n3".parse().expect("a name");
+        let failing = |behind, count| Failing {
+            node: NodeId::from_entropy(3),
+            behind,
+            lasting: Duration::from_millis(45_900),
+            first: "Port 80/tcp: table full".to_owned(),
+            count,
+        };
+        assert_eq!(
+            failure(&name, &failing(true, 3), false),
+            "n3 is behind for 45 s, drains and updates wait for it: Port 80/tcp: table full (and 2 more)"
+        );
+        assert_eq!(
+            failure(&name, &failing(true, 1), true),
+            "n3 is behind for 45 s, drains and updates no longer wait for it: Port 80/tcp: table full"
+        );
+        assert_eq!(
+            failure(&name, &failing(false, 1), false),
+            "n3 can't program all it is told, for 45 s: Port 80/tcp: table full"
+        );
+    }
 }

@@ -14,16 +14,25 @@ use tonic::Status;
 /// Messages to one node.
 pub type Outbound = mpsc::Sender<Result<pb::ManagerMessage, Status>>;
 
-/// How long objects that a node could not program hold back what waits for it. An agent repairs within seconds; what
-/// it can't repair must not block every update of the cluster.
+/// How long objects that a node could not program hold back what waits for it, when no new flow hangs on them: the node
+/// reports the generation, with errors. An agent repairs within seconds; what it can't repair must not block every
+/// update of the cluster.
 const ERROR_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a node that fails at what new flows hang on is waited for: it reports errors and an old generation. After
+/// that it has stalled ([`LeaderView::stalled`]), until it reports a newer one. Longer than the other patience, as it
+/// goes on sending flows by what it was told before.
+const STALL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Of what a node could not program, so much of the first line is kept.
+const ERROR_LINE: usize = 300;
 
 /// Of what one node's probes find, so many lines of so many characters are kept.
 const PEER_LINES: usize = 32;
 const PEER_LINE: usize = 300;
 
 /// What a node was sent and what it said of it.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Progress {
     /// State index up to which its assignment was looked at.
     evaluated: u64,
@@ -35,9 +44,41 @@ struct Progress {
     clean: u64,
     /// Since when its reports have errors.
     failing_since: Option<Instant>,
+    /// Since when it fails at a newer generation than it reports, and reports the same.
+    behind_since: Option<Instant>,
+    /// What it could not program: the first line, and how many there are.
+    errors: (String, usize),
 }
 
 impl Progress {
+    fn note(&mut self, generation: u64, errors: &[String], now: Instant) {
+        // What it says of another time than this session's counts for nothing.
+        let generation = generation.min(self.sent);
+        let moved = generation > self.reported;
+        self.reported = self.reported.max(generation);
+        let first = errors.first().map(|line| line.chars().take(ERROR_LINE).collect());
+        self.errors = (first.unwrap_or_default(), errors.len());
+        if errors.is_empty() {
+            self.clean = self.clean.max(generation);
+            self.failing_since = None;
+        } else {
+            self.failing_since.get_or_insert(now);
+        }
+        self.behind_since = if errors.is_empty() || self.reported >= self.sent {
+            None
+        } else if moved {
+            // An agent says the same only once: this may be all that is heard of what comes next.
+            Some(now)
+        } else {
+            self.behind_since.or(Some(now))
+        };
+    }
+
+    /// Whether it fails and gets no further.
+    fn is_stalled(&self, now: Instant) -> bool {
+        self.behind_since.is_some_and(|since| now.duration_since(since) >= STALL_PATIENCE)
+    }
+
     /// The state index this node has programmed: when nothing is outstanding, all that was looked at.
     fn effective(&self, now: Instant) -> u64 {
         let patient = self.failing_since.is_some_and(|since| now.duration_since(since) < ERROR_PATIENCE);
@@ -74,6 +115,21 @@ impl Default for Sessions {
     fn default() -> Self {
         Self { registry: Mutex::default(), started: Instant::now(), changed: watch::Sender::new(0) }
     }
+}
+
+/// A node that can't program all that it was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failing {
+    /// Which.
+    pub node: NodeId,
+    /// Whether new flows hang on it: it leads them by what it was told before.
+    pub behind: bool,
+    /// For how long.
+    pub lasting: Duration,
+    /// The first of what it can't.
+    pub first: String,
+    /// Of how many.
+    pub count: usize,
 }
 
 /// A session's place; only the latest of a node counts.
@@ -158,7 +214,31 @@ impl Sessions {
         let now = Instant::now();
         let registry = self.lock();
         let applied = registry.live.iter().map(|(node, live)| (node.clone(), live.progress.effective(now)));
-        LeaderView { applied: applied.collect() }
+        let stalled = registry.live.iter().filter(|(_, live)| live.progress.is_stalled(now));
+        LeaderView { applied: applied.collect(), stalled: stalled.map(|(node, _)| node.clone()).collect() }
+    }
+
+    /// What nodes have failed to program for longer than it takes to repair.
+    pub fn failing(&self) -> Vec<Failing> {
+        self.failing_at(Instant::now())
+    }
+
+    fn failing_at(&self, now: Instant) -> Vec<Failing> {
+        let registry = self.lock();
+        let failing = registry.live.iter().filter_map(|(node, live)| {
+            let behind = live.progress.behind_since;
+            let since = behind.or(live.progress.failing_since)?;
+            let lasting = now.duration_since(since);
+            let (first, count) = live.progress.errors.clone();
+            (lasting >= ERROR_PATIENCE).then(|| Failing {
+                node: node.clone(),
+                behind: behind.is_some(),
+                lasting,
+                first,
+                count,
+            })
+        });
+        failing.collect()
     }
 
     /// The generation a node last reported; 0 without a session.
@@ -223,19 +303,9 @@ impl Seat {
         });
     }
 
-    /// The node reported this generation.
-    pub fn reported(&self, generation: u64, clean: bool) {
-        self.update(|progress| {
-            // What it says of another time than this session's counts for nothing.
-            let generation = generation.min(progress.sent);
-            progress.reported = progress.reported.max(generation);
-            if clean {
-                progress.clean = progress.clean.max(generation);
-                progress.failing_since = None;
-            } else {
-                progress.failing_since.get_or_insert_with(Instant::now);
-            }
-        });
+    /// The node reported this generation, and what it could not program.
+    pub fn reported(&self, generation: u64, errors: &[String]) {
+        self.update(|progress| progress.note(generation, errors, Instant::now()));
     }
 }
 
@@ -270,16 +340,16 @@ mod tests {
         assert_eq!(applied(&sessions, 1), Some(0), "nothing was sent yet");
         seat.sent(10);
         assert_eq!(applied(&sessions, 1), Some(0));
-        seat.reported(10, true);
+        seat.reported(10, &[]);
         assert_eq!(applied(&sessions, 1), Some(10));
         seat.evaluated(15);
         assert_eq!(applied(&sessions, 1), Some(15));
         seat.sent(16);
         assert_eq!(applied(&sessions, 1), Some(10), "16 is outstanding");
         assert!(!sessions.is_programmed(&node(1)));
-        seat.reported(16, false);
+        seat.reported(16, &["no".to_owned()]);
         assert_eq!(applied(&sessions, 1), Some(10), "held back while it fails");
-        seat.reported(16, true);
+        seat.reported(16, &[]);
         assert_eq!(applied(&sessions, 1), Some(16));
         assert!(sessions.is_programmed(&node(1)));
         drop(seat);
@@ -287,11 +357,52 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_fails_and_gets_no_further_has_stalled_until_it_does() {
+        let (begin, no) = (Instant::now(), ["no".to_owned()]);
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut progress = Progress { sent: 10, ..Progress::default() };
+        assert!(!progress.is_stalled(at(3_600)), "its first assignment takes it long, and nothing fails");
+        progress.note(10, &no, at(0));
+        assert!(!progress.is_stalled(at(3_600)), "what no new flow hangs on");
+        (progress.sent, progress.evaluated) = (11, 11);
+        assert!(!progress.is_stalled(at(3_600)), "it has said nothing of 11");
+        progress.note(10, &no, at(3_600));
+        progress.note(10, &no, at(3_620));
+        assert!(!progress.is_stalled(at(3_629)) && progress.is_stalled(at(3_630)));
+        assert_eq!(progress.effective(at(3_630)), 10, "it has programmed no more for that");
+        progress.sent = 12;
+        progress.note(11, &no, at(3_640));
+        assert!(!progress.is_stalled(at(3_669)), "it gets on");
+        assert!(progress.is_stalled(at(3_670)), "and no further");
+        progress.note(12, &[], at(3_690));
+        assert!(!progress.is_stalled(at(9_999)));
+    }
+
+    #[test]
+    fn who_fails_for_long_is_told_with_what() {
+        let sessions = Arc::new(Sessions::default());
+        let (outbound, _inbound) = mpsc::channel(1);
+        let seat = sessions.open(&node(1), outbound);
+        seat.sent(10);
+        seat.reported(10, &["x".repeat(1000), "no".to_owned()]);
+        assert_eq!(sessions.failing(), [], "it may be repaired in a moment");
+        let later = Instant::now() + ERROR_PATIENCE;
+        let told = sessions.failing_at(later);
+        assert_eq!((&told[0].node, told[0].behind, told[0].count), (&node(1), false, 2));
+        assert_eq!(told[0].first.len(), ERROR_LINE, "a node can't fill the manager");
+        seat.sent(11);
+        seat.reported(10, &["no".to_owned()]);
+        assert!(sessions.failing_at(Instant::now() + ERROR_PATIENCE)[0].behind);
+        seat.reported(11, &[]);
+        assert_eq!(sessions.failing_at(Instant::now() + 2 * ERROR_PATIENCE), []);
+    }
+
+    #[test]
     fn a_report_of_an_earlier_life_counts_for_nothing() {
         let sessions = Arc::new(Sessions::default());
         let (outbound, _inbound) = mpsc::channel(1);
         let seat = sessions.open(&node(1), outbound);
-        seat.reported(99, true);
+        seat.reported(99, &[]);
         assert_eq!(applied(&sessions, 1), Some(0));
         seat.sent(10);
         assert_eq!(applied(&sessions, 1), Some(0));
@@ -320,7 +431,7 @@ mod tests {
         first.sent(5);
         let second = sessions.open(&node(1), outbound);
         assert!(first.replaced.is_cancelled() && !second.replaced.is_cancelled());
-        first.reported(5, true);
+        first.reported(5, &[]);
         assert_eq!(applied(&sessions, 1), Some(0), "the older one no longer counts");
         drop(first);
         assert_eq!(applied(&sessions, 1), Some(0), "and does not take the newer away");

@@ -1,5 +1,6 @@
 //! What happens, told from the outside.
 
+use shoal_types::NodeId;
 use shoal_types::object::{Availability, DesiredState, NodeState, TaskState, TaskStatus};
 use shoal_types::spec::{RestartCondition, ServiceMode};
 
@@ -335,6 +336,36 @@ fn a_new_task_counts_only_when_the_last_node_sends_it_its_share() {
     sim.run(10_000);
     assert!(sim.converged(&web));
     assert_eq!(sim.state.tasks()[&old].status.state, TaskState::Shutdown);
+}
+
+#[test]
+fn a_minority_that_can_not_program_is_left_behind_and_keeps_its_tasks() {
+    let mut sim = Sim::of(4);
+    let web = sim.create(&service("web", 4, &[], &[tcp(8080, 80)]));
+    let db = sim.create(&service("db", 1, &[], &[]));
+    sim.rest();
+    let late = ["n2", "n3", "n4"].map(|n| sim.node(n));
+    sim.mute.extend(late.iter().cloned());
+    sim.view.stalled.extend(late.iter().cloned());
+    sim.must(Command::ScaleService { id: web.clone(), replicas: 3 });
+    sim.run(60_000);
+    assert!(!sim.converged(&web), "three of four fail: they may send flows to it, and nobody stops it");
+    assert!(!sim.view.is_left_behind(&sim.state, &late[0]));
+    sim.view.stalled.remove(&late[0]);
+    sim.mute.remove(&late[0]);
+    sim.run(60_000);
+    assert!(sim.view.is_left_behind(&sim.state, &late[1]) && !sim.view.is_left_behind(&sim.state, &late[0]));
+    assert!(sim.converged(&web) && sim.converged(&db));
+    let on = |id: &NodeId| sim.state.tasks_of_node(id).filter(|t| t.is_serving()).count();
+    assert!(late.iter().map(on).sum::<usize>() > 0, "what runs there serves on");
+    // Back again, they count as before.
+    sim.view.stalled.clear();
+    sim.must(Command::ScaleService { id: web.clone(), replicas: 2 });
+    sim.run(60_000);
+    assert!(!sim.converged(&web));
+    sim.mute.clear();
+    sim.run(60_000);
+    assert!(sim.converged(&web));
 }
 
 #[test]
