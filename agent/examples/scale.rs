@@ -204,7 +204,7 @@ impl Agent {
             egress: Egress::new(stats.writes.clone()),
             bpf,
             dns: DnsDriver::new(DnsConfig::default(), stats.dns.clone(), stats.told.clone()),
-            book: EgressBook::open(&scratch.join("egress.json"))?,
+            book: EgressBook::open(&scratch.join("egress.json"), shoal_agent::durable::Unkept::default())?,
             reserved: ReservedPorts::open(&scratch.join("reserved-ports"))?,
             former: FormerValues::open(&scratch.join("former.json"))?,
             data_addr: data_addr(1),

@@ -121,7 +121,7 @@ pub async fn clean(config: &Config) -> anyhow::Result<()> {
             egress: Egress::new(Writes::default()),
             bpf,
             dns: DnsDriver::new(DnsConfig::default(), DnsMetrics::default(), Told::default()),
-            book: EgressBook::open(&config.agent_dir().join("egress.json"))?,
+            book: EgressBook::open(&config.agent_dir().join("egress.json"), durable::Unkept::default())?,
             reserved: ReservedPorts::open(&config.agent_dir().join("reserved-ports"))?,
             former: FormerValues::open(&config.agent_dir().join("former.json"))?,
             data_addr: std::net::Ipv4Addr::UNSPECIFIED.into(),

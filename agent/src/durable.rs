@@ -1,9 +1,11 @@
 //! Files that are whole or not there: written aside, synced, renamed, and the directory synced.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::unistd::{Gid, Group};
 
@@ -24,6 +26,50 @@ impl FileError {
     fn new(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self { action, path, source }
+    }
+}
+
+/// Files that could not be written while the daemon goes on with what is to be in them. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Unkept(Arc<Mutex<BTreeMap<PathBuf, String>>>);
+
+impl Unkept {
+    /// Notes how writing a file went. Logs it if that is news.
+    pub fn note(&self, path: &Path, written: Result<(), FileError>) {
+        let mut files = self.files();
+        match written {
+            Ok(()) => {
+                if files.remove(path).is_some() {
+                    tracing::info!(file = %path.display(), "written again");
+                }
+            }
+            Err(error) => {
+                let why = format!("{error}: {}; it is held in memory until there is room", error.source);
+                let before = files.insert(path.to_owned(), why.clone());
+                if before.as_ref() != Some(&why) {
+                    tracing::warn!(error = why, "not on disk");
+                }
+            }
+        }
+    }
+
+    /// Whether a file could not be written.
+    pub fn lacks(&self, path: &Path) -> bool {
+        self.files().contains_key(path)
+    }
+
+    /// Forgets all of them, with what they belong to.
+    pub fn clear(&self) {
+        self.files().clear();
+    }
+
+    /// What an operator has to know.
+    pub fn warnings(&self) -> Vec<String> {
+        self.files().values().cloned().collect()
+    }
+
+    fn files(&self) -> MutexGuard<'_, BTreeMap<PathBuf, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -18,7 +18,7 @@ use shoal_types::{NodeId, TaskId};
 
 use crate::drivers::link::{LinkError, LinkTable, Nl};
 use crate::drivers::overlay::addresses_of;
-use crate::durable::{self, FileError};
+use crate::durable::{self, FileError, Unkept};
 
 /// Ethernet without anything special.
 const DEFAULT_MTU: u32 = 1500;
@@ -56,6 +56,7 @@ pub fn underlay_mtu(links: &LinkTable, addresses: &[AddressMessage], data_addr: 
 pub struct EgressBook {
     path: PathBuf,
     facts: Option<EgressFacts>,
+    unkept: Unkept,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -67,10 +68,11 @@ struct Stored {
 
 impl EgressBook {
     /// Reads the file. One that does not parse is as good as none: places are found in the kernel again.
-    pub fn open(path: &Path) -> Result<Self, FileError> {
+    /// What can't be written is told to `unkept`.
+    pub fn open(path: &Path, unkept: Unkept) -> Result<Self, FileError> {
         let stored = durable::read(path)?.and_then(|text| serde_json::from_slice::<Stored>(&text).ok());
         let facts = stored.map(|stored| EgressFacts { v4: stored.v4, v6: stored.v6, slots: stored.slots });
-        Ok(Self { path: path.to_owned(), facts })
+        Ok(Self { path: path.to_owned(), facts, unkept })
     }
 
     /// The egress network with a place for each task of the assignment, chosen if there is none yet.
@@ -81,8 +83,7 @@ impl EgressBook {
         assignment: &Assignment,
         node: &NodeId,
     ) -> Result<EgressFacts, EgressBookError> {
-        let before = self.facts.clone();
-        let mut facts = if let Some(facts) = before.clone() {
+        let mut facts = if let Some(facts) = self.facts.clone() {
             facts
         } else {
             let routes = nl.routes(AddressFamily::Inet).await?;
@@ -93,22 +94,25 @@ impl EgressBook {
             }
         };
         facts.assign(assignment.tasks().map(|task| &task.id));
-        if before.as_ref() != Some(&facts) {
+        self.keep(&facts)?;
+        Ok(facts)
+    }
+
+    /// Holds them, and writes them if they are others or could not be written before.
+    fn keep(&mut self, facts: &EgressFacts) -> Result<(), EgressBookError> {
+        if self.facts.as_ref() != Some(facts) || self.unkept.lacks(&self.path) {
             let stored = Stored { v4: facts.v4, v6: facts.v6, slots: facts.slots.clone() };
             let text = serde_json::to_vec(&stored).map_err(EgressBookError::Encode)?;
-            durable::write(&self.path, &text, 0o600)?;
+            self.unkept.note(&self.path, durable::write(&self.path, &text, 0o600));
             self.facts = Some(facts.clone());
         }
-        Ok(facts)
+        Ok(())
     }
 }
 
 /// What can go wrong with the egress network's file.
 #[derive(Debug, thiserror::Error)]
 pub enum EgressBookError {
-    /// The file.
-    #[error(transparent)]
-    File(#[from] FileError),
     /// The routes of the host.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -199,6 +203,23 @@ mod tests {
         assert_eq!(free_subnet(&[]).to_string(), "172.31.240.0/20");
         let vpc = ["172.16.0.0/12".parse().expect("literal"), "192.168.0.0/16".parse().expect("literal")];
         assert_eq!(free_subnet(&vpc).to_string(), "10.255.240.0/20");
+    }
+
+    #[test]
+    fn places_that_can_t_be_written_are_held_and_written_later() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, unkept) = (dir.path().join("egress.json"), Unkept::default());
+        let mut book = EgressBook::open(&path, unkept.clone()).expect("none yet");
+        let (v4, v6) = (free_subnet(&[]), unique_local(&NodeId::from_entropy(1)));
+        let facts = EgressFacts { v4, v6, slots: [(TaskId::from_entropy(1), 7)].into() };
+        let obstacle = dir.path().join("egress.json.new");
+        std::fs::create_dir(&obstacle).expect("made");
+        book.keep(&facts).expect("held");
+        assert_eq!((book.facts.as_ref(), unkept.warnings().len()), (Some(&facts), 1));
+        std::fs::remove_dir(&obstacle).expect("removed");
+        book.keep(&facts).expect("written");
+        assert_eq!(EgressBook::open(&path, unkept.clone()).expect("there").facts, Some(facts));
+        assert!(unkept.warnings().is_empty());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The last-known-good assignment, on disk before it is programmed: a node that starts without any manager programs
-//! what it was told last.
+//! what it was told last. What the disk does not take is programmed all the same, and written when it does: a full disk
+//! on one node must not keep it, and all that wait for it, from what is wanted.
 //!
 //! One line of header (format, SHA-256 of the body), then the body. A file whose digest does not fit is refused as a
 //! whole and kept aside for inspection. Small changes are written to a second file, see [`log`].
@@ -8,16 +9,20 @@ mod log;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
 use shoal_types::Generation;
 use shoal_types::assignment::{Assignment, Delta, FenceError, Object};
+use tokio::time::Instant;
 
-use crate::durable::{self, FileError};
+use crate::durable::{self, FileError, Unkept};
 
 use log::Log;
 
 const FORMAT: &str = "shoal-ledger-1";
+/// What could not be written is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// What can go wrong with the ledger.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +48,7 @@ pub enum LedgerError {
     Fence(#[from] FenceError),
 }
 
-/// The ledger: what it holds is on disk.
+/// The ledger: what it holds is on disk, as far as that takes it.
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
@@ -51,6 +56,9 @@ pub struct Ledger {
     /// The file as it was written last; none: the next change writes all of it.
     base: Option<Base>,
     log: Log,
+    unkept: Unkept,
+    /// When all of it was to be written last.
+    stored: Option<Instant>,
 }
 
 /// A file that holds all of an assignment.
@@ -64,7 +72,13 @@ impl Ledger {
     /// An empty ledger at a path, whatever is there.
     pub fn empty(path: &Path) -> Self {
         let log = Log::new(path);
-        Self { path: path.to_owned(), assignment: Assignment::default(), base: None, log }
+        let (assignment, unkept) = (Assignment::default(), Unkept::default());
+        Self { path: path.to_owned(), assignment, base: None, log, unkept, stored: None }
+    }
+
+    /// The same, which tells there what can't be written.
+    pub fn telling(self, unkept: Unkept) -> Self {
+        Self { unkept, ..self }
     }
 
     /// Reads the ledger. A damaged one is moved aside, and an error says so; [`Ledger::empty`] goes on without it.
@@ -75,7 +89,7 @@ impl Ledger {
                 let mut log = Log::new(path);
                 log.read(&checksum, &mut assignment)?;
                 let base = Some(Base { checksum, bytes: u64::try_from(content.len()).unwrap_or(u64::MAX) });
-                Ok(Self { path: path.to_owned(), assignment, base, log })
+                Ok(Self { assignment, base, log, ..Self::empty(path) })
             }
             Err(reason) => {
                 let aside = path.with_extension("damaged");
@@ -99,45 +113,58 @@ impl Ledger {
         self.assignment.generation
     }
 
-    /// Takes a snapshot: fenced, then on disk, then held. An equal one writes nothing.
+    /// Takes a snapshot: fenced, then on disk if that can be, and held. An equal one writes nothing.
     pub fn replace(&mut self, generation: Generation, objects: Vec<Object>) -> Result<(), LedgerError> {
         let mut next = self.assignment.clone();
         next.replace(Assignment::new(generation, objects))?;
         if next == self.assignment {
             return Ok(());
         }
-        self.store(next)
+        self.assignment = next;
+        self.store()
     }
 
-    /// Takes a delta: fenced, then on disk, then held. It is written behind the others, until together they are as
+    /// Takes a delta: fenced, then on disk if that can be, and held. It is written behind the others, until together they are as
     /// large as the whole.
     pub fn apply(&mut self, delta: Delta) -> Result<(), LedgerError> {
         let record = serde_json::to_vec(&delta).map_err(LedgerError::Encode)?;
         let mut next = self.assignment.clone();
         next.apply(delta)?;
+        self.assignment = next;
         match &self.base {
             Some(base) if self.log.has_room(&record, base.bytes) => {
-                if let Err(error) = self.log.append(&base.checksum, &record) {
+                let appended = self.log.append(&base.checksum, &record);
+                if appended.is_err() {
                     // What is behind a torn record would not be read again.
                     self.base = None;
-                    return Err(error.into());
                 }
-                self.assignment = next;
+                self.unkept.note(&self.path, appended);
                 Ok(())
             }
-            _ => self.store(next),
+            _ => self.store(),
         }
     }
 
+    /// Writes what could not be written, if that was some time ago.
+    pub fn store_again(&mut self) -> Result<(), LedgerError> {
+        let is_due = self.stored.is_none_or(|stored| stored.elapsed() >= AGAIN);
+        if is_due && self.unkept.lacks(&self.path) { self.store() } else { Ok(()) }
+    }
+
     /// Writes all of it.
-    fn store(&mut self, next: Assignment) -> Result<(), LedgerError> {
-        let (content, checksum) = encode(&next)?;
+    fn store(&mut self) -> Result<(), LedgerError> {
+        self.stored = Some(Instant::now());
         self.base = None;
-        durable::write(&self.path, &content, 0o600)?;
-        self.base = Some(Base { checksum, bytes: u64::try_from(content.len()).unwrap_or(u64::MAX) });
-        self.assignment = next;
-        // One that is left behind belongs to another file and is not read.
-        self.log.remove()?;
+        let (content, checksum) = encode(&self.assignment)?;
+        let written = durable::write(&self.path, &content, 0o600);
+        if written.is_ok() {
+            self.base = Some(Base { checksum, bytes: u64::try_from(content.len()).unwrap_or(u64::MAX) });
+            if let Err(error) = self.log.remove() {
+                // It belongs to another file and is not read.
+                tracing::debug!(error = &error as &dyn std::error::Error, "former changes are left");
+            }
+        }
+        self.unkept.note(&self.path, written);
         Ok(())
     }
 }
@@ -301,6 +328,48 @@ mod tests {
         again.apply(delta(2, 4)).expect("follows");
         let read = Ledger::open(&path).expect("whole");
         assert_eq!((read.generation(), read.assignment()), (Generation(3), again.assignment()));
+    }
+
+    #[test]
+    fn what_the_disk_does_not_take_is_held_told_and_written_later() {
+        let (_dir, path) = ledger();
+        let unkept = Unkept::default();
+        let mut ledger = Ledger::open(&path).expect("none yet").telling(unkept.clone());
+        ledger.replace(Generation(1), vec![member(1)]).expect("newer");
+        // As on a full disk, neither of the two files can be written.
+        let obstacles = [path.with_extension("new"), path.with_extension("log")];
+        for obstacle in &obstacles {
+            std::fs::create_dir(obstacle).expect("made");
+        }
+        for from in 1..4 {
+            ledger.apply(delta(from, 2)).expect("held");
+            assert_eq!(ledger.generation(), Generation(from + 1));
+            assert!(unkept.warnings().len() == 1 && unkept.warnings()[0].contains("assignment"));
+        }
+        ledger.replace(Generation(7), vec![member(3)]).expect("held");
+        assert_eq!((ledger.generation(), ledger.assignment().members().count()), (Generation(7), 1));
+        for obstacle in &obstacles {
+            std::fs::remove_dir(obstacle).expect("removed");
+        }
+        assert_eq!(Ledger::open(&path).expect("whole").generation(), Generation(1));
+        ledger.apply(delta(7, 4)).expect("follows");
+        assert_eq!(Ledger::open(&path).expect("whole").assignment(), ledger.assignment());
+        assert!(unkept.warnings().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_written_is_tried_again_without_a_change() {
+        let (_dir, path) = ledger();
+        let mut ledger = Ledger::empty(&path);
+        let obstacle = path.with_extension("new");
+        std::fs::create_dir(&obstacle).expect("made");
+        ledger.replace(Generation(3), vec![member(1)]).expect("held");
+        std::fs::remove_dir(&obstacle).expect("removed");
+        ledger.store_again().expect("not due");
+        assert!(!path.exists(), "too soon");
+        tokio::time::advance(AGAIN).await;
+        ledger.store_again().expect("written");
+        assert_eq!(Ledger::open(&path).expect("whole").generation(), Generation(3));
     }
 
     #[test]

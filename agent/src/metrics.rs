@@ -133,7 +133,7 @@ impl Exporter {
         );
         out.one("shoal_agent_connected", "gauge", "Whether there is a session", u64::from(info.connected));
         let warnings = count(info.warnings.len());
-        out.one("shoal_agent_warnings", "gauge", "Objects that are not as wanted", warnings);
+        out.one("shoal_agent_warnings", "gauge", "Objects not as wanted, files not on disk", warnings);
         out.head("shoal_agent_tasks", "gauge", "Tasks by state");
         out.series("shoal_agent_tasks", "state", "running", info.tasks_running.into());
         out.head(

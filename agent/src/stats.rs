@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::drivers::dns::{DnsMetrics, Told};
 use crate::drivers::link::Writes;
+use crate::durable::Unkept;
 use crate::in_use::{MapFill, ServiceUse};
 use crate::probe::Probes;
 
@@ -44,6 +45,8 @@ pub struct Stats {
     pub tasks_running: AtomicU64,
     /// Programs of the host that published ports leave nothing to, a line each.
     pub shadowed: watch::Sender<Vec<String>>,
+    /// Files that could not be written.
+    pub unkept: Unkept,
     uplink_addrs: Mutex<BTreeSet<IpAddr>>,
     checks: Mutex<BTreeMap<&'static str, u64>>,
     drift: Mutex<BTreeMap<&'static str, u64>>,
@@ -129,7 +132,9 @@ impl Stats {
 
     /// What is not as it should be now.
     pub fn warnings(&self) -> Vec<String> {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        warnings.extend(self.unkept.warnings());
+        warnings
     }
 
     /// Takes over what is not as it should be.

@@ -46,9 +46,11 @@ impl FormerValues {
     pub fn set(&mut self, parameter: &str, value: &str) -> Result<(), FormerError> {
         let before = self.read(parameter)?;
         if before != value && !self.changes.contains_key(parameter) {
-            self.changes.insert(parameter.to_owned(), Change { before, ours: value.to_owned() });
-            let text = serde_json::to_vec(&self.changes).map_err(FormerError::Encode)?;
+            let mut changes = self.changes.clone();
+            changes.insert(parameter.to_owned(), Change { before, ours: value.to_owned() });
+            let text = serde_json::to_vec(&changes).map_err(FormerError::Encode)?;
             durable::write(&self.path, &text, 0o600)?;
+            self.changes = changes;
         }
         Ok(self.write(parameter, value)?)
     }
@@ -93,6 +95,14 @@ mod tests {
             let opened = FormerValues::open(&at("former.json")).expect("readable");
             FormerValues { root: dir.path().to_owned(), ..opened }
         };
+        // What could not be noted is not set, however often it is tried.
+        let (obstacle, mut refused) = (at("former.json.new"), open());
+        fs::create_dir(&obstacle).expect("made");
+        for _ in 0..2 {
+            refused.set("off", "1").expect_err("nowhere to note it");
+            assert_eq!(read("off"), "0");
+        }
+        fs::remove_dir(&obstacle).expect("removed");
         for name in ["off", "on", "other"] {
             open().set(name, "1").expect("set");
             assert_eq!(read(name), "1");

@@ -1,7 +1,8 @@
 //! Changes since the ledger was written as a whole: a change costs what it holds.
 //!
 //! A line of header (format, checksum of the file that it continues), then a line for each change: its SHA-256 and the
-//! change. A record is on disk before its change counts, so a torn one at the end was never acted on.
+//! change. A record is on disk before its change counts, so a torn one at the end was never acted on, unless the disk was
+//! full.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};

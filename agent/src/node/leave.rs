@@ -105,6 +105,7 @@ impl Node {
             Stats::set(gauge, 0);
         }
         stats.set_warnings(Vec::new());
+        stats.unkept.clear();
     }
 }
 

@@ -79,7 +79,7 @@ pub(super) fn facility(
         egress: Egress::new(stats.writes.clone()),
         bpf,
         dns: DnsDriver::new(dns, stats.dns.clone(), stats.told.clone()),
-        book: EgressBook::open(&config.agent_dir().join("egress.json"))?,
+        book: EgressBook::open(&config.agent_dir().join("egress.json"), stats.unkept.clone())?,
         reserved: ReservedPorts::open(&config.agent_dir().join("reserved-ports"))?,
         former: FormerValues::open(&config.agent_dir().join("former.json"))?,
         data_addr,
@@ -124,7 +124,7 @@ impl Member {
         durable::ensure_dir(&config.state_dir.join("tasks"), 0o711)?;
         let netlink = Netns::current()?.netlink()?;
         let facility = facility(config, stats, &netlink, record.data_addr)?;
-        let ledger = open_ledger(config);
+        let ledger = open_ledger(config).telling(stats.unkept.clone());
         Stats::set(&stats.generation, ledger.generation().0);
         let assignment = Arc::new(watch::Sender::new(Arc::new(ledger.assignment().clone())));
         let (reports, closing) = (Reports::default(), CancellationToken::new());

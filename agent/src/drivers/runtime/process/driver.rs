@@ -62,11 +62,15 @@ impl ProcessRuntime {
                 boot,
                 ended: broadcast::channel(ENDED_BACKLOG).0,
                 watched: Mutex::default(),
+                unwritten: Mutex::default(),
                 closing: CancellationToken::new(),
             }),
         };
         for task in runtime.tasks.list()? {
-            runtime.adopt(&task)?;
+            // The others are not to suffer from one whose files can't be read or removed.
+            if let Err(error) = runtime.adopt(&task) {
+                tracing::warn!(task, error = &error as &dyn std::error::Error, "task not taken on");
+            }
         }
         runtime.kill_orphans()?;
         Ok(runtime)
@@ -288,10 +292,12 @@ impl Runtime for ProcessRuntime {
     async fn observe(&self) -> Result<Vec<ObservedTask>, RuntimeError> {
         let mut observed = Vec::new();
         for task in self.tasks.list()? {
-            match self.tasks.prepared(&task) {
-                Ok(launch) => {
-                    observed.push(ObservedTask { spec: launch.spec, state: self.tasks.state(&task)? });
-                }
+            let looked = self
+                .tasks
+                .prepared(&task)
+                .and_then(|launch| Ok(ObservedTask { spec: launch.spec, state: self.tasks.state(&task)? }));
+            match looked {
+                Ok(task) => observed.push(task),
                 // Being made or removed.
                 Err(RuntimeError::NotFound(_)) => {}
                 Err(error) => {
@@ -392,7 +398,9 @@ impl Runtime for ProcessRuntime {
         for group in groups {
             remove_group(task, group).await?;
         }
-        dir.remove().map_err(io_failed(task, "remove", dir.path()))
+        dir.remove().map_err(io_failed(task, "remove", dir.path()))?;
+        self.tasks.unwritten().remove(task);
+        Ok(())
     }
 
     async fn probe(
@@ -464,4 +472,59 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         io_failed(task, "work in the background for", Path::new("."))(io::Error::other(error))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::ProcessId;
+    use super::*;
+    use crate::drivers::runtime::ExitCause;
+
+    /// A process that is no more.
+    fn gone() -> ProcessId {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("started");
+        let id = ProcessId::of(i32::try_from(child.id()).expect("fits")).expect("lives");
+        child.kill().and_then(|()| child.wait()).expect("killed");
+        id
+    }
+
+    #[tokio::test]
+    async fn an_end_that_can_t_be_written_down_is_told_and_keeps_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let open = || ProcessRuntime::open(ProcessConfig::new(dir.path(), dir.path(), "shoal-no-such-group"));
+        let runtime = open().expect("opens");
+        let lay_down = |task: &str| {
+            let launch = Launch {
+                spec: RuntimeSpec::new(task, vec!["true".to_owned()], "/run/x"),
+                cgroup: runtime.tasks.cgroups.group(task),
+                hidden: vec![],
+                log_bytes: 0,
+            };
+            let dir = runtime.tasks.dir(task);
+            dir.create(&launch).expect("laid down");
+            dir
+        };
+        let (lost, broken) = (lay_down("lost"), lay_down("broken"));
+        lay_down("fresh");
+        let phase = Phase::Running { started_at_ms: 1 };
+        let status = Status { boot: boot_id().expect("a boot"), monitor: gone(), program: None, phase };
+        lost.set_status(&status).expect("written");
+        // One file can't be written, and of another task one can't be read.
+        let obstacle = lost.file("status.json.new");
+        std::fs::create_dir(&obstacle).expect("made");
+        std::fs::create_dir(broken.file("status.json")).expect("made");
+
+        let observed = runtime.observe().await.expect("of the others");
+        let state = |task: &str| observed.iter().find(|o| o.spec.task == task).map(|o| o.state.clone());
+        assert_eq!((state("broken"), state("fresh")), (None, Some(RuntimeState::Prepared)));
+        let Some(RuntimeState::Exited(exit)) = state("lost") else { panic!("{observed:?}") };
+        assert_eq!(exit.cause, ExitCause::Lost);
+        assert_eq!(runtime.observe().await.expect("the same"), observed);
+        open().expect("starts all the same");
+
+        std::fs::remove_dir(&obstacle).expect("removed");
+        assert_eq!(runtime.observe().await.expect("the same"), observed);
+        let written = lost.status().expect("read").expect("there");
+        assert_eq!(written.phase, Phase::Exited { exit });
+    }
 }

@@ -1,6 +1,6 @@
 //! What is known about a node's tasks: all of it read from their directories, each time anew.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,6 +26,8 @@ pub(super) struct Tasks {
     pub(super) ended: broadcast::Sender<TaskEnded>,
     /// Tasks whose monitors are waited for.
     pub(super) watched: Mutex<BTreeSet<String>>,
+    /// Ends that could not be written down (a full disk). They are told all the same, and written when that goes.
+    pub(super) unwritten: Mutex<BTreeMap<String, Status>>,
     pub(super) closing: CancellationToken,
 }
 
@@ -64,7 +66,8 @@ impl Tasks {
         dir.launch().map_err(io_failed(task, "read", dir.path()))?.ok_or_else(not_found)
     }
 
-    /// The task's state. One whose monitor is gone without a word is written off here, for good.
+    /// The task's state. One whose monitor is gone without a word is written off here, for good, whether or not that can be
+    /// noted.
     pub(super) fn state(&self, task: &str) -> Result<RuntimeState, RuntimeError> {
         let dir = self.dir(task);
         let failed = |action| io_failed(task, action, dir.path());
@@ -72,26 +75,49 @@ impl Tasks {
         if matches!(status.phase, Phase::Exited { .. } | Phase::Rejected { .. })
             || self.is_watched_over(&status)
         {
+            self.unwritten().remove(task);
             return Ok(status.state());
         }
         // It may have written its last word between our two looks.
         let Some(mut status) = dir.status().map_err(failed("read"))? else {
             return Ok(RuntimeState::Prepared);
         };
-        let phase = match status.phase {
-            Phase::Starting => Phase::Rejected {
+        status.phase = self.written_off(task, &status);
+        self.write_off(task, &dir, &status);
+        Ok(status.state())
+    }
+
+    /// What became of a task whose monitor is gone: always the same.
+    fn written_off(&self, task: &str, status: &Status) -> Phase {
+        let known = self.unwritten().get(task).filter(|known| known.monitor == status.monitor).cloned();
+        match (&status.phase, known) {
+            (Phase::Starting | Phase::Running { .. }, Some(known)) => known.phase,
+            (Phase::Starting, None) => Phase::Rejected {
                 failure: StartFailure::new(StartStage::Monitor, "the monitor was killed during the start"),
             },
-            Phase::Running { .. } => {
+            (Phase::Running { .. }, None) => {
                 let out_of_memory = self.cgroups.group(task).had_oom_kill();
                 let exit = TaskExit { cause: ExitCause::Lost, out_of_memory, finished_at_ms: now_ms() };
                 Phase::Exited { exit }
             }
-            last => last,
-        };
-        status.phase = phase;
-        dir.set_status(&status).map_err(failed("write"))?;
-        Ok(status.state())
+            (last, _) => last.clone(),
+        }
+    }
+
+    fn write_off(&self, task: &str, dir: &TaskDir, status: &Status) {
+        match dir.set_status(status) {
+            Ok(()) => drop(self.unwritten().remove(task)),
+            Err(error) => {
+                if self.unwritten().insert(task.to_owned(), status.clone()).is_none() {
+                    let path = dir.path().display();
+                    tracing::warn!(task, %path, %error, "the task is gone, which can't be written down");
+                }
+            }
+        }
+    }
+
+    pub(super) fn unwritten(&self) -> MutexGuard<'_, BTreeMap<String, Status>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_watched_over(&self, status: &Status) -> bool {
