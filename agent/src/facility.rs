@@ -418,7 +418,7 @@ impl Facility for HostFacility {
     async fn phase_done(&mut self) -> Result<(), FacilityError> {
         let purged = self.bpf.purge_withdrawn()?;
         if purged > 0 {
-            tracing::debug!(purged, "UDP flows of withdrawn ports");
+            tracing::debug!(purged, "UDP flows of withdrawn ports and removed endpoints");
         }
         Ok(())
     }

@@ -230,6 +230,8 @@ pub struct BpfDriver {
     pub(crate) slot_writes: u64,
     /// UDP ports that were withdrawn and whose flows are still to be purged.
     pub(crate) withdrawn: BTreeSet<u16>,
+    /// Endpoints that were removed and whose UDP flows are still to be purged.
+    pub(crate) gone: BTreeSet<u64>,
     pub(crate) config: Array<MapData, Plain<NodeConfig>>,
     pub(crate) drops: PerCpuArray<MapData, u64>,
     pub(crate) stats: PerCpuArray<MapData, u64>,

@@ -509,8 +509,8 @@ fn index_or_gone(links: &LinkTable, name: &IfName) -> Option<u32> {
     name.gone_index().or_else(|| links.index(name).ok())
 }
 
-/// Removes an object. Returns whether it wrote. Flows of UDP, which would live on by their packets alone, are purged
-/// with the endpoint they lead to; those of ports when the phase is done.
+/// Removes an object. Returns whether it wrote. Flows of UDP, which would live on by their packets alone, are purged when
+/// the phase is done.
 pub(super) fn remove(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) -> Result<bool, FacilityError> {
     Ok(match object {
         Object::MeshConfig(_) => bpf.set_config(NodeConfig::default())?,
@@ -536,12 +536,7 @@ pub(super) fn remove(bpf: &mut BpfDriver, links: &LinkTable, object: &Object) ->
             Some(index) => bpf.local.remove(&LocalKey::new(index, o.mac.0))?,
             None => false,
         },
-        Object::LbEndpoint(o) => {
-            let id = u64::from(o.id.0);
-            let removed = bpf.endpoints.remove(&id)?;
-            bpf.purge_udp(id)?;
-            removed
-        }
+        Object::LbEndpoint(o) => bpf.remove_endpoint(u64::from(o.id.0))?,
         Object::LbService(o) => bpf.remove_service(o.key.to_u64())?,
         Object::Hook(link, program) => match index_or_gone(links, link) {
             Some(index) => bpf.detach(index, bpf_program(*program))?,

@@ -50,7 +50,10 @@ fn bytes_stay_when_their_flows_are_collected_or_purged() {
     assert_eq!(kernel.total(LOCAL, SERVICE), tcp, "by a program");
     let udp = exchange(&mut kernel, UDP, 1..100);
     let all = TotalVal { requests: tcp.requests + udp.requests, answers: tcp.answers + udp.answers };
-    assert_eq!(kernel.driver().purge_udp(LOCAL).expect("purged"), 99);
+    let endpoint = kernel.driver().endpoints.get(&LOCAL).expect("read").expect("there");
+    kernel.driver().remove_endpoint(LOCAL).expect("removed");
+    assert_eq!(kernel.driver().purge_withdrawn().expect("purged"), 99);
+    kernel.set_endpoint(LOCAL, endpoint);
     assert!(kernel.driver().flows().expect("flows").is_empty());
     assert_eq!((kernel.total(LOCAL, SERVICE), told(&mut kernel, 0)), (all, [(HERE, all)].into()));
     assert_eq!(kernel.plane().reopen(), Opened::Adopted);

@@ -169,16 +169,37 @@ fn udp_flows_of_a_removed_endpoint_are_purged() {
     let driver = kernel.driver();
     assert_eq!(driver.flows_of(LOCAL).unwrap(), 2);
     assert_eq!((driver.flows().unwrap().len(), driver.replies().unwrap().len()), (2, 2));
-    assert_eq!(driver.purge_udp(REMOTE).unwrap(), 0);
-    assert_eq!(driver.purge_udp(LOCAL).unwrap(), 1);
+    assert!(driver.remove_endpoint(REMOTE).unwrap());
+    assert_eq!(driver.purge_withdrawn().unwrap(), 0, "none of that one");
+    // One that is back before its flows are purged keeps them.
+    let endpoint = driver.endpoints.get(&LOCAL).unwrap().unwrap();
+    assert!(driver.remove_endpoint(LOCAL).unwrap());
+    driver.endpoints.upsert(&LOCAL, &endpoint).unwrap();
+    assert_eq!(driver.purge_withdrawn().unwrap(), 0);
+    assert!(driver.remove_endpoint(LOCAL).unwrap());
+    assert_eq!(driver.purge_withdrawn().unwrap(), 1);
     assert!(driver.flows().unwrap().keys().all(|key| key.proto() == TCP));
     assert!(driver.replies().unwrap().keys().all(|key| key.proto() == TCP));
-    // Also when the endpoint went first.
-    let packet = Segment::new(UDP, (V4.client, 40_001), (V4.node, 8080)).bytes();
-    assert_eq!(kernel.run(Program::MeshIngress, &packet).action, Action::Redirect);
-    kernel.remove_endpoint(LOCAL);
-    assert_eq!(kernel.driver().purge_udp(LOCAL).unwrap(), 1);
-    assert!(kernel.driver().replies().unwrap().keys().all(|key| key.proto() == TCP));
+    assert_eq!(driver.purge_withdrawn().unwrap(), 0, "nothing was removed since");
+}
+
+#[test]
+fn flows_of_many_removed_endpoints_and_ports_are_purged_at_once() {
+    let mut kernel = Kernel::new();
+    world::node(&mut kernel);
+    for (endpoint, client) in [(LOCAL, 40_000), (REMOTE, 40_001)] {
+        kernel.set_service(SERVICE, &[endpoint]);
+        let packet = Segment::new(UDP, (V4.client, client), (V4.node, 8080)).bytes();
+        assert_eq!(kernel.run(Program::MeshIngress, &packet).action, Action::Redirect);
+    }
+    let driver = kernel.driver();
+    assert_eq!((driver.flows().unwrap().len(), driver.replies().unwrap().len()), (2, 2));
+    for endpoint in [LOCAL, REMOTE] {
+        assert!(driver.remove_endpoint(endpoint).unwrap());
+        assert_eq!(driver.flows().unwrap().len(), 2, "left until all that goes has gone");
+    }
+    assert_eq!(driver.purge_withdrawn().unwrap(), 2);
+    assert_eq!((driver.flows().unwrap().len(), driver.replies().unwrap().len()), (0, 0));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Flows the programs recorded: reading them, and purging those that must not go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
@@ -33,14 +33,16 @@ impl BpfDriver {
         Ok(self.flows()?.values().filter(|flow| flow.endpoint == endpoint).count())
     }
 
-    /// Removes the UDP flows of an endpoint that is gone, so that their clients' next packets go elsewhere.
-    /// Returns how many. TCP flows stay: their packets are refused, which ends them.
-    pub fn purge_udp(&mut self, endpoint: u64) -> Result<usize, BpfError> {
-        self.purge(|key, flow| key.proto() == UDP && flow.endpoint == endpoint)
+    /// Takes an endpoint away. Returns whether it was there. Its UDP flows go with the next [`BpfDriver::purge_withdrawn`], so
+    /// that their clients' next packets go elsewhere. TCP flows stay: their packets are refused, which ends them.
+    pub fn remove_endpoint(&mut self, endpoint: u64) -> Result<bool, BpfError> {
+        let removed = self.endpoints.remove(&endpoint)?;
+        self.gone.insert(endpoint);
+        Ok(removed)
     }
 
     /// Takes a published port away. Returns whether it was there. Its UDP flows go with the next
-    /// [`BpfDriver::purge_withdrawn`]: ports may go by the thousand, and all flows are looked at to find theirs.
+    /// [`BpfDriver::purge_withdrawn`].
     pub fn withdraw(&mut self, port: &PortKey) -> Result<bool, BpfError> {
         let removed = self.ports.remove(port)?;
         if port.proto == UDP {
@@ -49,13 +51,21 @@ impl BpfDriver {
         Ok(removed)
     }
 
-    /// Removes the UDP flows of withdrawn ports, but for those to addresses on which their service still publishes the
-    /// port. Returns how many.
+    /// Removes the UDP flows of endpoints that are gone and of withdrawn ports, but for those to addresses on which their
+    /// service still publishes the port. Returns how many. To be called when all that goes has gone: of endpoints and ports
+    /// there may be thousands, and to find the flows of any, all flows are looked at.
     pub fn purge_withdrawn(&mut self) -> Result<usize, BpfError> {
-        if self.withdrawn.is_empty() {
+        if self.withdrawn.is_empty() && self.gone.is_empty() {
             return Ok(0);
         }
         let ports = self.withdrawn.clone();
+        let mut endpoints = BTreeSet::new();
+        for id in &self.gone {
+            // One that is back meanwhile keeps its flows.
+            if self.endpoints.get(id)?.is_none() {
+                endpoints.insert(*id);
+            }
+        }
         let mut published = self.ports.dump()?;
         published.retain(|key, _| key.proto == UDP && ports.contains(&key.port));
         let goes_on = |key: &FlowKey, flow: &FlowVal| {
@@ -64,17 +74,21 @@ impl BpfDriver {
                 port.is_some_and(|port| port.service == flow.service)
             })
         };
+        let is_withdrawn = |key: &FlowKey, flow: &FlowVal| {
+            key.network() == 0 && ports.contains(&key.dport) && !goes_on(key, flow)
+        };
         let purged = self.purge(|key, flow| {
-            key.proto() == UDP && key.network() == 0 && ports.contains(&key.dport) && !goes_on(key, flow)
+            key.proto() == UDP && (endpoints.contains(&flow.endpoint) || is_withdrawn(key, flow))
         })?;
         self.withdrawn.clear();
+        self.gone.clear();
         Ok(purged)
     }
 
     /// Removes every flow the predicate names, in both directions. Returns how many.
     pub fn purge(&mut self, gone: impl Fn(&FlowKey, &FlowVal) -> bool) -> Result<usize, BpfError> {
-        let mut flows = self.flows()?;
-        flows.retain(|key, flow| gone(key, flow));
+        let flows = self.flows.scan(&self.dirs.maps)?.into_iter();
+        let flows: BTreeMap<FlowKey, FlowVal> = flows.filter(|(key, flow)| gone(key, flow)).collect();
         let mut orphans = false;
         let mut proposals = Vec::new();
         for (key, flow) in &flows {
@@ -98,7 +112,7 @@ impl BpfDriver {
     /// already gone.
     fn purge_answers(&mut self, flows: &BTreeMap<FlowKey, FlowVal>) -> Result<(), BpfError> {
         let mut proposals = Vec::new();
-        for (answers, reply) in self.replies()? {
+        for (answers, reply) in self.replies.scan(&self.dirs.maps)? {
             let request = FlowKey {
                 src: answers.dst,
                 dst: reply.addr,

@@ -175,6 +175,7 @@ impl BpfDriver {
             regions,
             slot_writes: 0,
             withdrawn: std::collections::BTreeSet::new(),
+            gone: std::collections::BTreeSet::new(),
             maps: all,
             seen: AtomicUsize::new(0),
             hooks: connect::are_loaded(&dirs),
