@@ -7,6 +7,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, bpf_fib_lookup as FibLookup, 
 use aya_ebpf::helpers::generated::{
     bpf_check_mtu, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
 };
+use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::packet::{Header, UDP};
 use shoal_ebpf_common::values::PeerVal;
 
@@ -46,12 +47,14 @@ pub fn redirect_neigh(ifindex: u32) -> i32 {
     unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) as i32 }
 }
 
-/// The device by which the kernel would forward a packet that came in by `ifindex`, if it answers one of `good`.
+/// The device by which the kernel would forward a packet from one end to another that came in by `ifindex`, if it answers
+/// one of `good`.
 #[inline(always)]
 pub fn route<const N: usize>(
     skb: *mut __sk_buff,
     ifindex: u32,
     header: &Header,
+    [from, to]: [(&Addr, u16); 2],
     good: &[i64; N],
 ) -> Option<u32> {
     let mut params = MaybeUninit::uninit();
@@ -59,16 +62,16 @@ pub fn route<const N: usize>(
     let params: &mut FibLookup = unsafe { clear(&mut params) };
     params.ifindex = ifindex;
     params.l4_protocol = header.proto;
-    params.sport = header.sport.to_be();
-    params.dport = header.dport.to_be();
+    params.sport = from.1.to_be();
+    params.dport = to.1.to_be();
     if header.v4 {
         params.family = AF_INET;
-        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(header.src.v4_octets());
-        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(header.dst.v4_octets());
+        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(from.0.v4_octets());
+        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(to.0.v4_octets());
     } else {
         params.family = AF_INET6;
-        params.__bindgen_anon_3.ipv6_src = header.src.words();
-        params.__bindgen_anon_4.ipv6_dst = header.dst.words();
+        params.__bindgen_anon_3.ipv6_src = from.0.words();
+        params.__bindgen_anon_4.ipv6_dst = to.0.words();
     }
     let size = mem::size_of::<FibLookup>() as i32;
     // SAFETY: the context is the program's own, and the helper reads and writes the structure of the size it is given.

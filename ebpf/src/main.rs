@@ -27,7 +27,8 @@ use crate::skb::{Skb, Wrapped};
 pub fn mesh_ingress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let Some(work) = maps::work(Program::MeshIngress) else { return TC_ACT_SHOT };
-    let mut verdict = mesh::decide(&skb, &Kernel, skb.ifindex(), work);
+    let mut verdict =
+        if skb.is_tagged() { Verdict::Pass } else { mesh::decide(&skb, &Kernel, skb.ifindex(), work) };
     if verdict == Verdict::Tunnel {
         verdict = lane::decide(&skb, &Kernel, skb.form(), work);
         let goes_on = matches!(verdict, Verdict::Forward | Verdict::Redirect);

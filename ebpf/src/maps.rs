@@ -432,6 +432,12 @@ fn add_total(endpoint: u64, service: u64, requests: u64, answers: u64) -> u32 {
     0
 }
 
+/// Whether answers may have to leave by another device than the one their clients came in by.
+#[inline(always)]
+pub fn has_ways() -> bool {
+    is_outward(0)
+}
+
 /// Whether answers may leave by a device.
 #[inline(always)]
 pub fn is_outward(device: u32) -> bool {

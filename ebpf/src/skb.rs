@@ -14,6 +14,7 @@ use aya_ebpf::helpers::generated::{
     bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
+use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::lane::{self, Form, Inside, OVERHEAD, Parcel};
 use shoal_ebpf_common::packet::{ETH_IPV6, ETH_LEN, Header, Packet};
 use shoal_ebpf_common::proxy::Resize;
@@ -74,7 +75,18 @@ impl Skb {
     /// The device by which the kernel would forward the packet.
     #[inline(always)]
     pub fn route(&self, header: &Header) -> Option<u32> {
-        helpers::route(self.raw, self.ifindex(), header, &helpers::ROUTED)
+        helpers::route(self.raw, self.ifindex(), header, onward(header), &helpers::ROUTED)
+    }
+
+    /// Whether the packet is of a VLAN, whose device sees it again without the tag. The kernel takes the tag off before this
+    /// (`skb_vlan_untag` in `__netif_receive_skb_core`), and looks for the VLAN's device only behind it. A tag with
+    /// number 0 is a priority and no VLAN.
+    #[inline(always)]
+    pub fn is_tagged(&self) -> bool {
+        const NUMBER: u32 = 0x0fff;
+        // SAFETY: as above.
+        let (tagged, tag) = unsafe { ((*self.raw).vlan_present, (*self.raw).vlan_tci) };
+        tagged != 0 && tag & NUMBER != 0
     }
 
     /// How a tunnel packet came.
@@ -201,12 +213,37 @@ impl Packet for Skb {
             device => Some(device),
         }
     }
+
+    #[inline(always)]
+    fn back(&self, header: &Header, uplink: u32) -> u32 {
+        if !maps::has_ways() {
+            return uplink;
+        }
+        match back(self.copied(), header) {
+            0 => uplink,
+            device => device,
+        }
+    }
+}
+
+/// The ends of a packet, as they are.
+#[inline(always)]
+fn onward(header: &Header) -> [(&Addr, u16); 2] {
+    [(&header.src, header.sport), (&header.dst, header.dport)]
 }
 
 /// As [`Packet::outward`]; 0: there is none. A function of its own: other packets don't pay for its stack.
 #[inline(never)]
 fn outward(skb: Skb, header: &Header) -> u32 {
-    let device = helpers::route(skb.raw, skb.ifindex(), header, &helpers::FITTING);
+    let device = helpers::route(skb.raw, skb.ifindex(), header, onward(header), &helpers::FITTING);
+    device.filter(|&device| maps::is_outward(device)).unwrap_or(0)
+}
+
+/// As [`Packet::back`]; 0: the packet's own uplink. A function of its own, too.
+#[inline(never)]
+fn back(skb: Skb, header: &Header) -> u32 {
+    let [from, to] = onward(header);
+    let device = helpers::route(skb.raw, skb.ifindex(), header, [to, from], &helpers::ROUTED);
     device.filter(|&device| maps::is_outward(device)).unwrap_or(0)
 }
 

@@ -285,17 +285,9 @@ fn host(view: &View<'_>, out: &mut Vec<Object>) {
             .iter()
             .map(|(path, value)| Object::Sysctl(Sysctl { path: (*path).into(), value: (*value).into() })),
     );
-    reserved_ports(view, out);
+    beside_ports(view, out);
     out.push(Object::Pins);
     let egress = &view.facts.egress;
-    if view.facts.firewall {
-        out.push(Object::Firewall(Firewall {
-            v4: egress.v4,
-            v6: egress.v6,
-            data_port: view.cluster.data_port,
-            intact: true,
-        }));
-    }
     let gateway = sandbox::gateway(egress);
     out.push(Object::from(Bridge {
         name: IfName::egress_bridge(),
@@ -309,10 +301,20 @@ fn host(view: &View<'_>, out: &mut Vec<Object>) {
     }));
 }
 
-fn reserved_ports(view: &View<'_>, out: &mut Vec<Object>) {
+/// What keeps connections of the host and of its tasks off published ports.
+fn beside_ports(view: &View<'_>, out: &mut Vec<Object>) {
     let published: PortSet =
         view.published.values().flatten().map(|published| published.port.published).collect();
     out.push(Object::Sysctl(Sysctl { path: RESERVED_PORTS.into(), value: ports::format(&published) }));
+    if view.facts.firewall {
+        out.push(Object::Firewall(Firewall {
+            v4: view.facts.egress.v4,
+            v6: view.facts.egress.v6,
+            data_port: view.cluster.data_port,
+            ports: ports::widest_free(&published),
+            intact: true,
+        }));
+    }
 }
 
 fn links(view: &View<'_>, out: &mut Vec<Object>) {

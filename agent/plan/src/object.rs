@@ -59,7 +59,8 @@ pub enum Key {
     LocalAddr(IpAddr),
     /// An address of another node that this one may answer from.
     Door(DoorPlace),
-    /// A device that answers from addresses of other nodes may leave by, by its index.
+    /// A device that answers from addresses of other nodes may leave by, by its index; 0: there are several, and answers to
+    /// this node's own clients may have to leave by another one than they came in by.
     Outward(u32),
     /// Router of another node.
     Router(MacAddr),
@@ -297,6 +298,9 @@ pub struct Firewall {
     pub v6: Ipv6Net,
     /// UDP port of the tunnels.
     pub data_port: u16,
+    /// Ports that connections of tasks leave with, first and last: no published one, whose answers would be taken for
+    /// a client's packets.
+    pub ports: (u16, u16),
     /// Whether the table is as it was written.
     pub intact: bool,
 }

@@ -40,6 +40,26 @@ pub fn format(ports: &PortSet) -> String {
     text
 }
 
+/// The widest range from 1024 on that has none of these ports, first and last; the lowest of several. All of it if none is
+/// free.
+pub fn widest_free(ports: &PortSet) -> (u16, u16) {
+    const ALL: (u16, u16) = (1024, u16::MAX);
+    let mut widest: Option<(u16, u16)> = None;
+    let mut from = ALL.0;
+    let mut offer = |from: u16, last: u16| {
+        if last >= from && widest.is_none_or(|(first, end)| last - from > end - first) {
+            widest = Some((from, last));
+        }
+    };
+    for &port in ports.range(ALL.0..) {
+        offer(from, port - 1);
+        let Some(next) = port.checked_add(1) else { return widest.unwrap_or(ALL) };
+        from = next;
+    }
+    offer(from, ALL.1);
+    widest.unwrap_or(ALL)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -54,6 +74,22 @@ mod tests {
         assert_eq!(parse("80,8000-8002\n"), PortSet::from([80, 8000, 8001, 8002]));
         assert_eq!(format(&PortSet::from([3, 1, 2, 5])), "1-3,5");
         assert_eq!(parse("x,9-3,-,7"), PortSet::from([7]));
+    }
+
+    #[test]
+    fn the_widest_free_range_has_no_port_of_the_set() {
+        for (taken, free) in [
+            ("", (1024, 65_535)),
+            ("80,443", (1024, 65_535)),
+            ("8080", (8081, 65_535)),
+            ("49152-65535", (1024, 49_151)),
+            ("1024,65535", (1025, 65_534)),
+            ("2000,3000,64000", (3001, 63_999)),
+            ("1024-40000,40002-65535", (40_001, 40_001)),
+            ("0-65535", (1024, 65_535)),
+        ] {
+            assert_eq!(widest_free(&parse(taken)), free, "{taken}");
+        }
     }
 
     proptest! {

@@ -86,15 +86,15 @@ impl Egress {
             listed => listed?,
         };
         let Some(listing) = listed else { return Ok(None) };
-        let Some((v4, v6, data_port)) = parse_comment(&listing) else {
+        let Some(mut firewall) = parse_comment(&listing) else {
             return Ok(Some(Firewall {
                 v4: Ipv4Net::default(),
                 v6: Ipv6Net::default(),
                 data_port: 0,
+                ports: (0, 0),
                 intact: false,
             }));
         };
-        let mut firewall = Firewall { v4, v6, data_port, intact: true };
         let mut written = self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match &*written {
             Some(known) => firewall.intact = *known == listing,
@@ -128,12 +128,12 @@ impl Egress {
 
 /// The whole table. The first two lines make the replacement work whether there was one or not.
 fn script(firewall: &Firewall) -> String {
-    let Firewall { v4, v6, data_port, .. } = firewall;
+    let Firewall { v4, v6, data_port, ports: (first, last), .. } = firewall;
     let mut text = format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
     // Writing to a String cannot fail.
     let _written = write!(
         text,
-        "  comment \"shoal {v4} {v6} {data_port}\"
+        "  comment \"shoal {v4} {v6} {data_port} {first}-{last}\"
   chain untracked_in {{
     type filter hook prerouting priority raw; policy accept;
     udp dport {data_port} notrack
@@ -149,8 +149,14 @@ fn script(firewall: &Firewall) -> String {
   }}
   chain egress {{
     type nat hook postrouting priority srcnat; policy accept;
-    ip saddr {v4} oifname != \"{EGRESS_BRIDGE}\" masquerade
-    ip6 saddr {v6} oifname != \"{EGRESS_BRIDGE}\" masquerade
+    ip saddr {v4} oifname != \"{EGRESS_BRIDGE}\" goto leave
+    ip6 saddr {v6} oifname != \"{EGRESS_BRIDGE}\" goto leave
+  }}
+  chain leave {{
+    tcp sport 1024-65535 masquerade to :{first}-{last}
+    udp sport 1024-65535 masquerade to :{first}-{last}
+    sctp sport 1024-65535 masquerade to :{first}-{last}
+    masquerade
   }}
 }}
 "
@@ -163,17 +169,20 @@ fn rules_in(text: &str) -> usize {
     text.lines()
         .map(str::trim)
         .filter(|line| {
-            ["chain ", "udp ", "oifname ", "ip saddr ", "ip6 saddr "]
+            ["chain ", "tcp ", "udp ", "sctp ", "oifname ", "ip saddr ", "ip6 saddr ", "masquerade"]
                 .iter()
                 .any(|word| line.starts_with(word))
         })
         .count()
 }
 
-fn parse_comment(listing: &str) -> Option<(Ipv4Net, Ipv6Net, u16)> {
+fn parse_comment(listing: &str) -> Option<Firewall> {
     let comment = listing.lines().find_map(|line| line.trim().strip_prefix("comment \"shoal "))?;
     let mut words = comment.strip_suffix('"')?.split(' ');
-    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    let (v4, v6) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    let data_port = words.next()?.parse().ok()?;
+    let (first, last) = words.next()?.split_once('-')?;
+    Some(Firewall { v4, v6, data_port, ports: (first.parse().ok()?, last.parse().ok()?), intact: true })
 }
 
 #[cfg(test)]
@@ -186,10 +195,11 @@ mod tests {
             v4: "172.31.240.0/20".parse().expect("literal"),
             v6: "fd5a::/64".parse().expect("literal"),
             data_port: 7378,
+            ports: (8081, 65_535),
             intact: true,
         };
         let text = script(&firewall);
-        assert_eq!(parse_comment(&text), Some((firewall.v4, firewall.v6, 7378)));
-        assert_eq!(rules_in(&text), 10);
+        assert_eq!(rules_in(&text), 15);
+        assert_eq!(parse_comment(&text), Some(firewall));
     }
 }

@@ -6,7 +6,7 @@ use crate::hash;
 use crate::keys::{FlowKey, Mac, same_mac};
 use crate::life;
 use crate::maglev;
-use crate::packet::{connects, reply_key};
+use crate::packet::{Packet, connects, reply_key};
 use crate::proxy;
 use crate::tables::Tables;
 use crate::values::{
@@ -162,8 +162,14 @@ pub struct Entry<'a> {
 /// Returns whether it could be: not if all ports that are tried are taken, and never for SCTP.
 #[inline(always)]
 #[must_use]
-pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) -> bool {
-    answer(work, endpoint, entry);
+pub fn record<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    work: &mut Work,
+    endpoint: &EndpointVal,
+    entry: &Entry<'_>,
+) -> bool {
+    answer(packet, work, endpoint, entry);
     for salt in 1..=PORT_TRIES {
         let is_taken = match tables.reply(&work.answers) {
             Some(other) => is_another_flow(work, other) && !life::is_over(tables, work.header.proto, other),
@@ -190,7 +196,8 @@ pub fn record<T: Tables>(tables: &T, work: &mut Work, endpoint: &EndpointVal, en
 /// came by another node when they were forgotten: unless this is a connection and that came by another node, for then it
 /// has come back with the address it was sent to.
 #[inline(always)]
-pub fn goes_on<T: Tables>(
+pub fn goes_on<P: Packet, T: Tables>(
+    packet: &P,
     tables: &T,
     work: &mut Work,
     flow: &FlowVal,
@@ -202,7 +209,7 @@ pub fn goes_on<T: Tables>(
         return true;
     }
     work.flow = *flow;
-    answer(work, endpoint, entry);
+    answer(packet, work, endpoint, entry);
     if tables.reply(&work.answers).is_some_and(|known| is_another_flow(work, known)) {
         return false;
     }
@@ -249,13 +256,14 @@ fn set_reply<T: Tables>(tables: &T, work: &Work) -> bool {
 
 /// Sets [`Work::answers`] and [`Work::reply`]: how answers to a flow of the mesh ([`Work::flow`]) become ones to its client.
 #[inline(always)]
-fn answer(work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) {
+fn answer<P: Packet>(packet: &P, work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) {
     work.answers = reply_key(&work.key, &work.flow, endpoint.addr(work.header.v4));
     work.answers.dst = entry.client.copied();
     work.reply.addr = work.key.dst.copied();
     work.reply.port = work.key.dport;
     work.reply.client_port = work.key.sport;
-    work.reply.ifindex = entry.ifindex;
+    work.reply.ifindex =
+        if entry.kind == REPLY_RESTORE { packet.back(&work.header, entry.ifindex) } else { entry.ifindex };
     work.reply.mac = [0; 6];
     work.reply.kind = entry.kind;
     work.reply.endpoint = work.flow.endpoint;

@@ -32,7 +32,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     let client = work.header.src.copied();
     let entry = Entry { ifindex, kind: REPLY_RESTORE, client: &client };
     match choose::known(tables, work) {
-        Known::Flow(flow, endpoint) if choose::goes_on(tables, work, flow, endpoint, &entry) => {
+        Known::Flow(flow, endpoint) if choose::goes_on(packet, tables, work, flow, endpoint, &entry) => {
             work.proxy = proxy::ahead(flow.state);
             tables.count_request(&work.key, flow, work.header.length.into());
             let verdict = forward(work, config, endpoint, flow.source_port, flow.target_port);
@@ -65,7 +65,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     work.set_flow(choice.id, port.service, port.target_port);
     proxy::begin(packet, port, work);
     direct::begin(tables, port, choice.endpoint, ifindex, work);
-    if !choose::record(tables, work, choice.endpoint, &entry) {
+    if !choose::record(packet, tables, work, choice.endpoint, &entry) {
         return Verdict::Drop(Reason::NoSourcePort);
     }
     let (source, target) = (work.flow.source_port, work.flow.target_port);

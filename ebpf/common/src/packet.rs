@@ -47,6 +47,13 @@ pub trait Packet {
         let _ = header;
         None
     }
+    /// The device by which the kernel's routes lead back to its source, for a packet that came in by an uplink; that uplink
+    /// itself if there is no other, or they lead elsewhere.
+    #[inline(always)]
+    fn back(&self, header: &Header, uplink: u32) -> u32 {
+        let _ = header;
+        uplink
+    }
 }
 
 /// An Ethernet header.

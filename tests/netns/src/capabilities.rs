@@ -19,6 +19,8 @@ pub enum Need {
     EbpfEngine,
     /// A kernel that takes nftables of the family `inet`: tasks' way out of the overlay.
     Nftables,
+    /// A kernel that has VLAN devices.
+    Vlans,
 }
 
 impl Need {
@@ -28,9 +30,16 @@ impl Need {
             Self::IpvsEngine if wanted_engine().as_deref() != Some("ipvs") => Some("about engine ipvs"),
             Self::EbpfEngine if wanted_engine().as_deref() == Some("ipvs") => Some("about engine ebpf"),
             Self::Nftables if !has_nftables() => Some("the kernel has no nftables"),
+            Self::Vlans if !has_vlans() => Some("the kernel has no VLAN devices"),
             _ => None,
         }
     }
+}
+
+fn has_vlans() -> bool {
+    let Ok(host) = Host::new("probe") else { return false };
+    host.ip("link add br0 type bridge").is_ok()
+        && host.ip("link add link br0 name br0.7 type vlan id 7").is_ok()
 }
 
 fn has_nftables() -> bool {

@@ -181,6 +181,7 @@ impl Matrix {
                 let wrong = match (filled.results.get(row).map(|result| &result.cell), expected) {
                     (None, _) => "no result".to_owned(),
                     (Some(Cell::Failed(reason)), _) => format!("FAILED {reason}"),
+                    (Some(Cell::NotRun(_)), None) if hole::allowed(row, filled.column).is_some() => continue,
                     (Some(Cell::NotRun(reason)), None) => format!("not run, but should have: {reason}"),
                     (Some(Cell::Ok), Some(reason)) => {
                         format!("ran, although it is listed as not run ({reason})")

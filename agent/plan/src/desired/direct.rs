@@ -45,8 +45,12 @@ pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
             Object::LocalAddr(LocalAddr { addr, door, device: if door == 0 { 0 } else { uplink.index } })
         }));
     }
-    if wants_direct(view.assignment) {
+    let has_ways = view.facts.outward().nth(1).is_some();
+    if has_ways || wants_direct(view.assignment) {
         out.extend(view.facts.outward().map(|uplink| Object::Outward(uplink.index)));
+    }
+    if has_ways {
+        out.push(Object::Outward(0));
     }
     for (node, router) in &view.answering {
         let Some(told) = view.facts.peers.get(*node) else { continue };

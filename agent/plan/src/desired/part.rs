@@ -11,7 +11,7 @@ use shoal_types::{DirectRouting, EndpointId, NetworkId, ServiceId};
 
 use super::balancing::{self, Members};
 use super::published::published;
-use super::{Engine, Facts, View, direct, endpoint_elsewhere, names, reserved_ports, vip_neighbors};
+use super::{Engine, Facts, View, beside_ports, direct, endpoint_elsewhere, names, vip_neighbors};
 use crate::object::{Object, Objects};
 
 /// The endpoints of each service, and which services have their clients answered by the nodes of their tasks, kept from one
@@ -172,7 +172,7 @@ pub fn derive_part(
     let of_part = Members::of(part.services.iter().flat_map(members).collect::<Vec<_>>().into_iter());
     view.published = ports;
     if part.with_ports {
-        reserved_ports(&view, &mut objects);
+        beside_ports(&view, &mut objects);
     }
     for service in touched {
         vip_neighbors(&view, service, &mut objects);

@@ -169,13 +169,17 @@ fn answers_leave_by_the_devices_that_lead_to_others() {
     };
     let everywhere = PublishedPort::everywhere(Protocol::Tcp, 80, 80);
     for (inner, port, wanted) in [
-        (vec![other], direct(), &[2, 3][..]),
-        (vec![other], everywhere, &[]),
+        // With 0, as there is more than one.
+        (vec![other], direct(), &[0, 2, 3][..]),
+        (vec![other], everywhere, &[0, 2, 3]),
         // The tunnels' own address is on it.
-        (vec![facts(&world(&[])).data_addr, other], direct(), &[2, 3, 7]),
+        (vec![facts(&world(&[])).data_addr, other], direct(), &[0, 2, 3, 7]),
     ] {
         let uplinks = vec![uplink("eth0", 2, vec![main]), uplink("eth1", 3, vec![other]), behind(inner)];
         assert_eq!(outward(uplinks, port), wanted);
+    }
+    for (port, wanted) in [(direct(), &[2][..]), (everywhere, &[])] {
+        assert_eq!(outward(vec![uplink("eth0", 2, vec![main]), behind(vec![other])], port), wanted);
     }
 }
 

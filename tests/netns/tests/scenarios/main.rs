@@ -34,6 +34,7 @@ mod rotation;
 mod sameport;
 mod sctp;
 mod upstream;
+mod ways;
 
 use std::process::ExitCode;
 

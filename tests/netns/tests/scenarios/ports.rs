@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use shoal_netns::{Swarm, Traffic, wait_for, wanted_engine};
+use shoal_netns::{Need, Swarm, Traffic, wait_for, wanted_engine};
 
 use crate::harness::{
     CONN, ECHO, LISTENS, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, PUBLISHED_WHOAMI, Scenario, WHOAMI,
@@ -13,6 +13,7 @@ use crate::harness::{
 };
 use crate::packets;
 use crate::sctp;
+use crate::ways;
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("a_port_on_one_address_is_closed_on_every_other", one_address),
@@ -29,6 +30,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("datagrams_larger_than_a_packet_pass", packets::large_datagrams),
     scenario("associations_of_sctp_reach_tasks_and_clients", sctp::associations),
     scenario("a_smaller_mtu_on_the_way_is_learned", packets::a_smaller_mtu_is_learned),
+    scenario("a_vlan_of_an_uplink_has_the_ports_too", ways::vlans).needs(&[Need::Vlans]),
+    scenario("clients_are_answered_by_the_way_that_routes_lead", ways::two_uplinks),
+    scenario("what_tasks_ask_from_a_published_port_is_answered_to_them", ways::leaving)
+        .needs(&[Need::Nftables]),
 ];
 
 /// Who answers on a port, by either protocol; nobody when it is closed.

@@ -68,7 +68,7 @@ fn connect_all(swarm: &Swarm) -> anyhow::Result<()> {
 }
 
 /// A socket bound to the client's port, which other sockets may be bound to, too.
-fn bound(client: SocketAddr, kind: SockType) -> anyhow::Result<OwnedFd> {
+pub(crate) fn bound(client: SocketAddr, kind: SockType) -> anyhow::Result<OwnedFd> {
     let family = if client.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
@@ -80,7 +80,7 @@ fn bound(client: SocketAddr, kind: SockType) -> anyhow::Result<OwnedFd> {
 }
 
 /// Connections to all targets, every one of them open before the first is used.
-fn connected(client: SocketAddr, targets: &[SocketAddr]) -> anyhow::Result<Vec<TcpStream>> {
+pub(crate) fn connected(client: SocketAddr, targets: &[SocketAddr]) -> anyhow::Result<Vec<TcpStream>> {
     let open = |target: &SocketAddr| {
         let socket = bound(client, SockType::Stream)?;
         connect(socket.as_raw_fd(), &SockaddrStorage::from(*target))
