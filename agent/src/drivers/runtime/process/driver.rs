@@ -499,6 +499,7 @@ mod tests {
                 cgroup: runtime.tasks.cgroups.group(task),
                 hidden: vec![],
                 log_bytes: 0,
+                open_files: None,
             };
             let dir = runtime.tasks.dir(task);
             dir.create(&launch).expect("laid down");
