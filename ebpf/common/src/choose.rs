@@ -66,8 +66,8 @@ pub fn known<'a, T: Tables>(tables: &'a T, work: &Work) -> Known<'a> {
     }
 }
 
-/// Chooses an endpoint of a service for a flow: the one it has if that still takes new flows, else by the service's
-/// table. `avoid` is the address of a task that is the client itself.
+/// Chooses an endpoint of a service for a flow: the one it has if that still takes new flows, whatever table names it, else by
+/// the service's table. `avoid` is the address of a task that is the client itself.
 #[inline(always)]
 pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &Mac) -> Option<Choice<'a>> {
     let v4 = work.header.v4;
@@ -75,6 +75,8 @@ pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &M
         && flow.service == service
         && let Some(endpoint) = tables.endpoint(flow.endpoint)
         && is_usable(endpoint, v4, avoid)
+        // A client's port that is used again is no way around the table.
+        && !endpoint.is_idle()
     {
         return Some(Choice { id: flow.endpoint, endpoint });
     }

@@ -54,11 +54,11 @@ impl Policy {
 
 /// A digest of a service's policy, members and seed: equal digests mean equal tables, read alike.
 ///
-/// The members must be sorted and without duplicates, as [`build`] wants them.
+/// The members must be as [`normalize`] makes them, as [`build`] wants them.
 pub fn digest(policy: Policy, members: &[Member], seed: u64) -> u64 {
     let mut state = hash::mix(seed, members.len() as u64);
     // Tables of a daemon with other sizes are others.
-    state = hash::mix(state, u64::from(table_size(members.len())));
+    state = hash::mix(state, u64::from(table_size(members)));
     if policy != Policy::Flow {
         state = hash::mix(state, u64::from(policy.number()));
     }
@@ -71,21 +71,25 @@ pub fn digest(policy: Policy, members: &[Member], seed: u64) -> u64 {
 /// Primes for table sizes, each about double the one before.
 const PRIMES: [u32; 13] = [31, 61, 127, 251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131_071];
 
-/// Slots per member a table has at least, up to the largest size. Shares of equal members differ by one slot at most, so
-/// that none gets more than a sixteenth more than another.
-const SLOTS_PER_MEMBER: u32 = 16;
+/// Slots that the member of least weight has at least, as long as [`bound`] allows it. Shares differ from what they should be
+/// by a sixteenth at most.
+const SLOTS_PER_MEMBER: u64 = 16;
 
-/// The size of the table for a number of members: the first prime with 16 slots for each, so at most some 32, and never
-/// fewer slots than members up to the largest size. The size is kept while the number of members stays within a
-/// factor of two, so that scaling by one rarely resizes: a table of another size moves most flows that no flow table
-/// knows.
-pub fn table_size(members: usize) -> u32 {
-    let members = u32::try_from(members).unwrap_or(u32::MAX);
-    if members == 0 {
-        return 0;
-    }
-    let wanted = members.saturating_mul(SLOTS_PER_MEMBER);
-    let fits = PRIMES.into_iter().find(|&prime| prime >= wanted);
+/// The most slots of a table with so many members, but for the step to the next prime: weights that differ much take no more
+/// than 32 KiB, or four times what equal ones take.
+fn bound(members: usize) -> u64 {
+    (members as u64).saturating_mul(4 * SLOTS_PER_MEMBER).clamp(4093, PRIMES[PRIMES.len() - 1].into())
+}
+
+/// The size of the table of these members: the first prime with 16 slots for the one of least weight, and as many times that
+/// for another as it weighs more. So with equal weights at most some 32 for each, and never fewer slots than members up
+/// to the largest size. The size is kept while the sum of the weights, in those of the least, stays within a factor of two, so
+/// that scaling by one rarely resizes: a table of another size moves most flows that no flow table knows.
+pub fn table_size(members: &[Member]) -> u32 {
+    let weights = || members.iter().map(|member| u64::from(member.weight));
+    let Some(least) = weights().min() else { return 0 };
+    let wanted = (weights().sum::<u64>() * SLOTS_PER_MEMBER).div_ceil(least.max(1)).min(bound(members.len()));
+    let fits = PRIMES.into_iter().find(|&prime| u64::from(prime) >= wanted);
     fits.unwrap_or(PRIMES[PRIMES.len() - 1])
 }
 
@@ -97,28 +101,50 @@ mod host {
     use alloc::vec;
     use alloc::vec::Vec;
 
-    use super::{Member, Policy, hash, table_size};
+    use super::{Member, Policy, bound, hash, table_size};
 
     impl Policy {
         /// The table of a service: one endpoint id for each slot. `members` must come from [`normalize`].
         pub fn build(self, members: &[Member], seed: u64) -> Vec<u64> {
             match self {
                 Self::Flow | Self::Source => build(members, seed),
-                // A member of weight 2 has two turns, or lots.
-                Self::Turn | Self::Random => members
-                    .iter()
-                    .flat_map(|member| core::iter::repeat_n(member.endpoint, member.weight.into()))
-                    .collect(),
+                Self::Turn | Self::Random => turns(members),
             }
         }
     }
 
-    /// Sorts members by id, drops those without weight and all but the first of duplicates.
+    /// Sorts members by id, drops those without weight and all but the first of duplicates. Weights are divided by what they
+    /// have in common: members of 2 and 4 are as those of 1 and 2.
     pub fn normalize(mut members: Vec<Member>) -> Vec<Member> {
         members.retain(|member| member.weight > 0);
         members.sort_unstable();
         members.dedup_by_key(|member| member.endpoint);
+        let common = members.iter().fold(0, |common, member| divisor(common, member.weight)).max(1);
+        for member in &mut members {
+            member.weight /= common;
+        }
         members
+    }
+
+    /// The greatest common divisor; of 0 and another, that one.
+    fn divisor(a: u16, b: u16) -> u16 {
+        if b == 0 { a } else { divisor(b, a % b) }
+    }
+
+    /// A member of weight 2 has two turns, or lots, and those of each are spread evenly: nobody gets many in a row who need
+    /// not. Where they would be too many, they are in proportion as near as can be, and one for each member in any case.
+    fn turns(members: &[Member]) -> Vec<u64> {
+        let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
+        let most = bound(members.len());
+        let mut turns: Vec<(u64, u64, u64)> = Vec::new();
+        for member in members {
+            let weight = u64::from(member.weight);
+            let count = if total <= most { weight } else { (weight * most / total).max(1) };
+            // Of n turns the first is in the middle of the first nth of the round, and so on.
+            turns.extend((0..count).map(|turn| ((2 * turn + 1) * most / count, count, member.endpoint)));
+        }
+        turns.sort_by_key(|(place, count, _)| (*place, u64::MAX - count));
+        turns.into_iter().map(|(_, _, endpoint)| endpoint).collect()
     }
 
     /// A member's walk through the slots, in an order of its own.
@@ -132,13 +158,15 @@ mod host {
     ///
     /// `members` must come from [`normalize`]. Memory is O(members + slots).
     pub fn build(members: &[Member], seed: u64) -> Vec<u64> {
-        let size = table_size(members.len());
+        let size = table_size(members);
         if size == 0 {
             return Vec::new();
         }
         let slots = size as usize;
-        let mut walks: Vec<Walk> = members.iter().map(|member| walk(member.endpoint, seed, size)).collect();
         let heaviest = members.iter().map(|member| u32::from(member.weight)).max().unwrap_or(1);
+        // All move in the first round: none that weighs anything goes without a slot in a table of the largest size.
+        let walks = members.iter().map(|member| walk(member.endpoint, seed, size, heaviest - 1));
+        let mut walks: Vec<Walk> = walks.collect();
         let mut table = vec![0; slots];
         let mut taken = vec![false; slots];
         let mut filled = 0;
@@ -164,10 +192,10 @@ mod host {
     }
 
     /// The permutation of a member: `offset`, `offset + skip`, … modulo the prime size.
-    fn walk(endpoint: u64, seed: u64, size: u32) -> Walk {
+    fn walk(endpoint: u64, seed: u64, size: u32, credit: u32) -> Walk {
         let offset = hash::finish(hash::mix(seed, endpoint)) % u64::from(size);
         let skip = hash::finish(hash::mix(!seed, endpoint)) % u64::from(size - 1) + 1;
         let narrow = |value: u64| u32::try_from(value).unwrap_or(0);
-        Walk { next: narrow(offset), skip: narrow(skip), credit: 0 }
+        Walk { next: narrow(offset), skip: narrow(skip), credit }
     }
 }

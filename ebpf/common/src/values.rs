@@ -106,6 +106,9 @@ pub const ENDPOINT_LOCAL: u16 = 1;
 pub const ENDPOINT_DRAINING: u16 = 2;
 /// The endpoint's node, another one, can answer clients of this one itself: see [`crate::direct`].
 pub const ENDPOINT_DSR: u16 = 4;
+/// The endpoint's node has weight 0: it keeps its flows and gets new ones only by tables that name it, those of the node's own
+/// ports.
+pub const ENDPOINT_IDLE: u16 = 8;
 
 impl EndpointVal {
     /// The endpoint's address in a family; [`Addr::ANY`] if it has none.
@@ -130,6 +133,12 @@ impl EndpointVal {
     #[inline(always)]
     pub const fn is_draining(&self) -> bool {
         self.flags & ENDPOINT_DRAINING != 0
+    }
+
+    /// Whether its node has weight 0.
+    #[inline(always)]
+    pub const fn is_idle(&self) -> bool {
+        self.flags & ENDPOINT_IDLE != 0
     }
 }
 

@@ -46,6 +46,11 @@ fn members(ids: &[u64]) -> Vec<Member> {
     maglev::normalize(ids.iter().map(|&endpoint| Member { endpoint, weight: 1 }).collect())
 }
 
+/// Members of these weights, with the numbers from 1 on.
+fn weighted(weights: &[u16]) -> Vec<Member> {
+    maglev::normalize((1..).zip(weights).map(|(endpoint, &weight)| Member { endpoint, weight }).collect())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -146,22 +151,60 @@ proptest! {
     }
 
     #[test]
-    fn a_weight_is_a_share(weights in prop::collection::vec(1_u16..100, 1..20), seed in any::<u64>()) {
-        let members: Vec<Member> =
-            (1..).zip(&weights).map(|(endpoint, &weight)| Member { endpoint, weight }).collect();
+    fn a_weight_is_a_share(weights in prop::collection::vec(1_u16..=100, 1..20), seed in any::<u64>()) {
+        let members = weighted(&weights);
         let table = maglev::build(&members, seed);
+        prop_assert!(table.len() <= 8191, "{} slots", table.len());
         let share = share(&table);
-        let total: usize = weights.iter().map(|&weight| usize::from(weight)).sum();
+        let total: usize = members.iter().map(|member| usize::from(member.weight)).sum();
+        let least = members.iter().map(|member| usize::from(member.weight)).min().unwrap_or(1);
+        let is_exact = table.len() >= 16 * total / least;
         for member in members {
             let wanted = table.len() * usize::from(member.weight) / total;
             let got = share.get(&member.endpoint).copied().unwrap_or_default();
-            prop_assert!(got.abs_diff(wanted) <= weights.len(), "{got} slots, not {wanted}");
+            // What a table has no room for is a slot of each member at most.
+            let off = if is_exact { wanted / 16 + 1 } else { weights.len() };
+            prop_assert!(got > 0 && got.abs_diff(wanted) <= off, "{got} slots, not {wanted}");
+        }
+    }
+
+    #[test]
+    fn turns_are_as_many_as_weights_say(weights in prop::collection::vec(1_u16..=100, 1..20)) {
+        let members = weighted(&weights);
+        let table = Policy::Turn.build(&members, 0);
+        let share = share(&table);
+        for member in &members {
+            prop_assert_eq!(share[&member.endpoint], usize::from(member.weight));
+        }
+        // Spread evenly: in any part of the round each has its share of it, give or take a turn.
+        for part in 1..=table.len() {
+            for member in &members {
+                let got = table[..part].iter().filter(|id| **id == member.endpoint).count();
+                let exact = part * usize::from(member.weight);
+                prop_assert!((got * table.len()).abs_diff(exact) <= table.len() * members.len(), "{got} of {part}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_weights_have_in_common_changes_nothing(
+        weights in prop::collection::vec(0_u16..=20, 1..20),
+        times in 1_u16..=5,
+        seed in any::<u64>(),
+    ) {
+        let more: Vec<u16> = weights.iter().map(|weight| weight * times).collect();
+        let (few, many) = (weighted(&weights), weighted(&more));
+        prop_assert_eq!(&few, &many);
+        prop_assert_eq!(few.len(), weights.iter().filter(|weight| **weight > 0).count());
+        for policy in [Policy::Flow, Policy::Source, Policy::Turn, Policy::Random] {
+            prop_assert_eq!(maglev::digest(policy, &few, seed), maglev::digest(policy, &many, seed));
         }
     }
 
     #[test]
     fn a_table_is_as_large_as_its_service(count in 1_usize..8_000) {
-        let (size, count32) = (maglev::table_size(count), u32::try_from(count).expect("small"));
+        let members = weighted(&vec![7; count]);
+        let (size, count32) = (maglev::table_size(&members), u32::try_from(count).expect("small"));
         // A sixteenth is the most by which one share is larger than another.
         prop_assert!(size >= count32 * 16 && size <= count32 * 33, "{size} slots for {count}");
         prop_assert!((2..size).take_while(|n| n * n <= size).all(|n| size % n != 0), "{size} is no prime");
@@ -259,7 +302,7 @@ fn a_restored_answer_is_what_the_client_waits_for() {
 fn moved(count: u64, seed: u64) -> Option<(usize, usize)> {
     let ids: Vec<u64> = (1..=count).map(|id| hash::finish(hash::mix(id, seed))).collect();
     let (gone, fewer) = ids.split_last()?;
-    if maglev::table_size(ids.len()) != maglev::table_size(fewer.len()) {
+    if maglev::table_size(&members(&ids)) != maglev::table_size(&members(fewer)) {
         return None;
     }
     let (before, after) = (maglev::build(&members(&ids), seed), maglev::build(&members(fewer), seed));
@@ -280,4 +323,35 @@ fn a_removed_member_moves_few_others() {
             assert!(moved * 2 <= slots, "{count} members: {moved} of {slots} slots moved");
         }
     }
+}
+
+/// A hundred to one, as far as weights go, in the tables of all policies.
+#[test]
+fn the_lightest_beside_the_heaviest_has_its_hundredth() {
+    let count = |table: &[u64], id: u64| table.iter().filter(|slot| **slot == id).count();
+    let pair = weighted(&[100, 1]);
+    let table = maglev::build(&pair, 7);
+    assert_eq!((table.len(), count(&table, 2)), (2039, 21), "2039 / 101 = 20.2");
+    let turns = Policy::Turn.build(&pair, 7);
+    assert_eq!((turns.len(), count(&turns, 2)), (101, 1));
+    assert_eq!(turns[50], 2, "in the middle of the others' turns");
+    // More than there is room for: fewer for each, and one for the lightest in any case.
+    let many: Vec<u16> = std::iter::once(1).chain(std::iter::repeat_n(100, 999)).collect();
+    for table in [maglev::build(&weighted(&many), 7), Policy::Random.build(&weighted(&many), 7)] {
+        assert!((60_000..=65_521).contains(&table.len()), "{} slots", table.len());
+        assert_eq!(count(&table, 1), 1);
+        let others: Vec<usize> = (2..=1000).map(|id| count(&table, id)).collect();
+        assert!(others.iter().all(|&slots| (64..=66).contains(&slots)), "{:?}", others.iter().max());
+    }
+}
+
+/// Digest and slots are those of versions before weights.
+#[test]
+fn equal_weights_give_the_tables_of_before_weights() {
+    let members = weighted(&[9, 9, 9]);
+    assert_eq!(members, weighted(&[1, 1, 1]));
+    assert_eq!(maglev::build(&members, 42).len(), 61);
+    assert_eq!(Policy::Turn.build(&members, 42), [1, 2, 3]);
+    assert_eq!(maglev::digest(Policy::Flow, &members, 42), 0x2df3_587a_c880_ff8c);
+    assert_eq!(maglev::build(&members, 42)[..12], [3, 3, 2, 3, 1, 1, 2, 1, 3, 1, 3, 2]);
 }

@@ -9,7 +9,7 @@ macro_rules! every_case {
             port_in_the_scope_of_one_address, port_on_every_address_comes_before_one_on_this,
             service_without_endpoint_is_refused,
             endpoint_without_the_family_is_not_chosen, removed_endpoint_ends_tcp_and_moves_udp,
-            draining_endpoint_keeps_its_flows_only, withdrawn_port_keeps_its_connections,
+            draining_endpoint_keeps_its_flows_only, idle_endpoint_begins_only_what_a_table_says, withdrawn_port_keeps_its_connections,
             endpoints_take_turns, endpoints_are_drawn, a_short_table_does_not_run_into_the_next, a_client_stays_with_its_endpoint,
             two_addresses_one_client_port_do_not_alias, checksums_and_options_survive,
             only_members_may_send_tunnel_packets, endpoint_that_vanished_from_under_its_slots_is_skipped,

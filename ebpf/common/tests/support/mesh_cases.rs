@@ -4,7 +4,7 @@ use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::PortKey;
 use shoal_ebpf_common::maglev::Policy;
 use shoal_ebpf_common::reason::{Program, Reason};
-use shoal_ebpf_common::values::{ENDPOINT_DRAINING, EndpointVal, PortVal, REPLY_RESTORE};
+use shoal_ebpf_common::values::{ENDPOINT_DRAINING, ENDPOINT_IDLE, EndpointVal, PortVal, REPLY_RESTORE};
 use shoal_ebpf_common::verdict::Out;
 
 use super::packet::{ACK, SYN, Segment, TCP, UDP};
@@ -267,6 +267,25 @@ pub(crate) fn draining_endpoint_keeps_its_flows_only(w: &mut dyn World) {
     for family in [V4, V6] {
         forwarded(w, MESH, &request(&family, TCP, 40_000).flags(ACK), Out::Peer(IFINDEX));
         forwarded(w, MESH, &request(&family, TCP, 40_001), Out::Device(REMOTE_DEVICE));
+    }
+}
+
+/// A client's port that is used again leads away from a node of weight 0, but not from one whose own port it is.
+pub(crate) fn idle_endpoint_begins_only_what_a_table_says(w: &mut dyn World) {
+    node(w);
+    w.set_service(SERVICE, &[LOCAL]);
+    for family in [V4, V6] {
+        forwarded(w, MESH, &request(&family, TCP, 40_000), Out::Peer(IFINDEX));
+    }
+    w.set_endpoint(LOCAL, EndpointVal { flags: local_endpoint().flags | ENDPOINT_IDLE, ..local_endpoint() });
+    for family in [V4, V6] {
+        forwarded(w, MESH, &request(&family, TCP, 40_000), Out::Peer(IFINDEX));
+        forwarded(w, MESH, &request(&family, TCP, 40_001), Out::Peer(IFINDEX));
+    }
+    w.set_service(SERVICE, &[REMOTE]);
+    for family in [V4, V6] {
+        forwarded(w, MESH, &request(&family, TCP, 40_000).flags(ACK), Out::Peer(IFINDEX));
+        forwarded(w, MESH, &request(&family, TCP, 40_000), Out::Device(REMOTE_DEVICE));
     }
 }
 
