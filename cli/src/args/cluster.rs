@@ -146,7 +146,7 @@ pub(crate) enum NodeCommand {
         #[arg(value_name = "NODE")]
         targets: Vec<String>,
     },
-    /// Change what the scheduler may do with nodes, and their labels
+    /// Change what the scheduler may do with nodes, what share of new connections their tasks get, and their labels
     Update(NodeUpdateArgs),
     /// Remove nodes that are down, or drained and empty, from the swarm
     Rm {
@@ -161,11 +161,15 @@ pub(crate) enum NodeCommand {
 /// `shoal node update`
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("change").required(true).multiple(true)
-          .args(["availability", "label_add", "label_rm"]))]
+          .args(["availability", "weight", "label_add", "label_rm"]))]
 pub(crate) struct NodeUpdateArgs {
     /// active: takes tasks; pause: keeps its tasks, takes no new ones; drain: its tasks move to other nodes
     #[arg(long, value_enum, value_name = "STATE")]
     pub(crate) availability: Option<NodeAvailability>,
+    /// What share of new connections its tasks get, beside those of the same service on other nodes: 0 to 100, 1 unless set;
+    /// 0: none, and those that are open go on. Not for ports in host mode
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) weight: Option<u32>,
     /// Add or replace a label; repeatable
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse::label)]
     pub(crate) label_add: Vec<(String, String)>,

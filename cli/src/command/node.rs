@@ -1,6 +1,7 @@
 //! `shoal node`
 
 use shoal_api::pb;
+use shoal_types::ErrorCode;
 
 use super::change::{Results, diff};
 use super::cluster::{nodes, print_tasks, tasks};
@@ -69,6 +70,13 @@ async fn update(ctx: &Ctx, args: &NodeUpdateArgs) -> Result<(), Failure> {
     let outcome = for_each(ctx, &args.targets, async |target| {
         let (nodes, lookup) = tokio::try_join!(nodes(&control), lookup(&control, true))?;
         let before = find(&nodes, if target == "self" { control.local.node_id.as_str() } else { target })?;
+        if args.weight.is_some() && before.weight.is_none() {
+            return Err(Failure::new(
+                ErrorCode::InvalidField,
+                "the manager that was asked is of a version without weights",
+                "bring the managers to this version first; 'shoal node ls' shows theirs",
+            ));
+        }
         let missing = args.label_rm.iter().filter(|key| !before.labels.contains_key(*key));
         missing.for_each(|key| ctx.out.warn(&format!("--label-rm {key}: there is none")));
         let availability = args.availability.map_or(pb::Availability::Unspecified, pb::Availability::from);
@@ -79,12 +87,15 @@ async fn update(ctx: &Ctx, args: &NodeUpdateArgs) -> Result<(), Failure> {
             availability: availability.into(),
             labels_add: args.label_add.iter().cloned().collect(),
             labels_remove: args.label_rm.clone(),
+            weight: args.weight,
         };
         let after = control.call(request, |mut api, r| async move { api.update_node(r).await }).await?;
+        after.notes.iter().for_each(|note| ctx.out.warn(note));
         if args.dry_run {
             let item = |node: &pb::NodeInfo| {
                 let item = node_object(node, &lookup).item;
-                serde_json::json!({ "availability": item["availability"], "labels": item["labels"] })
+                let fields = ["availability", "weight", "labels"];
+                fields.map(|field| (field, item[field].clone())).into_iter().collect::<serde_json::Value>()
             };
             return results.would_change(&after.name, &diff(&item(before), &item(&after)));
         }

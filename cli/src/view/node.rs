@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use shoal_api::pb;
+use shoal_types::Weight;
 
 use super::Lookup;
 use super::words::{attachments_item, availability, engine, labels, labels_text, node_role, node_state};
@@ -14,6 +15,7 @@ pub(crate) const NODE_COLUMNS: &[Column] = &[
     ("NAME", "Hostname"),
     ("STATUS", "Status"),
     ("AVAILABILITY", "Availability"),
+    ("WEIGHT", "Weight"),
     ("ROLE", "Role"),
     ("ADDRESS", "Address"),
     ("TASKS", "Tasks"),
@@ -38,6 +40,7 @@ pub(crate) fn node_row(node: &pb::NodeInfo, own: &str, lookup: &Lookup) -> Row {
         "Name": node.name,
         "Status": node_state(node.state()),
         "Availability": availability(node.availability()),
+        "Weight": weight(node),
         "ManagerStatus": manager_status,
         "Role": role,
         "Address": node.data_addr,
@@ -60,6 +63,7 @@ fn node_item(node: &pb::NodeInfo, lookup: &Lookup) -> Value {
         "state": node_state(node.state()),
         "stateSince": rfc3339(node.state_since_ms),
         "availability": availability(node.availability()),
+        "weight": weight(node),
         "controlAddr": node.control_addr,
         "dataAddr": node.data_addr,
         "router": attachments_item(&router, lookup).get(0),
@@ -79,6 +83,11 @@ fn node_item(node: &pb::NodeInfo, lookup: &Lookup) -> Value {
     })
 }
 
+/// Managers of versions before weights give all the same.
+fn weight(node: &pb::NodeInfo) -> u32 {
+    node.weight.unwrap_or(Weight::default().into())
+}
+
 /// What balances on a node, once it has said so.
 fn known_engine(description: &pb::NodeDescription) -> Option<&str> {
     Some(description.lb_engine.as_str()).filter(|engine| !engine.is_empty())
@@ -92,7 +101,7 @@ pub(crate) fn node_object(node: &pb::NodeInfo, lookup: &Lookup) -> Row {
         "CreatedAt": rfc3339(node.joined_at_ms),
         "Spec": {
             "Role": node_role(node.role()), "Availability": availability(node.availability()),
-            "Labels": labels(&node.labels),
+            "Weight": weight(node), "Labels": labels(&node.labels),
         },
         "Description": {
             "Hostname": node.name,

@@ -215,6 +215,45 @@ async fn a_node_is_drained_and_labelled() {
 }
 
 #[tokio::test]
+async fn a_node_is_given_a_weight() {
+    let fake = Fake::start();
+    let node = |id: &str, name: &str, weight| pb::NodeInfo {
+        id: id.into(),
+        name: name.into(),
+        availability: pb::Availability::Active.into(),
+        weight,
+        ..Default::default()
+    };
+    fake.world().nodes = vec![
+        node("4kq2aaaaaaaaaaaaaaaaaaaaa", "n1", Some(1)),
+        node("7zz2aaaaaaaaaaaaaaaaaaaaa", "n2", Some(1)),
+    ];
+    let would = "n2\n  ~ weight: 1 -> 100\n";
+    assert_eq!(fake.run("node update --weight 100 --dry-run n2").await, result(10, would, ""));
+    assert_eq!(fake.world().nodes[1].weight, Some(1));
+    assert_eq!(fake.run("node update --weight 100 n2").await, quiet_success("n2\n"));
+    assert_eq!(fake.run("node update --weight 100 --dry-run n2").await, quiet_success("n2: no change\n"));
+    // Other changes leave it.
+    assert_eq!(fake.run("node update --availability pause n2").await, quiet_success("n2\n"));
+    assert_eq!(fake.world().nodes[1].weight, Some(100));
+    // What the manager has to say about it.
+    let note = "warning: service 'web' takes no new connection: n1\n";
+    assert_eq!(fake.run("node update --weight 0 n1").await, result(0, "n1\n", note));
+    for wrong in ["101", "-1", "1.5", "much"] {
+        let refused = fake.run(&format!("node update --weight={wrong} n1")).await;
+        assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""), "{}", refused.stderr);
+        assert!(refused.stderr.contains("--weight <N>"), "{}", refused.stderr);
+    }
+    assert_eq!(fake.world().nodes[0].weight, Some(0));
+    // A manager that would leave it out is not asked.
+    fake.world().nodes[0].weight = None;
+    let requests = fake.world().request_ids.len();
+    let refused = fake.run("node update --weight 2 n1").await;
+    assert_eq!((refused.code, fake.world().request_ids.len()), (Some(2), requests));
+    assert!(refused.stderr.contains("version without weights"), "{}", refused.stderr);
+}
+
+#[tokio::test]
 async fn ports_are_shown_as_ranges_and_told_one_by_one() {
     let fake = Fake::start();
     fake.run("service create -d --name web -p 8000-8099:8000-8099/udp -p 10.0.0.1:443:80 true").await;

@@ -129,13 +129,14 @@ async fn ps_shows_where_and_why() {
 #[tokio::test]
 async fn node_and_network_ls() {
     let fake = Fake::start();
-    let node = |id: &str, name: &str, role: pb::NodeRole, leader| pb::NodeInfo {
+    let node = |id: &str, name: &str, role: pb::NodeRole, leader: bool| pb::NodeInfo {
         id: id.into(),
         name: name.into(),
         role: role.into(),
         availability: pb::Availability::Active.into(),
         state: pb::NodeState::Ready.into(),
         data_addr: "10.0.3.11".into(),
+        weight: (!leader).then_some(20),
         leader,
         ..Default::default()
     };
@@ -145,12 +146,15 @@ async fn node_and_network_ls() {
     ];
     assert_eq!(
         fake.run("node ls").await.stdout,
-        "ID              NAME  STATUS  AVAILABILITY  ROLE              ADDRESS    TASKS  VERSION\n\
-         4kq2aaaaaaaa *  n1    ready   active        manager (leader)  10.0.3.11  0      -\n\
-         n2idaaaaaaaa    n2    ready   active        worker            10.0.3.11  0      -\n"
+        "ID              NAME  STATUS  AVAILABILITY  WEIGHT  ROLE              ADDRESS    TASKS  VERSION\n\
+         4kq2aaaaaaaa *  n1    ready   active        1       manager (leader)  10.0.3.11  0      -\n\
+         n2idaaaaaaaa    n2    ready   active        20      worker            10.0.3.11  0      -\n"
     );
     assert_eq!(fake.run("node ls -q --filter role=worker").await, quiet_success("n2idaaaaaaaa\n"));
     assert_eq!(fake.run("node inspect self --format {{.Description.Hostname}}").await, quiet_success("n1\n"));
+    assert_eq!(fake.run("node inspect n2 --format {{.Spec.Weight}}").await, quiet_success("20\n"));
+    let item: serde_json::Value = serde_json::from_str(&fake.run("node ls --json").await.stdout).unwrap();
+    assert_eq!((&item["items"][0]["weight"], &item["items"][1]["weight"]), (&1.into(), &20.into()));
     assert_eq!(
         fake.run("network ls").await.stdout,
         "ID    NAME     SUBNET         SUBNET6    VNI   ADDRESSES  SERVICES\n\

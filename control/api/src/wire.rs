@@ -5,7 +5,7 @@ mod assignment;
 mod base;
 mod spec;
 
-pub use base::{attachment, attachment_to, field, required, word};
+pub use base::{attachment, attachment_to, field, required, weight, word};
 
 /// A message that is not a valid value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

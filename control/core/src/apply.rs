@@ -51,7 +51,10 @@ pub(crate) fn command(state: &mut State, at: At, command: &Command) -> Result<Ou
         Command::RemoveToken { id } => token::remove(state, id),
         Command::Join(join) => node::join(state, at, join),
         Command::UpdateNode { id, availability, labels_add, labels_remove } => {
-            node::update(state, id, *availability, labels_add, labels_remove)
+            node::update(state, id, *availability, None, labels_add, labels_remove)
+        }
+        Command::WeighNode { id, weight, availability, labels_add, labels_remove } => {
+            node::update(state, id, *availability, Some(*weight), labels_add, labels_remove)
         }
         Command::RemoveNode { id, force } => node::remove(state, at, id, *force),
         Command::NodeLeft { id } => node::left(state, at, id),

@@ -64,6 +64,7 @@ fn endpoints_in<'a>(state: &'a State, network: &'a NetworkId) -> impl Iterator<I
                 service: task.service.clone(),
                 slot: task.slot.clone(),
                 serving,
+                weight: node?.weight,
             })
         })
     })

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shoal_types::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId, TokenId};
-use shoal_types::lb::{DirectRouting, LbEngine, LbInUse};
+use shoal_types::lb::{DirectRouting, LbEngine, LbInUse, Weight};
 use shoal_types::object::{
     Availability, DesiredState, NodeDescription, NodeRole, NodeState, Slot, TaskStatus, Timestamp,
 };
@@ -223,6 +223,19 @@ pub enum Command {
         /// The next state.
         direct: DirectRouting,
     },
+    /// [`Command::UpdateNode`] with a weight. That one has no place for it in the logs there are.
+    WeighNode {
+        /// Which.
+        id: NodeId,
+        /// New weight.
+        weight: Weight,
+        /// New availability.
+        availability: Option<Availability>,
+        /// Labels to set.
+        labels_add: BTreeMap<String, String>,
+        /// Labels to take away.
+        labels_remove: Vec<String>,
+    },
 }
 
 impl Command {
@@ -239,7 +252,7 @@ impl Command {
             Self::CreateToken { .. } => "create-token",
             Self::RemoveToken { .. } => "remove-token",
             Self::Join(_) => "join",
-            Self::UpdateNode { .. } => "update-node",
+            Self::UpdateNode { .. } | Self::WeighNode { .. } => "update-node",
             Self::RemoveNode { .. } => "remove-node",
             Self::NodeLeft { .. } => "node-left",
             Self::SetNodeState { .. } => "set-node-state",

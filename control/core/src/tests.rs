@@ -12,3 +12,4 @@ mod sim;
 mod stored;
 mod stories;
 mod updates;
+mod weights;

@@ -14,7 +14,7 @@ use crate::leader::{LeaderView, scheduler};
 use crate::rejection::{Kind, Rejection};
 use crate::state::State;
 
-pub use warnings::warnings;
+pub use warnings::{warnings, without_share};
 
 /// How far a service is from what was asked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

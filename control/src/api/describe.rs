@@ -27,6 +27,8 @@ pub fn node(state: &State, sessions: &Sessions, leader: Option<&NodeId>, node: &
         leader: leader == Some(&node.id),
         applied_generation: sessions.reported(&node.id),
         tasks_running: count(running),
+        weight: Some(node.weight.into()),
+        notes: Vec::new(),
     }
 }
 

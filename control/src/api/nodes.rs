@@ -2,6 +2,7 @@
 
 use shoal_api::pb;
 use shoal_api::status::ApiError;
+use shoal_api::wire;
 use shoal_core::{Command, Outcome, view};
 use shoal_types::{ErrorCode, NodeId};
 use tonic::Status;
@@ -32,14 +33,21 @@ pub(super) async fn update(
         pb::Availability::Unspecified if request.availability == 0 => None,
         given => Some(given.try_into()?),
     };
-    let command = Command::UpdateNode {
-        id: id.clone(),
-        availability,
-        labels_add: request.labels_add.into_iter().collect(),
-        labels_remove: request.labels_remove,
+    let labels_add = request.labels_add.into_iter().collect();
+    let labels_remove = request.labels_remove;
+    let weight = request.weight.map(wire::weight).transpose()?;
+    let command = match weight {
+        Some(weight) => {
+            Command::WeighNode { id: id.clone(), weight, availability, labels_add, labels_remove }
+        }
+        None => Command::UpdateNode { id: id.clone(), availability, labels_add, labels_remove },
     };
     let (_, after) = manager.write_or_preview(&request.request_id, request.dry_run, command).await?;
-    shown(manager, &after, &id)
+    let mut node = shown(manager, &after, &id)?;
+    if weight.is_some() {
+        node.notes = view::without_share(&after.state, Some(&id));
+    }
+    Ok(node)
 }
 
 pub(super) async fn remove(

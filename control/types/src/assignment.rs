@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId};
-use crate::lb::{DirectRouting, LbEngine, LbPolicy};
+use crate::lb::{DirectRouting, LbEngine, LbPolicy, Weight};
 use crate::net::{DualAddr, DualNet, EndpointId, MacAddr, ServiceIndex, Vni};
 use crate::object::{Attachment, DesiredState, Generation, Slot};
 use crate::port::PublishedPort;
@@ -159,9 +159,17 @@ pub struct Endpoint {
     pub slot: Slot,
     /// Whether it takes new flows (running, healthy, not draining, node not suspect).
     pub serving: bool,
+    /// What share of them it gets: its node's. Absent in ledgers of versions before weights.
+    #[serde(default)]
+    pub weight: Weight,
 }
 
 impl Endpoint {
+    /// Its share of new flows, so that it can be told from others': 0 if it takes none.
+    pub fn share(&self) -> u8 {
+        if self.serving { self.weight.get() } else { 0 }
+    }
+
     /// Its MAC.
     pub fn mac(&self) -> MacAddr {
         MacAddr::of_endpoint(self.id)

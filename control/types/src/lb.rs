@@ -212,6 +212,52 @@ impl FromStr for LbPolicy {
     }
 }
 
+/// What share of new flows the tasks of a node get, beside others of the same service: from 0, none, to
+/// [`Weight::MAX`]. Only the proportion to others counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Weight(u8);
+
+impl Weight {
+    /// The largest.
+    pub const MAX: u8 = 100;
+    /// No new flows.
+    pub const ZERO: Self = Self(0);
+    /// That of whom nobody gave another.
+    pub const ONE: Self = Self(1);
+
+    /// As a number.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Self::ONE
+    }
+}
+
+impl TryFrom<u32> for Weight {
+    type Error = String;
+    fn try_from(number: u32) -> Result<Self, String> {
+        let fits = u8::try_from(number).ok().filter(|weight| *weight <= Self::MAX);
+        fits.map(Self).ok_or_else(|| format!("{number} is not a weight; use 0 to {}", Self::MAX))
+    }
+}
+
+impl From<Weight> for u32 {
+    fn from(weight: Weight) -> Self {
+        weight.0.into()
+    }
+}
+
+impl fmt::Display for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Whether the virtual IPs of services stand on the loopbacks of their tasks, where a balancer that forwards without
 /// translating (direct routing) needs them. They must be everywhere before the first node forwards so.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -266,6 +312,16 @@ mod tests {
         }
         assert!("iptables".parse::<LbEngine>().is_err_and(|error| error.contains("ebpf")));
         assert!("fastest".parse::<LbPolicy>().is_err_and(|error| error.contains("leastconn")));
+    }
+
+    #[test]
+    fn weights_are_0_to_100_and_1_unless_given() {
+        assert_eq!(Weight::default().get(), 1);
+        assert_eq!(Weight::try_from(0), Ok(Weight::ZERO));
+        assert_eq!(Weight::try_from(100).map(Weight::get), Ok(100));
+        assert_eq!(Weight::try_from(101), Err("101 is not a weight; use 0 to 100".to_owned()));
+        assert!(Weight::try_from(257).is_err(), "not cut to 1");
+        assert!(serde_json::from_str::<Weight>("101").is_err());
     }
 
     #[test]

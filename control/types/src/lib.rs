@@ -19,7 +19,7 @@ pub mod token;
 
 pub use error::ErrorCode;
 pub use id::{ClusterId, NetworkId, NodeId, ServiceId, TaskId, TokenId};
-pub use lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb};
+pub use lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb, Weight};
 pub use net::{DualAddr, DualNet, EndpointId, MacAddr, Protocol, ServiceIndex, Vni};
 pub use object::{Generation, Timestamp};
 pub use port::{Binding, PortForm, PortPlace, ProxyProtocol, PublishMode, PublishedPort};

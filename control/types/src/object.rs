@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId, TokenId};
-use crate::lb::{DirectRouting, LbEngine, NodeLb};
+use crate::lb::{DirectRouting, LbEngine, NodeLb, Weight};
 use crate::net::{DualAddr, DualNet, EndpointId, MacAddr, ServiceIndex, Vni};
 use crate::port::PublishedPort;
 use crate::spec::{NetworkSpec, ServiceSpec, TaskSpec};
@@ -97,6 +97,7 @@ pub enum NodeState {
 
 /// A host that joined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "stored::Node", into = "stored::Node")]
 pub struct Node {
     /// Identity, common name of its certificates.
     pub id: NodeId,
@@ -106,6 +107,8 @@ pub struct Node {
     pub role: NodeRole,
     /// Scheduling.
     pub availability: Availability,
+    /// What share of new flows its tasks get.
+    pub weight: Weight,
     /// Liveness as the leader sees it.
     pub state: NodeState,
     /// Since when it is in `state`.

@@ -69,10 +69,16 @@ impl Control for FakeControl {
         if request.availability() != pb::Availability::Unspecified {
             after.availability = request.availability;
         }
+        if request.weight.is_some() {
+            after.weight = request.weight;
+        }
         request.labels_remove.iter().for_each(|key| drop(after.labels.remove(key)));
         after.labels.extend(request.labels_add);
         if !request.dry_run {
             world.nodes[at] = after.clone();
+        }
+        if request.weight == Some(0) {
+            after.notes.push(format!("service 'web' takes no new connection: {}", after.name));
         }
         Ok(Response::new(after))
     }

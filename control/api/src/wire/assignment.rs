@@ -6,10 +6,10 @@ use shoal_types::assignment::{
 };
 use shoal_types::id::Name;
 use shoal_types::object::Generation;
-use shoal_types::{DualNet, EndpointId, LbPolicy, PortForm, ServiceIndex, Vni};
+use shoal_types::{DualNet, EndpointId, LbPolicy, PortForm, ServiceIndex, Vni, Weight};
 
 use super::WireError;
-use super::base::{attachment, attachment_to, field, port, required, word};
+use super::base::{attachment, attachment_to, field, port, required, weight, word};
 use crate::pb;
 use crate::pb::assignment_key::Key;
 use crate::pb::assignment_object::Object as Wire;
@@ -108,6 +108,7 @@ fn endpoint(e: pb::Endpoint) -> Result<Endpoint, WireError> {
         service: field("service", &e.service)?,
         slot: required("slot", e.slot)?.try_into()?,
         serving: e.serving,
+        weight: e.weight.map_or(Ok(Weight::default()), weight)?,
     })
 }
 
@@ -205,6 +206,7 @@ fn endpoint_to(e: &Endpoint) -> pb::Endpoint {
         service: e.service.to_string(),
         slot: Some((&e.slot).into()),
         serving: e.serving,
+        weight: (e.weight != Weight::default()).then(|| e.weight.into()),
     }
 }
 

@@ -10,7 +10,7 @@ use shoal_types::object::{
 };
 use shoal_types::{
     Binding, DualAddr, EndpointId, LbEngine, LbInUse, NodeLb, Protocol, ProxyProtocol, PublishMode,
-    PublishedPort,
+    PublishedPort, Weight,
 };
 
 use super::WireError;
@@ -47,6 +47,11 @@ pub(super) fn port(name: &str, value: u32) -> Result<u16, WireError> {
         Ok(port) if port > 0 => Ok(port),
         _ => Err(WireError::new(name, format!("{value} is not a port; use 1 to 65535"))),
     }
+}
+
+/// A share of new flows.
+pub fn weight(value: u32) -> Result<Weight, WireError> {
+    Weight::try_from(value).map_err(|reason| WireError::new("weight", reason))
 }
 
 macro_rules! enum_wire {

@@ -8,7 +8,8 @@ use shoal_types::spec::{
     RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
 };
 use shoal_types::{
-    DualAddr, EndpointId, LbEngine, LbInUse, LbPolicy, NetworkId, NodeId, NodeLb, Protocol, ServiceId, TaskId,
+    DualAddr, EndpointId, LbEngine, LbInUse, LbPolicy, NetworkId, NodeId, NodeLb, Protocol, ServiceId,
+    TaskId, Weight,
 };
 
 use super::WireError;
@@ -123,6 +124,7 @@ fn a_delta_survives_the_wire() {
                 service: service.clone(),
                 slot: Slot::Number(1),
                 serving: true,
+                weight: Weight::ZERO,
             }),
             Object::Task(Box::new(AssignedTask {
                 id: task.clone(),
@@ -139,6 +141,39 @@ fn a_delta_survives_the_wire() {
         removes: vec![ObjectKey::Cluster, ObjectKey::Endpoint(EndpointId(1)), ObjectKey::Task(task)],
     };
     assert_eq!(Delta::try_from(pb::DeltaMessage::from(&delta)), Ok(delta));
+}
+
+#[test]
+fn an_endpoint_of_a_manager_that_knows_no_weights_has_that_of_all() {
+    let sent = |weight| {
+        let endpoint = Endpoint {
+            id: EndpointId(9),
+            network: network(),
+            addr: DualAddr { v4: [10, 0, 0, 2].into(), v6: "fd00::2".parse().expect("literal") },
+            node: NodeId::from_entropy(3),
+            task: TaskId::from_entropy(1),
+            service: ServiceId::from_entropy(2),
+            slot: Slot::Number(1),
+            serving: true,
+            weight,
+        };
+        let wire = pb::AssignmentObject::from(&Object::Endpoint(endpoint.clone()));
+        let Some(pb::assignment_object::Object::Endpoint(sent)) = wire.object else { panic!("an endpoint") };
+        (Object::Endpoint(endpoint), sent)
+    };
+    let read = |sent: pb::Endpoint| {
+        let object = Some(pb::assignment_object::Object::Endpoint(sent));
+        Object::try_from(pb::AssignmentObject { object })
+    };
+    let (object, wire) = sent(Weight::default());
+    assert_eq!(wire.weight, None, "as ever");
+    assert_eq!(read(wire), Ok(object));
+    let most = Weight::try_from(100).expect("in range");
+    let (object, wire) = sent(most);
+    assert_eq!(wire.weight, Some(100));
+    assert_eq!(read(wire.clone()), Ok(object));
+    let refused = read(pb::Endpoint { weight: Some(101), ..wire }).expect_err("out of range");
+    assert_eq!(refused.to_string(), "field 'endpoint.weight': 101 is not a weight; use 0 to 100");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use shoal_types::Weight;
 use shoal_types::id::Name;
 use shoal_types::object::{Availability, Balancing, Cluster, Network, Node, NodeRole, NodeState};
 use shoal_types::spec::NetworkSpec;
@@ -54,6 +55,7 @@ fn found(state: &mut State, at: At, init: &InitCluster) -> Result<(), Rejection>
         name,
         role: NodeRole::Manager,
         availability: Availability::Active,
+        weight: Weight::default(),
         state: NodeState::Unknown,
         state_since: at.now,
         joined_at: at.now,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use shoal_types::Weight;
 use shoal_types::id::{Name, NodeId, TaskId};
 use shoal_types::object::{
     Attachment, Availability, Health, Node, NodeDescription, NodeRole, NodeState, Slot, TaskState,
@@ -31,6 +32,7 @@ pub(super) fn join(state: &mut State, at: At, join: &Join) -> Result<Outcome, Re
         name: name.clone(),
         role,
         availability: Availability::Active,
+        weight: Weight::default(),
         state: NodeState::Unknown,
         state_since: at.now,
         joined_at: at.now,
@@ -110,6 +112,7 @@ pub(super) fn update(
     state: &mut State,
     id: &NodeId,
     availability: Option<Availability>,
+    weight: Option<Weight>,
     labels_add: &BTreeMap<String, String>,
     labels_remove: &[String],
 ) -> Result<Outcome, Rejection> {
@@ -130,6 +133,7 @@ pub(super) fn update(
     }
     node.labels.extend(labels_add.clone());
     node.availability = availability.unwrap_or(node.availability);
+    node.weight = weight.unwrap_or(node.weight);
     Ok(put(state, node))
 }
 

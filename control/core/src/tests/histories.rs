@@ -27,6 +27,7 @@ enum Step {
     RemoveNode { node: u8, force: bool },
     NodeState { node: u8, state: u8 },
     Availability { node: u8, availability: u8 },
+    Weight { node: u8, weight: u8 },
     Fail { task: u8, state: u8 },
     Engine(u8),
     Balances { node: u8, how: u8 },
@@ -53,6 +54,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (b(), any::<bool>()).prop_map(|(node, force)| Step::RemoveNode { node, force }),
         3 => (b(), b()).prop_map(|(node, state)| Step::NodeState { node, state }),
         1 => (b(), b()).prop_map(|(node, availability)| Step::Availability { node, availability }),
+        1 => (b(), 0..4_u8).prop_map(|(node, weight)| Step::Weight { node, weight }),
         3 => (b(), b()).prop_map(|(task, state)| Step::Fail { task, state }),
         1 => b().prop_map(Step::Engine),
         2 => (b(), b()).prop_map(|(node, how)| Step::Balances { node, how }),
@@ -241,6 +243,12 @@ fn balance(sim: &mut Sim, step: &Step) {
         Step::Engine(n) => {
             let all = [LbEngine::Ipvs, LbEngine::Ipvs, LbEngine::Ebpf, LbEngine::Auto];
             sim.try_it(Command::SetLbEngine { engine: all[usize::from(n % 4)] });
+        }
+        Step::Weight { node: n, weight } => {
+            let name = pick(sim.state.nodes().values(), n).map(|n| n.name.to_string());
+            if let Some(name) = name {
+                sim.weigh(&name, weight.into());
+            }
         }
         Step::Balances { node: n, how } => {
             let name = pick(sim.state.nodes().values(), n).map(|n| n.name.to_string()).unwrap_or_default();

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use shoal_types::assignment::Assignment;
 use shoal_types::id::{ClusterId, Name, NetworkId, NodeId, ServiceId, TaskId, TokenId};
-use shoal_types::lb::{LbEngine, LbInUse, LbPolicy};
+use shoal_types::lb::{LbEngine, LbInUse, LbPolicy, Weight};
 use shoal_types::net::Protocol;
 use shoal_types::object::{
     Availability, DesiredState, Health, NodeDescription, NodeRole, NodeState, Task, TaskState, TaskStatus,
@@ -150,6 +150,17 @@ impl Sim {
             labels_add: BTreeMap::new(),
             labels_remove: Vec::new(),
         });
+    }
+
+    pub(crate) fn weigh(&mut self, text: &str, weight: u32) -> Outcome {
+        let command = Command::WeighNode {
+            id: self.node(text),
+            weight: Weight::try_from(weight).expect("in range"),
+            availability: None,
+            labels_add: BTreeMap::new(),
+            labels_remove: Vec::new(),
+        };
+        self.must(command)
     }
 
     pub(crate) fn token(&mut self, role: NodeRole, uses: Option<u32>) -> (TokenId, [u8; 32]) {

@@ -1,6 +1,6 @@
 //! What the first version wrote: logs and snapshots of clusters that are older than this build.
 
-use shoal_types::lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb};
+use shoal_types::lb::{DirectRouting, LbEngine, LbInUse, LbPolicy, NodeLb, Weight};
 use shoal_types::object::{Balancing, Health};
 use shoal_types::spec::{DnsSpec, EndpointMode, HealthCheck, HealthProbe, ServiceMode, ServiceSpec};
 
@@ -30,6 +30,7 @@ fn a_snapshot_of_the_first_version_is_read_and_written_as_it_was() {
     assert_eq!(snapshot(&state), STATE);
     assert_eq!(state.cluster().expect("founded").balancing, Balancing::default());
     assert!(state.services().values().all(|s| s.spec.lb == LbPolicy::Auto));
+    assert!(state.nodes().values().all(|n| n.weight == Weight::default()));
     assert!(state.services().values().all(|s| s.spec.endpoint == EndpointMode::Vip));
     let said: Vec<NodeLb> = state.nodes().values().map(|n| n.description.lb).collect();
     assert!(said.contains(&NodeLb { setting: LbEngine::Auto, in_use: Some(LbInUse::default()) }), "{said:?}");
@@ -51,6 +52,7 @@ fn what_came_later_is_read_back() {
     let mut sim = Sim::of(2);
     sim.must(Command::SetLbEngine { engine: LbEngine::Ipvs });
     sim.balances("n1", LbEngine::Ipvs, true, false);
+    sim.weigh("n2", 7);
     let spec = service("web", 2, &[], &[]);
     let web = sim.create(&ServiceSpec { lb: LbPolicy::LeastConnections, ..spec.clone() });
     let gone = sim.create(&service("gone", 1, &[], &[tcp(8080, 80)]));
@@ -87,6 +89,7 @@ fn what_came_later_is_read_back() {
     assert_eq!(state.tasks()[&sick].status.health, Health::Unhealthy);
     assert_eq!(state.tasks(), sim.state.tasks());
     assert_eq!(state.nodes(), sim.state.nodes());
+    assert_eq!(state.nodes()[&sim.node("n2")].weight.get(), 7);
     let log: Vec<(u64, Entry)> =
         postcard::from_bytes(&postcard::to_stdvec(&sim.log).expect("serializes")).expect("reads");
     assert_eq!(log, sim.log);

@@ -1,16 +1,16 @@
 //! What an operator should know although nothing failed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_types::id::Name;
-use shoal_types::lb::LbEngine;
-use shoal_types::object::{Node, NodeState};
+use shoal_types::id::{Name, NodeId};
+use shoal_types::lb::{LbEngine, Weight};
+use shoal_types::object::{Node, NodeState, Service};
 
 use crate::some_of::some_of;
 use crate::state::State;
 
 /// A line each: nodes that balance by another engine than the cluster's, or can't do what they are set to, services
-/// whose policy some node lacks, and aliases that a service's name hides. Nodes that are down, or have not said how they
+/// whose policy some node lacks or whose tasks get no connection, and aliases that a service's name hides. Nodes that are down, or have not said how they
 /// balance, are left out.
 pub fn warnings(state: &State) -> Vec<String> {
     let wanted = state.cluster.as_ref().map_or(LbEngine::Auto, |c| c.balancing.engine).resolved();
@@ -24,7 +24,34 @@ pub fn warnings(state: &State) -> Vec<String> {
         found.iter().map(|(what, nodes)| format!("{what}: {}", some_of(nodes))).collect();
     lines.extend(of_services(state));
     lines.extend(hidden_aliases(state));
+    lines.extend(without_share(state, None));
     lines
+}
+
+/// A line for each service whose serving tasks get no new connection, as all their nodes have weight 0: of all services, or of
+/// those with such a task on that node.
+pub fn without_share(state: &State, node: Option<&NodeId>) -> Vec<String> {
+    let line = |service: &Service| {
+        let is_balanced = !service.vips.is_empty() || service.ports.iter().any(|port| !port.is_host());
+        let serving = || state.tasks_of_service(&service.id).filter(|task| task.is_serving());
+        let nodes: BTreeSet<&NodeId> = serving().filter_map(|task| task.node.as_ref()).collect();
+        let found: Vec<&Node> = nodes
+            .iter()
+            .filter_map(|id| state.nodes.get(*id))
+            .filter(|n| n.state == NodeState::Ready)
+            .collect();
+        let counts = is_balanced && !service.removing && node.is_none_or(|node| nodes.contains(node));
+        let of_none = !found.is_empty() && found.iter().all(|node| node.weight == Weight::ZERO);
+        let names: Vec<Name> = found.iter().map(|node| node.name.clone()).collect();
+        (counts && of_none).then(|| {
+            let name = &service.spec.name;
+            format!(
+                "service '{name}' takes no new connection, the nodes of all its tasks have weight 0: {}",
+                some_of(&names)
+            )
+        })
+    };
+    state.services.values().filter_map(line).collect()
 }
 
 fn of_node(node: &Node, wanted: LbEngine) -> Option<String> {
