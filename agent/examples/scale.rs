@@ -369,6 +369,7 @@ impl Swarm {
             service: service_id(service),
             slot: Slot::Number(number + 1),
             serving,
+            weight: shoal_types::Weight::default(),
         }
     }
 }

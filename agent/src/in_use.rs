@@ -175,6 +175,7 @@ mod tests {
                 service,
                 slot: Slot::Number(id),
                 serving,
+                weight: shoal_types::Weight::default(),
             })
         };
         let subnets = DualNet {

@@ -163,6 +163,7 @@ fn network(name: &str, third: u8, service: &str, endpoints: u8) -> Arc<NetworkZo
                 service: service.to_owned(),
                 slot: (n + 1).to_string(),
                 serving: true,
+                idle: false,
                 addresses: vec![address(n + 10)],
             })
             .collect(),

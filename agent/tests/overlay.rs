@@ -178,6 +178,7 @@ fn assignment(own: u8, tasks: bool) -> Assignment {
                 service: ServiceId::from_entropy(1),
                 slot: Slot::Number(1),
                 serving: true,
+                weight: shoal_types::Weight::default(),
             })
         }));
         if n == own {

@@ -99,7 +99,7 @@ pub fn references(object: &Object) -> Vec<Key> {
         Object::Client(o) => vec![Key::Sandbox(o.task.clone())],
         Object::Local(o) => vec![Key::Vxlan(o.vxlan.clone()), Key::Leg(o.veth.clone())],
         Object::LbEndpoint(o) => vec![link_key(o.local, &o.link)],
-        Object::LbService(o) => o.members.iter().map(|id| Key::LbEndpoint(*id)).collect(),
+        Object::LbService(o) => o.members.iter().map(|(id, _)| Key::LbEndpoint(*id)).collect(),
         Object::Vip(o) if o.mark.is_none() => vec![Key::LbService(o.service)],
         Object::Port(o) => match o.mark {
             Some(mark) => vec![Key::Virtual(Place::Ingress, mark), Key::MeshConfig],

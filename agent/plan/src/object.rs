@@ -23,7 +23,7 @@ pub use balancer::{
 };
 pub use door::{Door, DoorPlace, LocalAddr};
 pub use lane::{Peer, Tunnel};
-pub use service::{LbService, ServiceKey};
+pub use service::{LbService, ServiceKey, Takes};
 
 /// Everything a node should hold, or holds.
 pub type Objects = BTreeMap<Key, Object>;
@@ -447,8 +447,8 @@ pub struct LbEndpoint {
     pub mac: MacAddr,
     /// Whether its task runs on this node.
     pub local: bool,
-    /// Keeps its flows, gets no new ones.
-    pub draining: bool,
+    /// What new flows it gets.
+    pub takes: Takes,
     /// Its node, another one, can answer clients of this one itself.
     pub dsr: bool,
     /// Host side of its veth when local, else the VXLAN device of its network.
@@ -541,7 +541,7 @@ pub struct ServiceNames {
     pub name: String,
     /// Further names.
     pub aliases: Vec<String>,
-    /// Its virtual IPs; without any, its names stand for its serving tasks.
+    /// Its virtual IPs; without any, its names stand for its serving tasks, and for those that are idle if all are.
     pub vips: Vec<IpAddr>,
     /// Ports that its tasks are published with.
     pub targets: BTreeSet<(Protocol, u16)>,
@@ -556,6 +556,8 @@ pub struct TaskNames {
     pub slot: String,
     /// Whether it takes new flows.
     pub serving: bool,
+    /// Whether its node has weight 0.
+    pub idle: bool,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
 }

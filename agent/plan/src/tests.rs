@@ -4,6 +4,7 @@ mod lane;
 mod names;
 mod part;
 mod proxy;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,6 +22,7 @@ use shoal_types::spec::{DnsSpec, ProcessSpec, Resources, RestartPolicy, TaskSpec
 use shoal_types::{
     Binding, ClusterId, DirectRouting, DualAddr, DualNet, EndpointId, Generation, LbPolicy, NetworkId,
     NodeId, Protocol, ProxyProtocol, PublishMode, PublishedPort, ServiceId, ServiceIndex, TaskId, Vni,
+    Weight,
 };
 
 use crate::check::check;
@@ -202,6 +204,7 @@ fn assignment(runs: &[Run]) -> Assignment {
                     service: service_id(run.service),
                     slot: Slot::Number(number),
                     serving: run.serving,
+                    weight: Weight::default(),
                 })
             }));
         }
@@ -339,7 +342,7 @@ proptest! {
             // At every instant each service's members are endpoints that exist.
             for object in observed.values() {
                 if let Object::LbService(service) = object {
-                    for id in &service.members {
+                    for (id, _) in &service.members {
                         prop_assert!(observed.contains_key(&Key::LbEndpoint(*id)), "after {:?}", op.key());
                     }
                 }
@@ -452,23 +455,6 @@ fn virtual_ips_wait_for_the_loopbacks_of_all_tasks() {
         let objects = with(Engine::Ebpf, direct);
         assert_eq!((marked(&objects), on_loopbacks(&objects)), (0, loopbacks), "{direct}");
     }
-}
-
-#[test]
-fn a_draining_endpoint_is_a_destination_without_weight() {
-    let mut runs = one(DesiredState::Running);
-    runs[0].serving = false;
-    let balance = Balance { engine: Engine::Ipvs, direct: DirectRouting::Ready, lb: LbPolicy::Auto };
-    let objects = balanced(balance, &runs);
-    let weights: Vec<_> = objects
-        .values()
-        .filter_map(|object| match object {
-            Object::Virtual(service) => Some(service.destinations.values().map(|d| d.weight)),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    assert_eq!(weights, [0, 0], "at the port and at the virtual IP");
 }
 
 #[test]

@@ -316,7 +316,9 @@ fn translated(wanted: &Virtual, family: Family) -> Result<VirtualService, IpvsEr
 fn scheduler(scheduler: VirtualScheduler) -> Scheduler {
     match scheduler {
         VirtualScheduler::RoundRobin | VirtualScheduler::Unknown => Scheduler::RoundRobin,
+        VirtualScheduler::WeightedRoundRobin => Scheduler::WeightedRoundRobin,
         VirtualScheduler::LeastConnections => Scheduler::LeastConnections,
+        VirtualScheduler::WeightedLeastConnections => Scheduler::WeightedLeastConnections,
         VirtualScheduler::Maglev => Scheduler::Maglev(HashOptions { fallback: true, port: true }),
         VirtualScheduler::Source => Scheduler::Maglev(HashOptions { fallback: true, port: false }),
     }

@@ -9,13 +9,13 @@ use shoal_ebpf_common::direct;
 use shoal_ebpf_common::keys::{DoorKey, LocalKey, PortKey, RouterKey, VipKey};
 use shoal_ebpf_common::maglev::{self, Policy};
 use shoal_ebpf_common::values::{
-    self, ENDPOINT_DRAINING, ENDPOINT_DSR, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS, LEG_INGRESS, LEG_OVERLAY,
-    LocalVal, NodeConfig, PORT_DSR, PORT_PROXY, PeerVal, PortVal, TotalVal, VipVal,
+    self, ENDPOINT_DRAINING, ENDPOINT_DSR, ENDPOINT_IDLE, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS,
+    LEG_INGRESS, LEG_OVERLAY, LocalVal, NodeConfig, PORT_DSR, PORT_PROXY, PeerVal, PortVal, TotalVal, VipVal,
 };
 use shoal_plan::doors::Addresses;
 use shoal_plan::object::{
     BalancerIf, Door, DoorPlace, FirewallMark, IngressBalancer, IngressPlace, LbEndpoint, LbService, LegRole,
-    Local, LocalAddr, MeshConfig, Object, Peer, Port, Program, ServiceKey, TaskIf, Tunnel, Vip,
+    Local, LocalAddr, MeshConfig, Object, Peer, Port, Program, ServiceKey, Takes, TaskIf, Tunnel, Vip,
 };
 use shoal_plan::{IfName, Objects};
 use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, PortPlace, Protocol, Vni};
@@ -205,7 +205,11 @@ pub(super) async fn observe_leaves(
             addr: dual(value.ip4, value.ip6),
             mac: MacAddr(value.mac),
             local: value.is_local(),
-            draining: value.is_draining(),
+            takes: match (value.is_draining(), value.is_idle()) {
+                (true, _) => Takes::None,
+                (false, true) => Takes::Own,
+                (false, false) => Takes::All,
+            },
             dsr: value.may_answer(),
             link: links.name(value.ifindex),
         }))
@@ -303,8 +307,11 @@ fn task_if(index: u32, value: &values::TaskIf, links: &LinkTable) -> Object {
 }
 
 pub(super) fn spec(service: &LbService) -> ServiceSpec {
-    let members =
-        service.members.iter().map(|id| maglev::Member { endpoint: u64::from(id.0), weight: 1 }).collect();
+    let member = |(id, share): &(EndpointId, u8)| maglev::Member {
+        endpoint: u64::from(id.0),
+        weight: u16::from(*share),
+    };
+    let members = service.members.iter().map(member).collect();
     ServiceSpec::new(service.seed, policy(service.policy), members)
 }
 
@@ -430,7 +437,8 @@ fn endpoint_entry(o: &LbEndpoint, links: &LinkTable) -> Result<(u64, EndpointVal
         ip6: o.addr.v6.into(),
         mac: o.mac.0,
         flags: flag(o.local, ENDPOINT_LOCAL)
-            | flag(o.draining, ENDPOINT_DRAINING)
+            | flag(o.takes == Takes::None, ENDPOINT_DRAINING)
+            | flag(o.takes == Takes::Own, ENDPOINT_IDLE)
             | flag(o.dsr, ENDPOINT_DSR),
         ifindex: links.index(&o.link)?,
         pad: 0,

@@ -59,6 +59,7 @@ fn records(names: &NetworkNames) -> NetworkRecords {
         service: task.service.clone(),
         slot: task.slot.clone(),
         serving: task.serving,
+        idle: task.idle,
         addresses: task.addresses.clone(),
     });
     NetworkRecords {

@@ -2,7 +2,7 @@
 //!
 //! They are wanted while the engine is IPVS, and afterwards until the last flow they know has ended.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use shoal_types::assignment::{AssignedNetwork, AssignedService};
@@ -108,56 +108,78 @@ fn virtual_services(view: &View<'_>, out: &mut Vec<Object>) {
             else {
                 continue;
             };
+            let destinations = destinations.in_network(service, network, false);
             out.push(Object::from(Virtual {
                 place: place(network),
                 mark,
-                scheduler: scheduler(service.lb, VirtualScheduler::RoundRobin),
+                scheduler: scheduler(service.lb, VirtualScheduler::RoundRobin, &destinations),
                 forward: VirtualForward::Direct,
-                destinations: destinations.in_network(service, network, false),
+                destinations,
             }));
         }
         let Some(ingress) = view.ingress else { continue };
         out.extend(view.published(&service.id).iter().map(|published| {
+            let destinations = destinations.in_network(service, ingress, published.port.is_host());
             Object::from(Virtual {
                 place: Place::Ingress,
                 mark: published.mark,
                 // A flow may come in by another node after an address has moved: it is to find its endpoint there.
-                scheduler: scheduler(service.lb, VirtualScheduler::Maglev),
+                scheduler: scheduler(service.lb, VirtualScheduler::Maglev, &destinations),
                 forward: VirtualForward::Translated(published.port.target),
-                destinations: destinations.in_network(service, ingress, published.port.is_host()),
+                destinations,
             })
         }));
     }
 }
 
-const fn scheduler(policy: LbPolicy, otherwise: VirtualScheduler) -> VirtualScheduler {
-    match policy {
+fn scheduler(
+    policy: LbPolicy,
+    otherwise: VirtualScheduler,
+    destinations: &BTreeMap<EndpointId, VirtualDestination>,
+) -> VirtualScheduler {
+    let plain = match policy {
         LbPolicy::Auto => otherwise,
         // Refused where IPVS balances; a node whose own setting came later takes what is nearest.
         LbPolicy::RoundRobin | LbPolicy::Random => VirtualScheduler::RoundRobin,
         LbPolicy::LeastConnections => VirtualScheduler::LeastConnections,
         LbPolicy::Maglev => VirtualScheduler::Maglev,
         LbPolicy::Source => VirtualScheduler::Source,
+    };
+    // The hashing ones go by weights themselves.
+    match plain {
+        VirtualScheduler::RoundRobin if differ(destinations) => VirtualScheduler::WeightedRoundRobin,
+        VirtualScheduler::LeastConnections if differ(destinations) => {
+            VirtualScheduler::WeightedLeastConnections
+        }
+        plain => plain,
     }
+}
+
+/// Whether some of the destinations that get new flows are to get more of them than others.
+fn differ(destinations: &BTreeMap<EndpointId, VirtualDestination>) -> bool {
+    let mut weights = destinations.values().map(|to| to.weight).filter(|weight| *weight > 0);
+    weights.next().is_some_and(|first| weights.any(|other| other != first))
 }
 
 /// Destinations of each service in each network. Those that are on their way out keep their flows.
 struct Destinations<'a> {
     of_all: BTreeMap<(&'a ServiceId, Vni), BTreeMap<EndpointId, VirtualDestination>>,
-    /// Those whose task is on this node.
-    own: BTreeSet<EndpointId>,
+    /// Those whose task is on this node, as they are in host mode.
+    own: BTreeMap<EndpointId, VirtualDestination>,
 }
 
 impl<'a> Destinations<'a> {
     fn of(view: &View<'a>) -> Self {
-        let mut destinations = Self { of_all: BTreeMap::new(), own: BTreeSet::new() };
+        let mut destinations = Self { of_all: BTreeMap::new(), own: BTreeMap::new() };
         for (endpoint, network, here) in view.endpoints() {
             destinations.of_all.entry((&endpoint.service, network.vni)).or_default().insert(
                 endpoint.id,
-                VirtualDestination { addr: endpoint.addr, weight: u32::from(endpoint.serving) },
+                VirtualDestination { addr: endpoint.addr, weight: endpoint.share().into() },
             );
+            // Where the own alone are asked, they have no less for the node's weight.
             if here {
-                destinations.own.insert(endpoint.id);
+                let alone = VirtualDestination { addr: endpoint.addr, weight: endpoint.serving.into() };
+                destinations.own.insert(endpoint.id, alone);
             }
         }
         destinations
@@ -170,6 +192,9 @@ impl<'a> Destinations<'a> {
         only_own: bool,
     ) -> BTreeMap<EndpointId, VirtualDestination> {
         let all = self.of_all.get(&(&service.id, network.vni)).into_iter().flatten();
-        all.filter(|(id, _)| !only_own || self.own.contains(id)).map(|(id, to)| (*id, *to)).collect()
+        if only_own {
+            return all.filter_map(|(id, _)| self.own.get(id).map(|to| (*id, *to))).collect();
+        }
+        all.map(|(id, to)| (*id, *to)).collect()
     }
 }

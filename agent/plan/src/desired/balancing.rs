@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_types::assignment::{AssignedNetwork, AssignedService, AssignedTask, Endpoint};
 use shoal_types::object::Attachment;
-use shoal_types::{EndpointId, LbPolicy, ServiceId, Vni};
+use shoal_types::{EndpointId, LbPolicy, ServiceId, Vni, Weight};
 
 use super::sandbox::egress_place;
 use super::{Engine, View, running_tasks};
@@ -12,7 +12,7 @@ use super::{balancer, direct};
 use crate::name::IfName;
 use crate::object::{
     Client, IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program,
-    ServiceKey, TaskIf, Tunnel, Vip,
+    ServiceKey, Takes, TaskIf, Tunnel, Vip,
 };
 
 pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
@@ -128,7 +128,11 @@ pub(super) fn lb_endpoint(
         addr: endpoint.addr,
         mac: endpoint.mac(),
         local,
-        draining: !endpoint.serving,
+        takes: match (endpoint.serving, endpoint.weight) {
+            (false, _) => Takes::None,
+            (true, Weight::ZERO) => Takes::Own,
+            (true, _) => Takes::All,
+        },
         dsr: !local && view.answering.contains_key(&endpoint.node),
         link: if local { IfName::veth(endpoint.id) } else { view.vxlan(network) },
     })
@@ -197,9 +201,9 @@ fn ports(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out:
     }));
 }
 
-/// The serving endpoints of each service in each network.
+/// The serving endpoints of each service in each network, with their shares.
 pub(super) struct Members<'a> {
-    of_all: BTreeMap<(&'a ServiceId, Vni), BTreeSet<EndpointId>>,
+    of_all: BTreeMap<(&'a ServiceId, Vni), BTreeMap<EndpointId, u8>>,
     /// Those whose task is on this node.
     own: BTreeSet<EndpointId>,
 }
@@ -209,7 +213,11 @@ impl<'a> Members<'a> {
     pub(super) fn of(endpoints: impl Iterator<Item = (&'a Endpoint, &'a AssignedNetwork, bool)>) -> Self {
         let mut members = Self { of_all: BTreeMap::new(), own: BTreeSet::new() };
         for (endpoint, network, here) in endpoints.filter(|(endpoint, _, _)| endpoint.serving) {
-            members.of_all.entry((&endpoint.service, network.vni)).or_default().insert(endpoint.id);
+            members
+                .of_all
+                .entry((&endpoint.service, network.vni))
+                .or_default()
+                .insert(endpoint.id, endpoint.share());
             if here {
                 members.own.insert(endpoint.id);
             }
@@ -219,12 +227,18 @@ impl<'a> Members<'a> {
 
     fn table(&self, service: &AssignedService, key: ServiceKey) -> Object {
         let all = self.of_all.get(&(&service.id, key.network)).into_iter().flatten();
+        // Of a port in host mode the node's own tasks are all there is: none has less of it for the node's weight.
+        let members: Vec<(EndpointId, u8)> = if key.own {
+            all.filter(|(id, _)| self.own.contains(id)).map(|(id, _)| (*id, 1)).collect()
+        } else {
+            all.filter(|(_, share)| **share > 0).map(|(id, share)| (*id, *share)).collect()
+        };
         Object::LbService(LbService {
             key,
             // The key is the same on every node and stays for the life of the service: a good seed.
             seed: key.to_u64(),
             policy: table_policy(service.lb),
-            members: all.filter(|id| !key.own || self.own.contains(id)).copied().collect(),
+            members,
         })
     }
 }

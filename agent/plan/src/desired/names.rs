@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use shoal_types::assignment::{AssignedNetwork, AssignedService, Endpoint};
 use shoal_types::object::Slot;
-use shoal_types::{NetworkId, ServiceId};
+use shoal_types::{NetworkId, ServiceId, Weight};
 
 use super::sandbox::is_internal;
 use super::{View, running_tasks};
@@ -87,6 +87,7 @@ fn task_names(service: &str, endpoint: &Endpoint) -> TaskNames {
         service: service.to_owned(),
         slot: endpoint.slot.to_string(),
         serving: endpoint.serving,
+        idle: endpoint.weight == Weight::ZERO,
         addresses: endpoint.addr.iter().collect(),
     }
 }

@@ -168,8 +168,12 @@ pub struct Virtual {
 pub enum VirtualScheduler {
     /// `rr`.
     RoundRobin,
+    /// `wrr`: the same by weight.
+    WeightedRoundRobin,
     /// `lc`.
     LeastConnections,
+    /// `wlc`: the same by weight.
+    WeightedLeastConnections,
     /// `mh` by address and port.
     Maglev,
     /// `mh` by address.

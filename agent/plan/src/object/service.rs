@@ -1,4 +1,4 @@
-//! Tables of endpoints.
+//! Tables of endpoints, and what endpoints take by them.
 
 use shoal_types::{EndpointId, LbPolicy, Vni};
 
@@ -42,8 +42,19 @@ pub struct LbService {
     pub seed: u64,
     /// How they are chosen.
     pub policy: LbPolicy,
-    /// Its endpoints, sorted.
-    pub members: Vec<EndpointId>,
+    /// Its endpoints, sorted, with their shares of new flows; none of them is 0.
+    pub members: Vec<(EndpointId, u8)>,
+}
+
+/// What new flows an endpoint gets. It keeps those it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// Those that tables give it, and those of a client that had one before.
+    All,
+    /// Those that tables give it, which are of its node's own ports in host mode: its node has weight 0.
+    Own,
+    /// None: it drains, or can't serve.
+    None,
 }
 
 #[cfg(test)]

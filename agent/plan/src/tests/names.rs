@@ -34,7 +34,7 @@ fn each_service(assignment: &mut Assignment, change: impl Fn(&mut AssignedServic
     }
 }
 
-fn only(resolver: &Resolver) -> &NetworkNames {
+pub(super) fn only(resolver: &Resolver) -> &NetworkNames {
     assert_eq!(resolver.networks.len(), 1, "ingress has no names");
     &resolver.networks[0]
 }

@@ -3,6 +3,7 @@
 use shoal_types::assignment::ObjectKey;
 
 use super::direct::told;
+use super::weights::weight;
 use super::*;
 use crate::desired::{Part, Services, derive_part, wants_direct};
 
@@ -16,6 +17,7 @@ fn altered(object: &Assigned, how: u8) -> Option<Assigned> {
             2 => endpoint.node = node(how / 8 % 3),
             3 => endpoint.service = service_id(how / 8 % 3),
             4 => endpoint.network = network_id(how / 8 % 3),
+            5 => endpoint.weight = weight(how / 8 % 3),
             _ => {}
         },
         Assigned::Service(service) => match how % 8 {

@@ -2,7 +2,7 @@
 
 use shoal_plan::desired::derive;
 use shoal_types::assignment::{AssignedService, Endpoint, Member};
-use shoal_types::{LbPolicy, Protocol, PublishedPort, ServiceIndex};
+use shoal_types::{LbPolicy, Protocol, PublishedPort, ServiceIndex, Weight};
 
 use super::*;
 
@@ -36,6 +36,7 @@ pub(super) fn told(generation: u64, endpoints: &[u32]) -> Assignment {
             service: ServiceId::from_entropy(1),
             slot: Slot::Number(*number),
             serving: number % 2 == 1,
+            weight: Weight::default(),
         }));
     }
     told

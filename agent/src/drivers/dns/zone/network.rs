@@ -35,7 +35,8 @@ pub struct ServiceRecord {
     pub name: String,
     /// Further names for the same in this network.
     pub aliases: Vec<String>,
-    /// Its virtual IPs here; without any, its name stands for its serving tasks (endpoint mode `dnsrr`).
+    /// Its virtual IPs here; without any, its name stands for its serving tasks (endpoint mode `dnsrr`); for idle ones
+    /// only if all are.
     pub vips: Vec<IpAddr>,
     /// Ports that its tasks are published with.
     pub targets: Vec<(Protocol, u16)>,
@@ -50,6 +51,8 @@ pub struct TaskRecord {
     pub slot: String,
     /// Whether it takes new flows.
     pub serving: bool,
+    /// Whether its node has weight 0.
+    pub idle: bool,
     /// Its addresses here.
     pub addresses: Vec<IpAddr>,
 }
@@ -120,9 +123,24 @@ pub(super) struct Instances {
     targets: Vec<(Protocol, u16)>,
     /// Name within the network (`web.1`) and addresses. A task and its replacement that both serve are one.
     tasks: BTreeMap<String, Addresses>,
+    /// Those of them that are not idle.
+    busy: BTreeMap<String, Addresses>,
 }
 
 impl Instances {
+    /// The addresses of all, and those that a name without a virtual IP stands for.
+    fn addresses(&self) -> (Addresses, Addresses) {
+        let joined = |tasks: &BTreeMap<String, Addresses>| {
+            let mut joined = Addresses::new(&[], TTL_TASK);
+            for addresses in tasks.values() {
+                joined.join(addresses);
+            }
+            joined
+        };
+        let chosen = if self.busy.is_empty() { &self.tasks } else { &self.busy };
+        (joined(&self.tasks), joined(chosen))
+    }
+
     /// Port numbers that a question means. The network is open inside, so a number that is not published is as good
     /// as one that is; without a number it is those that are.
     fn ports(&self, asked: ServicePort) -> Vec<u16> {
@@ -156,9 +174,12 @@ impl NetworkZone {
                 this.reverse.insert(*address, name.clone());
             }
             if task.serving {
-                let tasks = &mut instances.entry(service).or_default().tasks;
-                let entry = tasks.entry(name.clone()).or_insert_with(|| Addresses::new(&[], TTL_TASK));
-                entry.add(&task.addresses);
+                let of_service = instances.entry(service).or_default();
+                let busy = (!task.idle).then_some(&mut of_service.busy);
+                for tasks in busy.into_iter().chain([&mut of_service.tasks]) {
+                    let entry = tasks.entry(name.clone()).or_insert_with(|| Addresses::new(&[], TTL_TASK));
+                    entry.add(&task.addresses);
+                }
             }
             // A replacement and the task it replaces have one name for a while: both answer to it.
             let entry = this.names.entry(name).or_insert_with(|| Addresses::new(&[], TTL_TASK));
@@ -193,12 +214,11 @@ impl NetworkZone {
 
     /// Lets a name stand for a service, beside those that it stands for already.
     fn name_service(&mut self, name: &str, service: &ServiceRecord, own: &Arc<Instances>) {
-        let mut tasks = Addresses::new(&[], TTL_TASK);
-        own.tasks.values().for_each(|addresses| tasks.join(addresses));
+        let (tasks, chosen) = own.addresses();
         let vips = Addresses::new(&service.vips, TTL_VIP);
         let all = format!("tasks.{name}");
         for (name, addresses) in
-            [(name, if service.vips.is_empty() { &tasks } else { &vips }), (&all, &tasks)]
+            [(name, if service.vips.is_empty() { &chosen } else { &vips }), (&all, &tasks)]
         {
             match self.names.get_mut(name) {
                 Some(others) => others.join(addresses),

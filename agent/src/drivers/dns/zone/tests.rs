@@ -13,6 +13,7 @@ fn task(service: &str, slot: &str, addresses: &[&str]) -> TaskRecord {
         service: service.to_owned(),
         slot: slot.to_owned(),
         serving: true,
+        idle: false,
         addresses: addresses.iter().map(|text| ip(text)).collect(),
     }
 }
@@ -107,6 +108,30 @@ fn a_service_without_virtual_ip_is_its_endpoints() {
     let zone = zone(&[front()]);
     let expected = texts([("10.9.0.31", TTL_TASK), ("10.9.0.32", TTL_TASK)]);
     assert_eq!(answers(&zone, "rr.", RecordType::A), expected);
+}
+
+#[test]
+fn names_that_stand_for_tasks_leave_out_idle_ones_while_there_are_others() {
+    let mut records = front();
+    let set_idle = |records: &mut NetworkRecords, service: &str, slot: &str| {
+        let mut found = records.tasks.iter_mut().filter(|task| task.service == service && task.slot == slot);
+        found.next().expect("there").idle = true;
+    };
+    set_idle(&mut records, "rr", "1");
+    set_idle(&mut records, "web", "1");
+    let some = zone(&[records.clone()]);
+    let (first, second) = (("10.9.0.31", TTL_TASK), ("10.9.0.32", TTL_TASK));
+    for name in ["rr.", "ring.", "rr.front."] {
+        assert_eq!(answers(&some, name, RecordType::A), texts([second]), "{name}");
+    }
+    // Who asks for tasks gets them all.
+    assert_eq!(answers(&some, "tasks.rr.", RecordType::A), texts([first, second]));
+    assert_eq!(answers(&some, "tasks.web.", RecordType::A).len(), 3);
+    assert_eq!(answers(&some, "rr.1.", RecordType::A), texts([first]));
+    assert_eq!(located(&some, "_80._tcp.rr.").0.len(), 2);
+    set_idle(&mut records, "rr", "2");
+    let all = zone(&[records]);
+    assert_eq!(answers(&all, "rr.", RecordType::A), texts([first, second]));
 }
 
 #[test]
