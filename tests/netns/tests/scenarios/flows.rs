@@ -10,7 +10,7 @@ use crate::harness::{
     ECHO, LISTENS, PATIENCE, PUBLISHED_CONN, PUBLISHED_ECHO, Scenario, answered_by, create, create_web,
     ensure_same, host_names, running, scenario, web,
 };
-use crate::{bytes, sameport};
+use crate::{bytes, sameport, weights};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("scaling_takes_effect_and_leaves_unrelated_flows_alone", scaling),
@@ -18,6 +18,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("a_killed_task_is_replaced_in_its_slot", replacement),
     scenario("bytes_are_counted_where_they_enter_and_never_less", bytes::counted),
     scenario("one_client_port_through_many_ways_to_one_task", sameport::one_port_many_ways),
+    scenario("new_connections_go_by_the_weights_of_nodes", weights::shares),
 ];
 
 const OTHER_ECHO: u16 = 8192;

@@ -35,6 +35,7 @@ mod sameport;
 mod sctp;
 mod upstream;
 mod ways;
+mod weights;
 
 use std::process::ExitCode;
 
