@@ -52,7 +52,8 @@ impl Fixture {
 
     /// Where the next connection that got through is from.
     async fn next(&mut self) -> IpAddr {
-        let conn = self.connections.next().await.expect("accepts").expect("a connection");
+        let next = timeout(Duration::from_secs(30), self.connections.next()).await;
+        let conn = next.expect("somebody gets through").expect("accepts").expect("a connection");
         match conn.connect_info() {
             Peer::Remote { addr, identity: Some(_) } => addr.ip(),
             other => panic!("not a node: {other:?}"),
