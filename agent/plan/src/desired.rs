@@ -307,11 +307,15 @@ fn beside_ports(view: &View<'_>, out: &mut Vec<Object>) {
         view.published.values().flatten().map(|published| published.port.published).collect();
     out.push(Object::Sysctl(Sysctl { path: RESERVED_PORTS.into(), value: ports::format(&published) }));
     if view.facts.firewall {
+        let data_port = view.cluster.data_port;
+        let taken = published.into_iter().chain([data_port]).collect();
+        let high = ports::widest_free(&taken, 1024..=u16::MAX).unwrap_or((1024, u16::MAX));
+        let low = ports::widest_free(&taken, 1..=1023).unwrap_or(high);
         out.push(Object::Firewall(Firewall {
             v4: view.facts.egress.v4,
             v6: view.facts.egress.v6,
-            data_port: view.cluster.data_port,
-            ports: ports::widest_free(&published),
+            data_port,
+            ports: [low, high],
             intact: true,
         }));
     }

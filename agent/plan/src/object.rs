@@ -298,9 +298,9 @@ pub struct Firewall {
     pub v6: Ipv6Net,
     /// UDP port of the tunnels.
     pub data_port: u16,
-    /// Ports that connections of tasks leave with, first and last: no published one, whose answers would be taken for
-    /// a client's packets.
-    pub ports: (u16, u16),
+    /// Ports that connections of tasks leave with, first and last, those from privileged ports and all others: no published
+    /// one, whose answers would be taken for a client's packets, nor the tunnels'.
+    pub ports: [(u16, u16); 2],
     /// Whether the table is as it was written.
     pub intact: bool,
 }

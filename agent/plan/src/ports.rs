@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 
 /// Ports.
 pub type PortSet = BTreeSet<u16>;
@@ -40,24 +41,22 @@ pub fn format(ports: &PortSet) -> String {
     text
 }
 
-/// The widest range from 1024 on that has none of these ports, first and last; the lowest of several. All of it if none is
-/// free.
-pub fn widest_free(ports: &PortSet) -> (u16, u16) {
-    const ALL: (u16, u16) = (1024, u16::MAX);
+/// The widest range within `of` that has none of these ports, first and last; the lowest of several. `None` if none is free.
+pub fn widest_free(ports: &PortSet, of: RangeInclusive<u16>) -> Option<(u16, u16)> {
     let mut widest: Option<(u16, u16)> = None;
-    let mut from = ALL.0;
+    let mut from = *of.start();
     let mut offer = |from: u16, last: u16| {
         if last >= from && widest.is_none_or(|(first, end)| last - from > end - first) {
             widest = Some((from, last));
         }
     };
-    for &port in ports.range(ALL.0..) {
-        offer(from, port - 1);
-        let Some(next) = port.checked_add(1) else { return widest.unwrap_or(ALL) };
+    for &port in ports.range(of.clone()) {
+        offer(from, port.saturating_sub(1));
+        let Some(next) = port.checked_add(1) else { return widest };
         from = next;
     }
-    offer(from, ALL.1);
-    widest.unwrap_or(ALL)
+    offer(from, *of.end());
+    widest
 }
 
 #[cfg(test)]
@@ -79,17 +78,19 @@ mod tests {
     #[test]
     fn the_widest_free_range_has_no_port_of_the_set() {
         for (taken, free) in [
-            ("", (1024, 65_535)),
-            ("80,443", (1024, 65_535)),
-            ("8080", (8081, 65_535)),
-            ("49152-65535", (1024, 49_151)),
-            ("1024,65535", (1025, 65_534)),
-            ("2000,3000,64000", (3001, 63_999)),
-            ("1024-40000,40002-65535", (40_001, 40_001)),
-            ("0-65535", (1024, 65_535)),
+            ("", Some((1024, 65_535))),
+            ("80,443", Some((1024, 65_535))),
+            ("8080", Some((8081, 65_535))),
+            ("49152-65535", Some((1024, 49_151))),
+            ("1024,65535", Some((1025, 65_534))),
+            ("2000,3000,64000", Some((3001, 63_999))),
+            ("1024-40000,40002-65535", Some((40_001, 40_001))),
+            ("0-65535", None),
         ] {
-            assert_eq!(widest_free(&parse(taken)), free, "{taken}");
+            assert_eq!(widest_free(&parse(taken), 1024..=65_535), free, "{taken}");
         }
+        assert_eq!(widest_free(&parse("53,123,8080"), 1..=1023), Some((124, 1023)));
+        assert_eq!(widest_free(&parse("1,1000-1023"), 1..=1023), Some((2, 999)));
     }
 
     proptest! {

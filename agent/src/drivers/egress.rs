@@ -91,7 +91,7 @@ impl Egress {
                 v4: Ipv4Net::default(),
                 v6: Ipv6Net::default(),
                 data_port: 0,
-                ports: (0, 0),
+                ports: [(0, 0); 2],
                 intact: false,
             }));
         };
@@ -128,12 +128,13 @@ impl Egress {
 
 /// The whole table. The first two lines make the replacement work whether there was one or not.
 fn script(firewall: &Firewall) -> String {
-    let Firewall { v4, v6, data_port, ports: (first, last), .. } = firewall;
+    let Firewall { v4, v6, data_port, ports, .. } = firewall;
+    let [low, high] = ports.map(|(first, last)| format!("{first}-{last}"));
     let mut text = format!("add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
     // Writing to a String cannot fail.
     let _written = write!(
         text,
-        "  comment \"shoal {v4} {v6} {data_port} {first}-{last}\"
+        "  comment \"shoal {v4} {v6} {data_port} {low} {high}\"
   chain untracked_in {{
     type filter hook prerouting priority raw; policy accept;
     udp dport {data_port} notrack
@@ -153,9 +154,12 @@ fn script(firewall: &Firewall) -> String {
     ip6 saddr {v6} oifname != \"{EGRESS_BRIDGE}\" goto leave
   }}
   chain leave {{
-    tcp sport 1024-65535 masquerade to :{first}-{last}
-    udp sport 1024-65535 masquerade to :{first}-{last}
-    sctp sport 1024-65535 masquerade to :{first}-{last}
+    tcp sport 1-1023 masquerade to :{low}
+    udp sport 1-1023 masquerade to :{low}
+    sctp sport 1-1023 masquerade to :{low}
+    meta l4proto tcp masquerade to :{high}
+    meta l4proto udp masquerade to :{high}
+    meta l4proto sctp masquerade to :{high}
     masquerade
   }}
 }}
@@ -169,7 +173,7 @@ fn rules_in(text: &str) -> usize {
     text.lines()
         .map(str::trim)
         .filter(|line| {
-            ["chain ", "tcp ", "udp ", "sctp ", "oifname ", "ip saddr ", "ip6 saddr ", "masquerade"]
+            ["chain ", "tcp ", "udp ", "sctp ", "oifname ", "ip saddr ", "ip6 saddr ", "meta ", "masquerade"]
                 .iter()
                 .any(|word| line.starts_with(word))
         })
@@ -181,8 +185,11 @@ fn parse_comment(listing: &str) -> Option<Firewall> {
     let mut words = comment.strip_suffix('"')?.split(' ');
     let (v4, v6) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
     let data_port = words.next()?.parse().ok()?;
-    let (first, last) = words.next()?.split_once('-')?;
-    Some(Firewall { v4, v6, data_port, ports: (first.parse().ok()?, last.parse().ok()?), intact: true })
+    let mut range = || {
+        let (first, last) = words.next()?.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    Some(Firewall { v4, v6, data_port, ports: [range()?, range()?], intact: true })
 }
 
 #[cfg(test)]
@@ -195,11 +202,11 @@ mod tests {
             v4: "172.31.240.0/20".parse().expect("literal"),
             v6: "fd5a::/64".parse().expect("literal"),
             data_port: 7378,
-            ports: (8081, 65_535),
+            ports: [(124, 1023), (8081, 65_535)],
             intact: true,
         };
         let text = script(&firewall);
-        assert_eq!(rules_in(&text), 15);
+        assert_eq!(rules_in(&text), 18);
         assert_eq!(parse_comment(&text), Some(firewall));
     }
 }

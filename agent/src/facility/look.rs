@@ -11,8 +11,8 @@ use tokio::task::yield_now;
 use super::{FacilityError, HostFacility, Look, mesh};
 
 impl HostFacility {
-    /// What there is, as [`super::Facility::observe`] tells it, and why parts of it could not be looked at: of those, what
-    /// was seen before is told.
+    /// What there is, as [`super::Facility::observe`] tells it, and why parts of it could not be looked at: of those, nothing
+    /// is told, or what was seen up to there.
     pub async fn look_at_parts(&mut self, desired: &Objects, look: Look) -> (Objects, Vec<FacilityError>) {
         let (mut found, mut failures) = (Objects::new(), Vec::new());
         failures.extend(self.look_at_links(look, &mut found).await.err());

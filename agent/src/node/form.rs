@@ -20,6 +20,7 @@ use super::address::{self, CONTROL_PORT};
 use super::member::Member;
 use super::record::Record;
 use super::{FIRST_PASS, Node, failed, preflight};
+use crate::config::Listen;
 use crate::dial;
 use crate::drivers::link::{Nl, Writes};
 use crate::durable;
@@ -386,8 +387,18 @@ impl Node {
     /// Starts the manager of a member, where the others know it.
     pub(super) fn start_control(&self, record: &Record) -> anyhow::Result<Supervisor> {
         let known = record.advertise.unwrap_or_else(|| SocketAddr::new(record.data_addr, CONTROL_PORT));
-        if let Err(error) = address::advertised(known.ip(), Some(known.port()), self.config.listen) {
+        let listen = self.config.listen;
+        let checked = |listen| address::advertised(known.ip(), Some(known.port()), listen);
+        if let Err(error) = checked(Listen { is_set: false, ..listen }) {
             anyhow::bail!("{}; the swarm knows it by that address: {}", error.message, error.help);
+        }
+        // The port it is known by is the one that is listened on.
+        if let Err(error) = checked(listen) {
+            tracing::warn!(
+                "{}; the swarm knows it by that address, where it goes on: {}",
+                error.message,
+                error.help
+            );
         }
         Ok(self.start_control_with(self.control_args(known, record.data_addr), Vec::new())?)
     }

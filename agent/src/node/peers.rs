@@ -12,11 +12,12 @@ const SHOWN: usize = 16;
 /// What is not well, a line each, as the managers show it with the node's name: listeners that published ports shadow, and
 /// the ways to the other nodes.
 pub(crate) fn troubles(stats: &Stats) -> Vec<String> {
-    let mut lines = stats.shadowed.borrow().clone();
+    let mut lines = Vec::new();
     if let Some(peers) = shown(&stats.probes) {
         lines.extend(peers.troubles.into_iter().map(|trouble| trouble.evidence));
         lines.extend(peers.clocks.into_iter().map(|clock| format!("clock of {clock}")));
     }
+    lines.extend(stats.shadowed.borrow().iter().cloned());
     lines
 }
 

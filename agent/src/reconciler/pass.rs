@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use shoal_plan::check::references;
+use shoal_plan::desired::RESERVED_PORTS;
 use shoal_plan::doors::{self, Told};
 use shoal_plan::object::{Goal, Task};
 use shoal_plan::{Facts, IfName, Key, Object, Objects, Op, Phase, Plan, desired, plan};
@@ -422,6 +423,8 @@ impl Obstacles {
             Object::Hook(link, _) => owners.get(link),
             // The way out of tasks is none of the mesh's, and without the other a task's packets are translated one by one.
             Object::Firewall(_) | Object::Client(_) => return,
+            // Nor do reserved ports lead anything: they keep the host's own connections off published ones.
+            Object::Sysctl(o) if o.path == RESERVED_PORTS => return,
             _ => None,
         };
         match task {

@@ -34,6 +34,7 @@ pub use command::{Command, Entry, Outcome};
 pub use hash::digest;
 pub use leader::LeaderView;
 pub use rejection::{Kind, Rejection};
+pub use some_of::some_of;
 pub use state::State;
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use shoal_types::id::Name;
 const SHOWN: usize = 3;
 
 /// The first names in their order, and how many more there are.
-pub(crate) fn some_of(names: &[Name]) -> String {
+pub fn some_of(names: &[Name]) -> String {
     let mut shown: Vec<&str> = names.iter().map(Name::as_str).collect();
     shown.sort_unstable();
     shown.truncate(SHOWN);

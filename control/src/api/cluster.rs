@@ -3,11 +3,11 @@
 use shoal_api::pb;
 use shoal_api::status::ApiError;
 use shoal_api::wire::field;
-use shoal_core::{Command, LeaderView, view};
+use shoal_core::{Command, LeaderView, some_of, view};
+use shoal_types::ErrorCode;
 use shoal_types::id::Name;
 use shoal_types::object::{NodeRole, NodeState};
 use shoal_types::token::digest_text;
-use shoal_types::{ErrorCode, NodeId};
 use tonic::Status;
 
 use super::describe::count;
@@ -36,19 +36,31 @@ pub(super) async fn update(
     shown(manager, &after)
 }
 
-/// What nodes find that others should know of, a line each and a last one for the rest.
+/// What nodes find that others should know of, a line each and a last one for the rest. What several find is one line.
 fn between_nodes(manager: &Manager, seen: &StateView) -> Vec<String> {
-    let found = manager.sessions.peer_troubles();
-    let more = found.len().saturating_sub(SHOWN_BETWEEN);
-    let line = |(node, trouble): &(NodeId, String)| {
-        let name = seen.state.nodes().get(node).map(|node| &node.name)?;
-        Some(format!("seen from {name}: {trouble}"))
-    };
-    let mut lines: Vec<String> = found.iter().take(SHOWN_BETWEEN).filter_map(line).collect();
+    let found = manager.sessions.peer_troubles().into_iter().filter_map(|(node, trouble)| {
+        let name = seen.state.nodes().get(&node)?.name.clone();
+        Some((name, trouble))
+    });
+    let mut lines = joined(found.collect());
+    let more = lines.len().saturating_sub(SHOWN_BETWEEN);
+    lines.truncate(SHOWN_BETWEEN);
     if more > 0 {
         lines.push(format!("{more} more of what nodes see; 'shoal status' on each has its own"));
     }
     lines
+}
+
+/// A line for each thing that was found, in the order in which it was first.
+fn joined(found: Vec<(Name, String)>) -> Vec<String> {
+    let mut things: Vec<(String, Vec<Name>)> = Vec::new();
+    for (name, trouble) in found {
+        match things.iter_mut().find(|(known, _)| *known == trouble) {
+            Some((_, names)) => names.push(name),
+            None => things.push((trouble, vec![name])),
+        }
+    }
+    things.iter().map(|(trouble, names)| format!("seen from {}: {trouble}", some_of(names))).collect()
 }
 
 /// What nodes can't program, a line for each node, and what follows.
@@ -133,7 +145,16 @@ fn shown(manager: &Manager, seen: &StateView) -> Result<pb::ClusterInfo, Status>
 mod tests {
     use std::time::Duration;
 
+    use shoal_types::NodeId;
+
     use super::*;
+
+    #[test]
+    fn what_several_nodes_find_is_one_line() {
+        let found = |name: &str, what: &str| (name.parse::<Name>().expect("a name"), what.to_owned());
+        let lines = joined(vec![found("n1", "22/tcp"), found("n1", "80/tcp"), found("n2", "22/tcp")]);
+        assert_eq!(lines, ["seen from n1, n2: 22/tcp", "seen from n1: 80/tcp"]);
+    }
 
     #[test]
     fn a_node_is_named_with_what_it_can_not_program_and_what_follows() {

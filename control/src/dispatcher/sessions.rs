@@ -28,7 +28,7 @@ const STALL_PATIENCE: Duration = Duration::from_secs(30);
 const ERROR_LINE: usize = 300;
 
 /// Of what one node's probes find, so many lines of so many characters are kept.
-const PEER_LINES: usize = 32;
+const PEER_LINES: usize = 64;
 const PEER_LINE: usize = 300;
 
 /// What a node was sent and what it said of it.
@@ -51,6 +51,15 @@ struct Progress {
 }
 
 impl Progress {
+    fn send(&mut self, generation: u64, now: Instant) {
+        self.sent = generation;
+        self.evaluated = generation;
+        // One that fails already, and at this gets as far as before, says nothing new: an agent says the same only once.
+        if self.failing_since.is_some() {
+            self.behind_since.get_or_insert(now);
+        }
+    }
+
     fn note(&mut self, generation: u64, errors: &[String], now: Instant) {
         // What it says of another time than this session's counts for nothing.
         let generation = generation.min(self.sent);
@@ -92,7 +101,7 @@ struct Live {
     outbound: Outbound,
     replaced: CancellationToken,
     progress: Progress,
-    /// What its probes of other nodes find.
+    /// What it finds that others should know of.
     peers: Vec<String>,
 }
 
@@ -226,17 +235,12 @@ impl Sessions {
     fn failing_at(&self, now: Instant) -> Vec<Failing> {
         let registry = self.lock();
         let failing = registry.live.iter().filter_map(|(node, live)| {
-            let behind = live.progress.behind_since;
-            let since = behind.or(live.progress.failing_since)?;
+            let lasts = |since: &Instant| now.duration_since(*since) >= ERROR_PATIENCE;
+            let behind = live.progress.behind_since.filter(lasts);
+            let since = behind.or(live.progress.failing_since.filter(lasts))?;
             let lasting = now.duration_since(since);
             let (first, count) = live.progress.errors.clone();
-            (lasting >= ERROR_PATIENCE).then(|| Failing {
-                node: node.clone(),
-                behind: behind.is_some(),
-                lasting,
-                first,
-                count,
-            })
+            Some(Failing { node: node.clone(), behind: behind.is_some(), lasting, first, count })
         });
         failing.collect()
     }
@@ -297,10 +301,7 @@ impl Seat {
 
     /// An assignment of this generation, which is a state index, is on its way.
     pub fn sent(&self, generation: u64) {
-        self.update(|progress| {
-            progress.sent = generation;
-            progress.evaluated = generation;
-        });
+        self.update(|progress| progress.send(generation, Instant::now()));
     }
 
     /// The node reported this generation, and what it could not program.
@@ -364,18 +365,19 @@ mod tests {
         assert!(!progress.is_stalled(at(3_600)), "its first assignment takes it long, and nothing fails");
         progress.note(10, &no, at(0));
         assert!(!progress.is_stalled(at(3_600)), "what no new flow hangs on");
-        (progress.sent, progress.evaluated) = (11, 11);
-        assert!(!progress.is_stalled(at(3_600)), "it has said nothing of 11");
-        progress.note(10, &no, at(3_600));
+        progress.send(11, at(3_600));
+        assert!(!progress.is_stalled(at(3_629)), "it may say something of 11 yet");
+        assert!(progress.is_stalled(at(3_630)), "what would be the same is said only once");
         progress.note(10, &no, at(3_620));
         assert!(!progress.is_stalled(at(3_629)) && progress.is_stalled(at(3_630)));
         assert_eq!(progress.effective(at(3_630)), 10, "it has programmed no more for that");
-        progress.sent = 12;
+        progress.send(12, at(3_631));
         progress.note(11, &no, at(3_640));
         assert!(!progress.is_stalled(at(3_669)), "it gets on");
         assert!(progress.is_stalled(at(3_670)), "and no further");
         progress.note(12, &[], at(3_690));
-        assert!(!progress.is_stalled(at(9_999)));
+        progress.send(13, at(3_691));
+        assert!(!progress.is_stalled(at(9_999)), "it is slow, and nothing fails");
     }
 
     #[test]
@@ -390,8 +392,11 @@ mod tests {
         let told = sessions.failing_at(later);
         assert_eq!((&told[0].node, told[0].behind, told[0].count), (&node(1), false, 2));
         assert_eq!(told[0].first.len(), ERROR_LINE, "a node can't fill the manager");
+        let before = Instant::now() + ERROR_PATIENCE;
         seat.sent(11);
-        seat.reported(10, &["no".to_owned()]);
+        let told = sessions.failing_at(before);
+        assert!(told.iter().all(|failing| !failing.behind), "that it is behind is new: {told:?}");
+        assert_eq!(told.len(), 1, "that it fails is not");
         assert!(sessions.failing_at(Instant::now() + ERROR_PATIENCE)[0].behind);
         seat.reported(11, &[]);
         assert_eq!(sessions.failing_at(Instant::now() + 2 * ERROR_PATIENCE), []);

@@ -30,7 +30,7 @@ use crate::counters::Counters;
 
 mod seats;
 
-use seats::{Full, Origin, Seat, Seats};
+use seats::{Full, Seat, Seats};
 
 /// For a handshake, with the wait for its turn.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -148,7 +148,7 @@ pub fn accept_tls(
             };
             match accepted {
                 // Nothing is waited for here: the next in the queue may be a node.
-                Ok((tcp, addr)) => match door.seats.take(Origin::of(addr.ip())) {
+                Ok((tcp, addr)) => match door.seats.take(addr.ip()) {
                     Ok(seat) => drop(tokio::spawn(door.clone().admit(tcp, addr, seat))),
                     Err(full) => {
                         door.counters.connections_refused.fetch_add(1, Ordering::Relaxed);

@@ -130,7 +130,10 @@ impl OwnCert {
         let mut due = draw(&self.pair.identity);
         let mut pause = PAUSE;
         loop {
-            let wait = Duration::from_millis(due.since_ms(now())).max(pause);
+            let time = now();
+            // A clock that was put back made it one of the future: nobody takes it.
+            let until = if time < self.pair.identity.not_before { time } else { due };
+            let wait = Duration::from_millis(until.since_ms(time)).max(pause);
             // Cancel safe: both only wait.
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -186,7 +189,7 @@ fn load(dir: &Path, node: &NodeId) -> Option<Pair> {
             && identity.role == CertRole::Manager
             && parsed.verify_signature(Some(issuer.public_key())).is_ok()
             && parsed.public_key().subject_public_key.data.as_ref() == pair.public_key_raw()
-            && identity.not_after > clock::now()
+            && (identity.not_before..identity.not_after).contains(&clock::now())
     };
     fits.then_some(Pair { key, cert, ca, identity })
 }

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Of one address.
+/// Of one origin.
 pub(super) const SEATS_PER_ORIGIN: usize = 64;
-/// Handshakes of one address under way at once; its others wait for them.
-pub(super) const HANDSHAKES_PER_ORIGIN: usize = 8;
+/// Handshakes of one address under way at once; its others wait for them. (Not of an origin: with IPv6 a whole LAN may be one.)
+pub(super) const HANDSHAKES_PER_ADDRESS: usize = 8;
 /// Of all addresses together.
 const SEATS: usize = 1024;
 
@@ -36,9 +36,23 @@ pub(super) enum Full {
     All,
 }
 
+#[derive(Default)]
 struct Taken {
     seats: usize,
-    handshakes: Arc<Semaphore>,
+    /// Of each address, as long as somebody from there has a seat.
+    handshakes: BTreeMap<IpAddr, Weak<Semaphore>>,
+}
+
+impl Taken {
+    fn turns_of(&mut self, addr: IpAddr) -> Arc<Semaphore> {
+        if let Some(turns) = self.handshakes.get(&addr).and_then(Weak::upgrade) {
+            return turns;
+        }
+        self.handshakes.retain(|_, turns| turns.strong_count() > 0);
+        let turns = Arc::new(Semaphore::new(HANDSHAKES_PER_ADDRESS));
+        self.handshakes.insert(addr, Arc::downgrade(&turns));
+        turns
+    }
 }
 
 /// All seats.
@@ -56,19 +70,17 @@ impl Default for Seats {
 
 impl Seats {
     /// A seat for somebody from there, if one is free.
-    pub(super) fn take(&self, origin: Origin) -> Result<Seat, Full> {
+    pub(super) fn take(&self, addr: IpAddr) -> Result<Seat, Full> {
+        let (origin, addr) = (Origin::of(addr), addr.to_canonical());
         let mut all = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let seats = all.get(&origin).map_or(0, |taken| taken.seats);
         if seats >= SEATS_PER_ORIGIN {
             return Err(Full::Origin);
         }
         let permit = Arc::clone(&self.free).try_acquire_owned().map_err(|_| Full::All)?;
-        let taken = all.entry(origin).or_insert_with(|| Taken {
-            seats: 0,
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES_PER_ORIGIN)),
-        });
+        let taken = all.entry(origin).or_default();
         taken.seats += 1;
-        let handshakes = Arc::clone(&taken.handshakes);
+        let handshakes = taken.turns_of(addr);
         Ok(Seat { origin, handshakes, all: self.clone(), _permit: permit })
     }
 }
@@ -105,34 +117,53 @@ impl Drop for Seat {
 mod tests {
     use super::*;
 
-    fn origin(addr: &str) -> Origin {
-        Origin::of(addr.parse().expect("literal"))
+    fn ip(addr: &str) -> IpAddr {
+        addr.parse().expect("literal")
     }
 
     #[test]
     fn a_host_has_its_own_seats_whatever_addresses_it_makes_up() {
         let seats = Seats::default();
         let one: Vec<_> = (0..SEATS_PER_ORIGIN)
-            .map(|n| seats.take(origin(&format!("2001:db8:0:1::{n:x}"))).expect("free"))
+            .map(|n| seats.take(ip(&format!("2001:db8:0:1::{n:x}"))).expect("free"))
             .collect();
-        assert_eq!(seats.take(origin("2001:db8:0:1:ffff::1")).err(), Some(Full::Origin));
-        let mapped = seats.take(origin("::ffff:192.0.2.1")).expect("of another");
-        assert_eq!(mapped.origin, origin("192.0.2.1"));
-        assert_ne!(mapped.origin, origin("192.0.2.2"));
-        seats.take(origin("2001:db8:0:2::1")).expect("of another");
+        assert_eq!(seats.take(ip("2001:db8:0:1:ffff::1")).err(), Some(Full::Origin));
+        let mapped = seats.take(ip("::ffff:192.0.2.1")).expect("of another");
+        assert_eq!(mapped.origin, Origin::of(ip("192.0.2.1")));
+        assert_ne!(mapped.origin, Origin::of(ip("192.0.2.2")));
+        seats.take(ip("2001:db8:0:2::1")).expect("of another");
         drop(one);
-        seats.take(origin("2001:db8:0:1::1")).expect("given back");
+        seats.take(ip("2001:db8:0:1::1")).expect("given back");
         assert_eq!(seats.taken.lock().expect("not poisoned").len(), 1, "nothing is kept of who has gone");
+    }
+
+    #[tokio::test]
+    async fn hosts_of_one_network_don_t_wait_for_one_another() {
+        let seats = Seats::default();
+        let of = |addr: &str| seats.take(ip(addr)).expect("free");
+        let silent: Vec<_> = (0..=HANDSHAKES_PER_ADDRESS).map(|_| of("2001:db8:0:1::bad")).collect();
+        let mut turns = Vec::new();
+        for seat in &silent[1..] {
+            turns.push(seat.turn().await.expect("one of its eight"));
+        }
+        let other = of("2001:db8:0:1::1");
+        assert!(other.turn().await.is_some());
+        assert_eq!(silent[0].handshakes.available_permits(), 0);
+        drop(turns);
+        assert!(silent[0].turn().await.is_some());
+        drop((silent, other));
+        drop(of("2001:db8:0:1::2"));
+        assert!(seats.taken.lock().expect("not poisoned").is_empty());
     }
 
     #[test]
     fn there_are_so_many_and_no_more() {
         let seats = Seats::default();
         let all: Vec<_> = (0..SEATS)
-            .map(|n| seats.take(origin(&format!("10.0.{}.{}", n / 16 / 250, n / 16 % 250))).expect("free"))
+            .map(|n| seats.take(ip(&format!("10.0.{}.{}", n / 16 / 250, n / 16 % 250))).expect("free"))
             .collect();
-        assert_eq!(seats.take(origin("192.0.2.1")).err(), Some(Full::All));
+        assert_eq!(seats.take(ip("192.0.2.1")).err(), Some(Full::All));
         drop(all);
-        seats.take(origin("192.0.2.1")).expect("given back");
+        seats.take(ip("192.0.2.1")).expect("given back");
     }
 }

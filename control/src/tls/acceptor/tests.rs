@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_stream::StreamExt;
 
-use super::seats::{HANDSHAKES_PER_ORIGIN, SEATS_PER_ORIGIN};
+use super::seats::{HANDSHAKES_PER_ADDRESS, SEATS_PER_ORIGIN};
 use super::*;
 use crate::tls::own::OwnCert;
 use crate::tls::own::tests::authority;
@@ -96,7 +96,7 @@ async fn an_address_without_a_seat_left_is_refused() {
 async fn an_address_has_few_handshakes_at_once_and_its_others_wait() {
     let mut fixture = Fixture::new().await;
     let mut silent = Vec::new();
-    for _ in 0..HANDSHAKES_PER_ORIGIN {
+    for _ in 0..HANDSHAKES_PER_ADDRESS {
         silent.push(fixture.connect("127.0.0.1").await);
     }
     let waiting = fixture.node("127.0.0.1").await;
@@ -115,7 +115,7 @@ async fn a_connection_without_a_certificate_ends() {
     let addr = "192.0.2.1:1".parse::<SocketAddr>().expect("literal");
     let seats = Seats::default();
     let stranger = || {
-        let seat = seats.take(Origin::of(addr.ip())).expect("free");
+        let seat = seats.take(addr.ip()).expect("free");
         let (far, near) = tokio::io::duplex(8);
         (far, Conn::of_stranger(near, Peer::Remote { addr, identity: None }, seat))
     };

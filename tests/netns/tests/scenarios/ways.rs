@@ -89,29 +89,35 @@ fn gone(error: anyhow::Error) -> anyhow::Result<String> {
     if format!("{error:#}").contains("No such process") { Ok(String::new()) } else { Err(error) }
 }
 
+/// A privileged port that is published, as of a time server.
+const LOW: u16 = 123;
+
 /// What a task asks elsewhere from a port that is published is answered to it, and not to who answers on that port.
 pub(crate) fn leaving(swarm: &mut Swarm) -> anyhow::Result<()> {
     web(swarm, 3)?;
+    let low = |protocol| format!("{LOW}:{WHOAMI}/{protocol}");
+    create(swarm, "clock", "front", &["-p", &low("udp"), "-p", &low("tcp")])?;
+    running(swarm, "clock", 1)?;
     create(swarm, "asker", "front", &[])?;
     let asker = running(swarm, "asker", 1)?.pop().context("one task")?;
     let words = ["serve", "--whoami", &WHOAMI.to_string()];
     let mut server = swarm.client.spawn("elsewhere", swarm.client.run(&swarm.programs.load).args(words))?;
     for address in swarm.client_place.addresses() {
-        for udp in [true, false] {
+        for (port, udp) in [(PUBLISHED_WHOAMI, true), (PUBLISHED_WHOAMI, false), (LOW, true), (LOW, false)] {
             let target = SocketAddr::new(address, WHOAMI);
             let netns = asker.netns()?;
-            wait_for(&format!("{target} to answer (udp: {udp})"), PATIENCE, || {
-                enter(&netns, || asked(target, udp)).map_err(|error| format!("{error:#}"))
+            wait_for(&format!("{target} to answer port {port} (udp: {udp})"), PATIENCE, || {
+                enter(&netns, || asked(port, target, udp)).map_err(|error| format!("{error:#}"))
             })?;
         }
     }
     server.kill()
 }
 
-/// Asks a server from the port that clients of the service ask, and hears from which one it was asked.
-fn asked(target: SocketAddr, udp: bool) -> anyhow::Result<()> {
+/// Asks a server from a port that clients of a service ask, and hears from which one it was asked.
+fn asked(port: u16, target: SocketAddr, udp: bool) -> anyhow::Result<()> {
     let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
-    let own = SocketAddr::new(any, PUBLISHED_WHOAMI);
+    let own = SocketAddr::new(any, port);
     let mut line = [0; 512];
     let length = if udp {
         let socket = UdpSocket::from(bound(own, SockType::Datagram)?);
@@ -126,6 +132,7 @@ fn asked(target: SocketAddr, udp: bool) -> anyhow::Result<()> {
     let line = String::from_utf8_lossy(&line[..length]);
     let peer = line.split_whitespace().find_map(|word| word.strip_prefix("peer=")).context("no peer")?;
     let peer: SocketAddr = peer.parse()?;
-    ensure!(peer.port() != PUBLISHED_WHOAMI, "it left as {peer}");
+    ensure!(peer.port() != port, "it left as {peer}");
+    ensure!((peer.port() < 1024) == (port < 1024), "privileged ports stay so: {port} left as {peer}");
     Ok(())
 }

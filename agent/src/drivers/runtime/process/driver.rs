@@ -1,12 +1,13 @@
-//! The agent's side of the process runtime. It keeps nothing in memory that is not on disk; what it has beside
-//! that are tasks waiting for monitors to end, to tell subscribers.
+//! The agent's side of the process runtime. It keeps nothing in memory that is not on disk, but what
+//! it saw last; what it has beside that are tasks waiting for monitors to end, to tell subscribers.
 
+use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,6 +42,8 @@ const PROGRAM_KILL_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct ProcessRuntime {
     tasks: Arc<Tasks>,
+    /// Tasks as they were last seen: one that can't be looked at has not gone for that.
+    seen: Arc<Mutex<BTreeMap<String, ObservedTask>>>,
 }
 
 impl ProcessRuntime {
@@ -65,6 +68,7 @@ impl ProcessRuntime {
                 unwritten: Mutex::default(),
                 closing: CancellationToken::new(),
             }),
+            seen: Arc::default(),
         };
         for task in runtime.tasks.list()? {
             // The others are not to suffer from one whose files can't be read or removed.
@@ -290,22 +294,25 @@ impl Runtime for ProcessRuntime {
     }
 
     async fn observe(&self) -> Result<Vec<ObservedTask>, RuntimeError> {
-        let mut observed = Vec::new();
+        let mut observed = BTreeMap::new();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         for task in self.tasks.list()? {
             let looked = self
                 .tasks
                 .prepared(&task)
                 .and_then(|launch| Ok(ObservedTask { spec: launch.spec, state: self.tasks.state(&task)? }));
             match looked {
-                Ok(task) => observed.push(task),
+                Ok(found) => drop(observed.insert(task, found)),
                 // Being made or removed.
                 Err(RuntimeError::NotFound(_)) => {}
                 Err(error) => {
                     tracing::warn!(task, error = &error as &dyn std::error::Error, "task can't be observed");
+                    observed.extend(seen.remove(&task).map(|last| (task, last)));
                 }
             }
         }
-        Ok(observed)
+        seen.clone_from(&observed);
+        Ok(observed.into_values().collect())
     }
 
     async fn state(&self, task: &str) -> Result<Option<RuntimeState>, RuntimeError> {
@@ -522,6 +529,11 @@ mod tests {
         assert_eq!(exit.cause, ExitCause::Lost);
         assert_eq!(runtime.observe().await.expect("the same"), observed);
         open().expect("starts all the same");
+        // One that was seen before is as it was then.
+        let fresh = runtime.tasks.dir("fresh").file("status.json");
+        std::fs::create_dir(&fresh).expect("made");
+        assert_eq!(runtime.observe().await.expect("the same"), observed);
+        std::fs::remove_dir(&fresh).expect("removed");
 
         std::fs::remove_dir(&obstacle).expect("removed");
         assert_eq!(runtime.observe().await.expect("the same"), observed);
