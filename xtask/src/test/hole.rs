@@ -55,12 +55,13 @@ const fn without_nftables(rows: &'static str) -> Hole {
     Hole { kernel: Some(Kernel::Uml), engine: None, rows, reason: "the kernel has no nftables" }
 }
 
-const HOLES: [Hole; 9] = [
+const HOLES: [Hole; 10] = [
     without_nftables("liveness::a_suspect_node_is_out_of_the_mesh_and_comes_back_with_its_tasks"),
     without_nftables("liveness::a_node_that_is_cut_off_for_longer_is_replaced"),
     without_nftables("liveness::a_third_of_packets_lost_is_no_death"),
     without_nftables("members::a_node_whose_nft_fails_or_hangs_is_programmed_and_leaves"),
     without_nftables("mesh::no_conntrack_and_no_rule_on_the_path"),
+    without_nftables("ports::what_tasks_ask_from_a_published_port_is_answered_to_them"),
     without_nftables("proxy::nothing_is_lost_or_doubled_where_packets_are"),
     without_nftables("repair::a_table_comes_back_under_streams"),
     Hole { kernel: None, engine: Some(Engine::Ebpf), rows: "engines::", reason: "about engine ipvs" },
