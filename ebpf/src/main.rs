@@ -124,7 +124,7 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work)
             maps::count_drop(reason);
             return pass(program);
         }
-        Verdict::Forward => match rewrite::apply(skb, &work.header, &work.forward) {
+        Verdict::Forward => match rewrite::apply(skb, work) {
             Some(()) => tell(skb, program, work),
             None => Err(Reason::RewriteFailed),
         },
@@ -288,7 +288,7 @@ fn icmp_decide(skb: Skb, program: Program, work: &mut Work, known: u32) -> u32 {
 
 /// Makes an ICMP error what was decided, but for its quote. Returns 1, or 0 if the kernel refused.
 #[inline(never)]
-fn icmp_rewrite(mut skb: Skb, work: &Work) -> u32 {
+fn icmp_rewrite(mut skb: Skb, work: &mut Work) -> u32 {
     u32::from(rewrite::error(&mut skb, work).is_some())
 }
 
@@ -313,8 +313,8 @@ fn fragment_decide(skb: Skb, program: Program, work: &mut Work) -> u32 {
 
 /// Makes such a fragment what was decided. Returns 1, or 0 if the kernel refused.
 #[inline(never)]
-fn fragment_rewrite(mut skb: Skb, work: &Work) -> u32 {
-    u32::from(rewrite::fragment(&mut skb, &work.header, &work.forward).is_some())
+fn fragment_rewrite(mut skb: Skb, work: &mut Work) -> u32 {
+    u32::from(rewrite::fragment(&mut skb, work).is_some())
 }
 
 /// Sends a packet on; the action that does it, or why it goes no further.
@@ -350,7 +350,7 @@ fn send(skb: &mut Skb, work: &Work) -> Result<i32, Reason> {
 fn by_tunnel(skb: &mut Skb, device: u32) -> Result<i32, Reason> {
     // One after the other: of two at once the compiler keeps what is not there yet, which the verifier refuses.
     let Some(config) = Kernel.config() else { return Ok(helpers::redirect(device)) };
-    let Some(head) = skb.load::<16>(0) else { return Ok(helpers::redirect(device)) };
+    let Some(head) = skb.head::<16>(0) else { return Ok(helpers::redirect(device)) };
     let to = [head[0], head[1], head[2], head[3], head[4], head[5]];
     let Some(peer) = Kernel.peer(&LocalKey::new(device, to)) else { return Ok(helpers::redirect(device)) };
     if !skb.fits(peer) {

@@ -249,25 +249,34 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn touch_flow(&self, key: &FlowKey, seen: u32, state: u32) -> bool {
-        let Some(flow) = FLOWS.get_ptr_mut(key) else { return false };
-        // SAFETY: the pointer is into the map, whose memory the RCU section keeps. Another CPU may write these words,
-        // too, each of them whole.
-        unsafe {
-            (&raw mut (*flow).seen).write_volatile(seen);
-            (&raw mut (*flow).state).write_volatile(state);
-        }
+        let Some(flow) = self.flow(key) else { return false };
+        self.renew_flow(key, flow, seen, state);
         true
     }
 
     #[inline(always)]
     fn touch_reply(&self, key: &FlowKey, seen: u32, state: u32) -> bool {
-        let Some(reply) = REPLIES.get_ptr_mut(key) else { return false };
+        let Some(reply) = self.reply(key) else { return false };
+        self.renew_reply(key, reply, seen, state);
+        true
+    }
+
+    #[inline(always)]
+    fn renew_flow(&self, _key: &FlowKey, flow: &FlowVal, seen: u32, state: u32) {
+        // SAFETY: of a record in the map, which the lookup that gave it found.
+        unsafe {
+            set_word((&raw const flow.seen).cast_mut(), seen);
+            set_word((&raw const flow.state).cast_mut(), state);
+        }
+    }
+
+    #[inline(always)]
+    fn renew_reply(&self, _key: &FlowKey, reply: &ReplyVal, seen: u32, state: u32) {
         // SAFETY: as above.
         unsafe {
-            (&raw mut (*reply).seen).write_volatile(seen);
-            (&raw mut (*reply).state).write_volatile(state);
+            set_word((&raw const reply.seen).cast_mut(), seen);
+            set_word((&raw const reply.state).cast_mut(), state);
         }
-        true
     }
 
     #[inline(always)]
@@ -384,6 +393,17 @@ impl Tables for Kernel {
             }
         }
     }
+}
+
+/// Sets a word of a record.
+///
+/// # Safety
+/// The pointer is to a word of a record in a map, which an RCU section keeps. Another CPU may write it, too: each of
+/// them writes it whole.
+#[inline(always)]
+unsafe fn set_word(word: *mut u32, value: u32) {
+    // SAFETY: the caller's.
+    unsafe { word.write_volatile(value) };
 }
 
 /// Adds to the bytes of a record. Without a lock, as a flow's packets of one direction are nearly always on one CPU: where

@@ -6,12 +6,12 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0,
-    BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+    BPF_F_PSEUDO_HDR,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_clone_redirect, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_l3_csum_replace, bpf_l4_csum_replace,
-    bpf_skb_adjust_room, bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
-    bpf_skb_store_bytes,
+    bpf_clone_redirect, bpf_csum_update, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_l3_csum_replace,
+    bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_proto, bpf_skb_change_tail, bpf_skb_change_type,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use shoal_ebpf_common::addr::Addr;
@@ -20,7 +20,7 @@ use shoal_ebpf_common::packet::{ETH_IPV6, ETH_LEN, Header, Packet};
 use shoal_ebpf_common::proxy::Resize;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::values::PeerVal;
-use shoal_ebpf_common::verdict::Out;
+use shoal_ebpf_common::verdict::{IMAGE_AT, Image, Out};
 
 use crate::{helpers, maps};
 
@@ -120,7 +120,7 @@ impl Skb {
         if result != 0 {
             return None;
         }
-        self.store(0, &ethernet, false)
+        self.store(0, &ethernet)
     }
 
     /// Whether a tunnel can take the packet as it is: it is one, and not larger than the network's.
@@ -152,7 +152,7 @@ impl Skb {
         let words = lane::wrap(&parcel, peer, data_port);
         // SAFETY: words have no byte that is not one.
         let bytes = unsafe { &*(&raw const words).cast::<[u8; 52]>() };
-        match self.store(lane::WRAP_AT, bytes, false) {
+        match self.store(lane::WRAP_AT, bytes) {
             Some(()) => Wrapped::Whole,
             None => Wrapped::Half,
         }
@@ -183,6 +183,23 @@ impl Skb {
 #[repr(align(8))]
 struct Aligned<T>(T);
 
+/// How far into a packet it is read without a helper's help: up to the ports behind most headers.
+const REACH: u32 = 255;
+
+impl Skb {
+    /// Where `length` bytes at an offset lie in memory; `None` if they lie elsewhere than in the packet's first part, or don't
+    /// lie at all.
+    #[inline(always)]
+    fn place(&self, offset: u32, length: usize) -> Option<*const u8> {
+        // SAFETY: the kernel's context is valid for the whole run of the program.
+        let (data, end) = unsafe { ((*self.raw).data as usize, (*self.raw).data_end as usize) };
+        if offset > REACH || data + offset as usize + length > end {
+            return None;
+        }
+        Some((data + offset as usize) as *const u8)
+    }
+}
+
 impl Packet for Skb {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
@@ -198,6 +215,36 @@ impl Packet for Skb {
         };
         // SAFETY: the helper has filled the buffer (it does even when it fails).
         (result == 0).then(|| unsafe { bytes.0.assume_init() })
+    }
+
+    #[inline(always)]
+    fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let Some(place) = self.place(offset, N) else { return self.load(offset) };
+        // SAFETY: so many bytes lie there, as just seen.
+        Some(unsafe { place.cast::<[u8; N]>().read() })
+    }
+
+    #[inline(always)]
+    fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let mut words = Aligned(MaybeUninit::<[u32; N]>::uninit());
+        // SAFETY: the buffer has N words, and the helper checks the packet's bounds.
+        let result = unsafe {
+            bpf_skb_load_bytes(
+                self.raw as *const c_void,
+                offset,
+                words.0.as_mut_ptr() as *mut c_void,
+                size_of::<[u32; N]>() as u32,
+            )
+        };
+        // SAFETY: as above.
+        (result == 0).then(|| unsafe { words.0.assume_init() })
+    }
+
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let Some(place) = self.place(offset, size_of::<[u32; N]>()) else { return self.load_words(offset) };
+        // SAFETY: so many words lie there, as just seen, at an address as even as the machine asks for.
+        Some(unsafe { place.cast::<[u32; N]>().read() })
     }
 
     #[inline(always)]
@@ -249,13 +296,25 @@ fn back(skb: Skb, header: &Header) -> u32 {
 
 impl PacketMut for Skb {
     #[inline(always)]
-    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], counted: bool) -> Option<()> {
-        let flags = if counted { BPF_F_RECOMPUTE_CSUM } else { 0 };
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
         // SAFETY: the buffer has N bytes, and the helper checks the packet's bounds.
-        let result = unsafe {
-            bpf_skb_store_bytes(self.raw, offset, bytes.as_ptr() as *const c_void, N as u32, flags as u64)
-        };
+        let result =
+            unsafe { bpf_skb_store_bytes(self.raw, offset, bytes.as_ptr() as *const c_void, N as u32, 0) };
         (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn begin<const N: usize>(&mut self, image: &Image) -> Option<()> {
+        const { assert!(N + IMAGE_AT <= size_of::<Image>()) };
+        // SAFETY: the image has that many bytes, as just said, and words have no byte that is not one.
+        let bytes = unsafe { &*(&raw const *image).cast::<u8>().add(IMAGE_AT).cast::<[u8; N]>() };
+        self.store(0, bytes)
+    }
+
+    #[inline(always)]
+    fn recount(&mut self, diff: u32) {
+        // SAFETY: takes no pointers but the context. It fails where there is no such checksum.
+        unsafe { bpf_csum_update(self.raw, diff) };
     }
 
     #[inline(always)]

@@ -23,14 +23,15 @@ pub fn to_network<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, wo
     work.begin();
     let Some(leg) = tables.balancer_if(ifindex) else { return Verdict::Pass };
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
+    work.ethernet = ethernet;
     // Groups and whatever is not IP are the bridge's: a balancer asks for the neighbors it does not know.
-    if ethernet.dst[0] & 1 != 0 || (ethernet.kind != ETH_IPV4 && ethernet.kind != ETH_IPV6) {
+    if work.ethernet.dst[0] & 1 != 0 || !matches!(work.ethernet.kind, ETH_IPV4 | ETH_IPV6) {
         return Verdict::Pass;
     }
-    let Some(local) = tables.local(&LocalKey::new(leg.vxlan, ethernet.dst)) else {
+    let Some(local) = tables.local(&LocalKey::new(leg.vxlan, work.ethernet.dst)) else {
         return work.redirect(Out::Device(leg.vxlan));
     };
-    if packet::header(packet, ethernet.kind, &mut work.header).is_err() {
+    if packet::header(packet, work.ethernet.kind, &mut work.header).is_err() {
         return Verdict::Pass;
     }
     if leg.steers() && work.header.has_flow() {
@@ -38,7 +39,7 @@ pub fn to_network<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, wo
         let Some(config) = tables.config() else { return Verdict::Pass };
         work.answers = work.header.reverse_key(0);
         return match steer::lead(tables, work, &config.router_mac) {
-            Some(port) => steer::deliver(work, &ethernet, port, Out::Peer(local.veth)),
+            Some(port) => steer::deliver(work, port, Out::Peer(local.veth)),
             None => Verdict::Drop(Reason::NoSourcePort),
         };
     }
@@ -90,7 +91,7 @@ pub(crate) fn go_on<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal, ifin
         // Its answers pass us by: the client's last word must stand for the endpoint's.
         let says = life::of_client(&work.header);
         let closes = if says & life::FLOW_CLIENT_FIN != 0 { life::FLOW_SERVER_FIN } else { 0 };
-        tables.touch_flow(&work.key, tables.clock(), life::after(flow.state, says | closes));
+        tables.renew_flow(&work.key, flow, tables.clock(), life::after(flow.state, says | closes));
     }
     carry(work, flow.mark, ifindex)
 }

@@ -230,7 +230,7 @@ pub(crate) fn is_noted<T: Tables>(tables: &T, work: &Work, flow: &FlowVal) -> bo
 #[inline(always)]
 pub(crate) fn note<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal) {
     let (now, state) = (tables.clock(), life::after(flow.state, life::of_client(&work.header)));
-    tables.touch_flow(&work.key, now, state);
+    tables.renew_flow(&work.key, flow, now, state);
     work.reply.seen = now;
     work.reply.state = state;
     set_reply(tables, work);
@@ -240,20 +240,16 @@ pub(crate) fn note<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal) {
 /// was not.
 #[inline(always)]
 fn set_reply<T: Tables>(tables: &T, work: &Work) -> bool {
-    let is_known = match tables.reply(&work.answers) {
-        Some(known) if known.is_same(&work.reply) => true,
-        Some(other) => {
-            life::settle_answers(tables, &work.answers, other);
-            false
+    match tables.reply(&work.answers) {
+        Some(known) if known.is_same(&work.reply) => {
+            tables.renew_reply(&work.answers, known, work.reply.seen, work.reply.state);
+            return false;
         }
-        None => false,
-    };
-    if is_known {
-        tables.touch_reply(&work.answers, work.reply.seen, work.reply.state);
-    } else {
-        tables.set_reply(&work.answers, &work.reply);
+        Some(other) => life::settle_answers(tables, &work.answers, other),
+        None => {}
     }
-    !is_known
+    tables.set_reply(&work.answers, &work.reply);
+    true
 }
 
 /// Sets [`Work::answers`] and [`Work::reply`]: how answers to a flow of the mesh ([`Work::flow`]) become ones to its client.
@@ -296,23 +292,17 @@ pub(crate) fn set_flow<T: Tables>(tables: &T, work: &mut Work) -> bool {
         (tables.clock(), life::at_first(&work.header) | proxy::at_first(work) | direct::at_first(work));
     work.flow.seen = now;
     work.flow.state = state;
-    let is_known = match tables.flow(&work.key) {
+    match tables.flow(&work.key) {
         Some(known) if known.is_same(&work.flow) => {
             tables.count_request(&work.key, known, work.flow.bytes);
-            true
+            tables.renew_flow(&work.key, known, now, state);
+            return false;
         }
-        Some(other) => {
-            life::settle_requests(tables, &work.key, other);
-            false
-        }
-        None => false,
-    };
-    if is_known {
-        tables.touch_flow(&work.key, now, state);
-    } else {
-        tables.set_flow(&work.key, &work.flow);
+        Some(other) => life::settle_requests(tables, &work.key, other),
+        None => {}
     }
-    !is_known
+    tables.set_flow(&work.key, &work.flow);
+    true
 }
 
 /// Whether answers recorded already are those of another flow than the packet's ([`Work::reply`]).

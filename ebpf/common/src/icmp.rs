@@ -115,6 +115,11 @@ impl<P: Packet> Packet for Quoted<'_, P> {
     }
 
     #[inline(always)]
+    fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.packet.load_words(offset + self.shift)
+    }
+
+    #[inline(always)]
     fn length(&self) -> u32 {
         self.packet.length().wrapping_sub(self.shift)
     }

@@ -41,6 +41,16 @@ impl<P: Packet> Packet for Inside<'_, P> {
     }
 
     #[inline(always)]
+    fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.0.load_words(offset + OVERHEAD)
+    }
+
+    #[inline(always)]
+    fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.head(offset + OVERHEAD)
+    }
+
+    #[inline(always)]
     fn length(&self) -> u32 {
         self.0.length().wrapping_sub(OVERHEAD)
     }

@@ -164,7 +164,7 @@ pub(crate) fn note_answer<T: Tables>(tables: &T, work: &mut Work, reply: &ReplyV
         return;
     }
     let state = after(reply.state, says);
-    tables.touch_reply(&work.key, now, state);
+    tables.renew_reply(&work.key, reply, now, state);
     let is_whole = reply.kind == REPLY_STEER && reply.client_port == work.key.dport;
     if is_whole || reply.kind == REPLY_DIRECT {
         return;

@@ -2,10 +2,10 @@
 
 use crate::direct;
 use crate::icmp;
-use crate::keys::{LocalKey, RouterKey, VipKey, same_mac};
+use crate::keys::{LocalKey, RouterKey, VipKey, copied, same_mac};
 use crate::life;
 use crate::local;
-use crate::packet::{self, Ethernet, Packet, TCP};
+use crate::packet::{self, Packet, TCP};
 use crate::proxy;
 use crate::reason::Reason;
 use crate::steer;
@@ -18,40 +18,42 @@ use crate::verdict::{Out, Verdict, Work};
 pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: &mut Work) -> Verdict {
     work.begin();
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Pass };
-    if packet::header(packet, ethernet.kind, &mut work.header).is_err() {
+    work.ethernet = ethernet;
+    if packet::header(packet, work.ethernet.kind, &mut work.header).is_err() {
         return Verdict::Pass;
     }
     if !work.header.has_flow() {
         return icmp::aside(packet, &work.header);
     }
     let Some(config) = tables.config() else { return Verdict::Pass };
-    if same_mac(&ethernet.dst, &config.router_mac) {
+    if same_mac(&work.ethernet.dst, &config.router_mac) {
         work.narrow = if work.header.opens() { ifindex } else { 0 };
-        return to_router(tables, work, &ethernet, config);
+        return to_router(tables, work, config);
     }
-    let Some(local) = tables.local(&LocalKey::new(ifindex, ethernet.dst)) else { return Verdict::Pass };
+    let Some(local) = tables.local(&LocalKey::new(ifindex, work.ethernet.dst)) else { return Verdict::Pass };
     // A router's address is also that of its node's balancers, whose packets may go to a virtual IP.
     let own = if work.header.v4 { &local.ip4 } else { &local.ip6 };
     if work.header.dst == *own {
         work.answers = work.header.reverse_key(0);
+        let source = copied(&work.ethernet.src);
         // Who is steered to is a router.
-        if steer::is_known(tables, work, &ethernet.src) {
+        if steer::is_known(tables, work, &source) {
             return work.redirect(Out::Peer(local.veth));
         }
-        let router = direct::router_of(&ethernet.src, &config.router_mac);
+        let router = direct::router_of(&source, &config.router_mac);
         if tables.is_router(&RouterKey::new(router)) {
-            return match steer::lead(tables, work, &ethernet.src) {
-                Some(port) => steer::deliver(work, &ethernet, port, Out::Peer(local.veth)),
+            return match steer::lead(tables, work, &source) {
+                Some(port) => steer::deliver(work, port, Out::Peer(local.veth)),
                 None => Verdict::Drop(Reason::NoSourcePort),
             };
         }
     }
-    from_task(tables, work, &ethernet, local)
+    from_task(tables, work, local)
 }
 
 /// An endpoint's answer to a flow that entered by this node.
 #[inline(always)]
-fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config: &NodeConfig) -> Verdict {
+fn to_router<T: Tables>(tables: &T, work: &mut Work, config: &NodeConfig) -> Verdict {
     let router = if work.header.v4 { &config.router_ip4 } else { &config.router_ip6 };
     work.set_key(0);
     match tables.reply(&work.key) {
@@ -59,7 +61,7 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
             life::note_answer(tables, work, reply);
             work.proxy = proxy::back(reply);
             tables.count_answer(&work.key, reply, work.header.length.into());
-            work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex));
+            work.forward_restored(reply, Out::Neighbor(reply.ifindex));
             Verdict::Forward
         }
         Some(reply) if reply.kind == REPLY_LOCAL => {
@@ -77,13 +79,13 @@ fn to_router<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, config
 
 /// A packet from a task elsewhere: perhaps the answer to a connection made through a virtual IP.
 #[inline(always)]
-fn from_task<T: Tables>(tables: &T, work: &mut Work, ethernet: &Ethernet, local: &LocalVal) -> Verdict {
+fn from_task<T: Tables>(tables: &T, work: &mut Work, local: &LocalVal) -> Verdict {
     work.set_key(local.network);
     match tables.reply(&work.key) {
         Some(reply) if reply.kind == REPLY_VIP => {
             life::note_answer(tables, work, reply);
             tables.count_answer(&work.key, reply, work.header.length.into());
-            work.forward_restored(ethernet, reply, Out::Peer(local.veth));
+            work.forward_restored(reply, Out::Peer(local.veth));
             Verdict::Forward
         }
         _ if direct(tables, work, local) => work.redirect(Out::Peer(local.veth)),
@@ -119,7 +121,7 @@ fn remember<T: Tables>(tables: &T, work: &mut Work) {
     {
         let (now, says) = (tables.clock(), life::FLOW_OPEN);
         if !life::is_noted(known.seen, known.state, now, says) {
-            tables.touch_reply(&work.answers, now, says);
+            tables.renew_reply(&work.answers, known, now, says);
         }
         return;
     }

@@ -205,16 +205,16 @@ fn tell<P: Resize>(packet: &mut P, work: &Work, segment: &Segment) -> Option<()>
     write(packet, header, at)?;
     if segment.payload != 0 {
         // What ends the client's data is in the copy.
-        packet.store(header.l4 + FLAGS, &[segment.flags & !TCP_FIN], false)?;
+        packet.store(header.l4 + FLAGS, &[segment.flags & !TCP_FIN])?;
     }
     let (from, to) = (header.end, at + more);
     if header.v4 {
         let (from, to) = (length_field(from - ETH_LEN), length_field(to - ETH_LEN));
-        packet.store(ETH_LEN + 2, &to.to_ne_bytes(), false)?;
+        packet.store(ETH_LEN + 2, &to.to_ne_bytes())?;
         packet.change_ip_checksum(rewrite::IPV4_CHECK, csum::word_diff(from.into(), to.into()))?;
     } else {
         let base = ETH_LEN + 40;
-        packet.store(ETH_LEN + 4, &length_field(to - base).to_ne_bytes(), false)?;
+        packet.store(ETH_LEN + 4, &length_field(to - base).to_ne_bytes())?;
     }
     let (from, to) = ((from - header.l4).to_be(), (to - header.l4).to_be());
     rewrite::change_transport(packet, header, csum::word_diff(from, to), true)
@@ -230,20 +230,20 @@ fn length_field(length: u32) -> u16 {
 /// Writes the header itself.
 #[inline(always)]
 fn write<P: PacketMut>(packet: &mut P, header: &Header, at: u32) -> Option<()> {
-    packet.store(at, &SIGNATURE, false)?;
+    packet.store(at, &SIGNATURE)?;
     let ports = csum::port_word((header.sport, header.dport)).to_ne_bytes();
     let at = at + 12;
     // Version 2, on behalf of another; TCP over IPv4 or IPv6; how much follows.
     if header.v4 {
-        packet.store(at, &[0x21, 0x11, 0, 12], false)?;
-        packet.store(at + 4, &header.src.v4_octets(), false)?;
-        packet.store(at + 8, &header.dst.v4_octets(), false)?;
-        packet.store(at + 12, &ports, false)
+        packet.store(at, &[0x21, 0x11, 0, 12])?;
+        packet.store(at + 4, &header.src.v4_octets())?;
+        packet.store(at + 8, &header.dst.v4_octets())?;
+        packet.store(at + 12, &ports)
     } else {
-        packet.store(at, &[0x21, 0x21, 0, 36], false)?;
-        packet.store(at + 4, &header.src.octets(), false)?;
-        packet.store(at + 20, &header.dst.octets(), false)?;
-        packet.store(at + 36, &ports, false)
+        packet.store(at, &[0x21, 0x21, 0, 36])?;
+        packet.store(at + 4, &header.src.octets())?;
+        packet.store(at + 20, &header.dst.octets())?;
+        packet.store(at + 36, &ports)
     }
 }
 
@@ -287,7 +287,7 @@ fn lead_back<P: PacketMut, T: Tables>(
     let said = segment.acknowledged.wrapping_sub(first);
     if reply.state & FLOW_HEARD == 0 && said >= more && said < HALF {
         let (now, state) = (tables.clock(), reply.state | FLOW_HEARD | FLOW_TOLD);
-        tables.touch_reply(&work.key, now, state);
+        tables.renew_reply(&work.key, reply, now, state);
         life::request_of(tables, work, reply);
         tables.touch_flow(&work.request, now, state);
     }
@@ -354,6 +354,6 @@ pub fn blocks<P: PacketMut>(packet: &mut P, work: &Work) -> Option<()> {
 /// Writes a word of the TCP header.
 #[inline(always)]
 fn put<P: PacketMut>(packet: &mut P, header: &Header, at: u32, from: u32, to: u32) -> Option<()> {
-    packet.store(header.l4 + at, &to.to_be_bytes(), false)?;
+    packet.store(header.l4 + at, &to.to_be_bytes())?;
     rewrite::change_transport(packet, header, csum::word_diff(from.to_be(), to.to_be()), false)
 }

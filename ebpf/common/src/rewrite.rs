@@ -5,8 +5,8 @@ use crate::csum;
 use crate::guard;
 use crate::icmp::ICMP_LEN;
 use crate::keys::Mac;
-use crate::packet::{ETH_LEN, Header, Packet, SCTP, UDP};
-use crate::verdict::{Ends, Forward, Out, Question, Work};
+use crate::packet::{ETH_IPV4, ETH_IPV6, ETH_LEN, Header, Packet, SCTP, UDP};
+use crate::verdict::{Ends, Forward, Image, Out, Question, Work};
 
 /// How a transport checksum is changed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,10 +20,15 @@ pub struct Cover {
 
 /// Write access to a packet, as the kernel's helpers give it.
 pub trait PacketMut: Packet {
-    /// Writes bytes. `counted`: the change is not made up for by a checksum inside the same header, so a checksum
-    /// the device computed over the whole packet must follow it.
+    /// Writes bytes.
     #[must_use]
-    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], counted: bool) -> Option<()>;
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
+    /// Makes the first `N` bytes those of an image.
+    #[must_use]
+    fn begin<const N: usize>(&mut self, image: &Image) -> Option<()>;
+    /// Says what was written differs by where no checksum inside the same header makes up for it: one that the device
+    /// computed over the whole packet must follow.
+    fn recount(&mut self, diff: u32);
     /// Applies a difference to the IPv4 header checksum at an offset.
     #[must_use]
     fn change_ip_checksum(&mut self, offset: u32, diff: u32) -> Option<()>;
@@ -48,45 +53,147 @@ const SEGMENT: Cover = Cover { pseudo: false, optional: false };
 
 /// Makes a packet what its verdict says; `None` if the kernel refused.
 #[inline(always)]
-pub fn apply<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Option<()> {
-    addresses(packet, header, forward)?;
-    ports(packet, header, forward)?;
-    macs(packet, forward)
-}
-
-#[inline(always)]
-fn macs<P: PacketMut>(packet: &mut P, forward: &Forward) -> Option<()> {
-    if matches!(forward.out, Out::Neighbor(_) | Out::Route) {
-        return Some(());
+pub fn apply<P: PacketMut>(packet: &mut P, work: &mut Work) -> Option<()> {
+    let (header, forward) = (&work.header, &work.forward);
+    let (from, to) = ((header.sport, header.dport), (forward.sport, forward.dport));
+    let ported = csum::port_word(from) != csum::port_word(to);
+    let moved = moved(header, forward);
+    if !moved && !ported {
+        return macs(packet, &mut work.image, forward);
     }
-    let (d, s) = (forward.dst_mac, forward.src_mac);
-    let macs = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
-    packet.store(0, &macs, false)
+    if ported && header.proto == SCTP {
+        return None;
+    }
+    let diff = address_diff(header, forward);
+    write(packet, &mut work.image, header, forward, diff, true)?;
+    if moved && header.proto != SCTP {
+        change_transport(packet, header, diff, true)?;
+    }
+    if ported { change_transport(packet, header, csum::port_diff(from, to), false) } else { Some(()) }
 }
 
 /// As [`apply`], for a fragment without ports and checksum.
 #[inline(always)]
-pub fn fragment<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Option<()> {
-    let diff =
-        csum::add(csum::addr_diff(&header.src, &forward.src), csum::addr_diff(&header.dst, &forward.dst));
-    store_addresses(packet, header, forward, diff)?;
-    macs(packet, forward)
+pub fn fragment<P: PacketMut>(packet: &mut P, work: &mut Work) -> Option<()> {
+    let (header, forward) = (&work.header, &work.forward);
+    write(packet, &mut work.image, header, forward, address_diff(header, forward), false)
 }
 
 /// As [`apply`], for an ICMP error; `None` if the kernel refused. Its quote is for [`quote`].
 #[inline(always)]
-pub fn error<P: PacketMut>(packet: &mut P, work: &Work) -> Option<()> {
+pub fn error<P: PacketMut>(packet: &mut P, work: &mut Work) -> Option<()> {
     let (header, forward) = (&work.header, &work.forward);
-    let (new_src, new_dst) = (header.src != forward.src, header.dst != forward.dst);
-    if new_src || new_dst {
-        let diff =
-            csum::add(csum::addr_diff(&header.src, &forward.src), csum::addr_diff(&header.dst, &forward.dst));
-        store_addresses(packet, header, forward, diff)?;
-        if !header.v4 {
-            packet.change_checksum(header.l4 + ICMP_CHECK, diff, PSEUDO)?;
-        }
+    let diff = address_diff(header, forward);
+    write(packet, &mut work.image, header, forward, diff, false)?;
+    if !header.v4 && moved(header, forward) {
+        packet.change_checksum(header.l4 + ICMP_CHECK, diff, PSEUDO)?;
     }
-    macs(packet, forward)
+    Some(())
+}
+
+/// Whether a packet gets another address.
+#[inline(always)]
+fn moved(header: &Header, forward: &Forward) -> bool {
+    header.src != forward.src || header.dst != forward.dst
+}
+
+/// The difference that its addresses make.
+#[inline(always)]
+fn address_diff(header: &Header, forward: &Forward) -> u32 {
+    csum::add(csum::addr_diff(&header.src, &forward.src), csum::addr_diff(&header.dst, &forward.dst))
+}
+
+/// Writes what changes of a packet's headers, and of its ports if it has such, at once: each call of a helper costs as much
+/// as a lookup. `diff`: what its addresses differ by.
+#[inline(always)]
+fn write<P: PacketMut>(
+    packet: &mut P,
+    image: &mut Image,
+    header: &Header,
+    forward: &Forward,
+    diff: u32,
+    has_ports: bool,
+) -> Option<()> {
+    if header.v4 {
+        return write4(packet, image, header, forward, diff, has_ports);
+    }
+    write6(packet, image, header, forward, has_ports)?;
+    packet.recount(diff);
+    Some(())
+}
+
+/// As [`write`], of an IPv4 packet, whose header makes up for its addresses with its own checksum.
+#[inline(always)]
+fn write4<P: PacketMut>(
+    packet: &mut P,
+    image: &mut Image,
+    header: &Header,
+    forward: &Forward,
+    diff: u32,
+    has_ports: bool,
+) -> Option<()> {
+    const AFTER: u32 = ETH_LEN + 20;
+    let [first, second, third] = packet.words(ETH_LEN)?;
+    let [ttl, proto, low, high] = third.to_ne_bytes();
+    let [low, high] = csum::update(u16::from_ne_bytes([low, high]), diff).to_ne_bytes();
+    ethernet(image, forward, ETH_IPV4);
+    image[4] = first;
+    image[5] = second;
+    image[6] = u32::from_ne_bytes([ttl, proto, low, high]);
+    image[7] = forward.src.words()[3];
+    image[8] = forward.dst.words()[3];
+    image[9] = csum::port_word((forward.sport, forward.dport));
+    if has_ports && header.l4 == AFTER {
+        return packet.begin::<{ AFTER as usize + 4 }>(image);
+    }
+    packet.begin::<{ AFTER as usize }>(image)?;
+    // Behind options.
+    if has_ports { packet.store(header.l4, &image[9].to_ne_bytes()) } else { Some(()) }
+}
+
+/// As [`write`], of an IPv6 packet.
+#[inline(always)]
+fn write6<P: PacketMut>(
+    packet: &mut P,
+    image: &mut Image,
+    header: &Header,
+    forward: &Forward,
+    has_ports: bool,
+) -> Option<()> {
+    const AFTER: u32 = ETH_LEN + 40;
+    let [first, second] = packet.words(ETH_LEN)?;
+    ethernet(image, forward, ETH_IPV6);
+    image[4] = first;
+    image[5] = second;
+    [image[6], image[7], image[8], image[9]] = forward.src.words();
+    [image[10], image[11], image[12], image[13]] = forward.dst.words();
+    image[14] = csum::port_word((forward.sport, forward.dport));
+    if has_ports && header.l4 == AFTER {
+        return packet.begin::<{ AFTER as usize + 4 }>(image);
+    }
+    packet.begin::<{ AFTER as usize }>(image)?;
+    // Behind extension headers.
+    if has_ports { packet.store(header.l4, &image[14].to_ne_bytes()) } else { Some(()) }
+}
+
+/// Sets the Ethernet header. (Where the kernel writes it, this is of no effect.)
+#[inline(always)]
+fn ethernet(image: &mut Image, forward: &Forward, kind: u16) {
+    let (d, s, k) = (&forward.dst_mac, &forward.src_mac, kind.to_be_bytes());
+    image[0] = u32::from_ne_bytes([0, 0, d[0], d[1]]);
+    image[1] = u32::from_ne_bytes([d[2], d[3], d[4], d[5]]);
+    image[2] = u32::from_ne_bytes([s[0], s[1], s[2], s[3]]);
+    image[3] = u32::from_ne_bytes([s[4], s[5], k[0], k[1]]);
+}
+
+/// Writes the Ethernet addresses, if the kernel doesn't.
+#[inline(always)]
+fn macs<P: PacketMut>(packet: &mut P, image: &mut Image, forward: &Forward) -> Option<()> {
+    if matches!(forward.out, Out::Neighbor(_) | Out::Route) {
+        return Some(());
+    }
+    ethernet(image, forward, 0);
+    packet.begin::<12>(image)
 }
 
 /// Makes the packet that an ICMP error quotes what its verdict says; `None` if the kernel refused.
@@ -105,17 +212,17 @@ fn change_quote<P: PacketMut>(packet: &mut P, header: &Header, quote: &Header, t
     let addresses = csum::add(csum::addr_diff(&quote.src, &to.src), csum::addr_diff(&quote.dst, &to.dst));
     let ports = csum::port_diff((quote.sport, quote.dport), (to.sport, to.dport));
     let both = csum::add(addresses, ports);
-    address(packet, quote.v4, at + IPV4_SRC, at + IPV6_SRC, &to.src, false)?;
-    address(packet, quote.v4, at + IPV4_DST, at + IPV6_DST, &to.dst, false)?;
+    address(packet, quote.v4, at + IPV4_SRC, at + IPV6_SRC, &to.src)?;
+    address(packet, quote.v4, at + IPV4_DST, at + IPV6_DST, &to.dst)?;
     let mut sum = both;
     if quote.v4 {
         // The header's own checksum makes up for its addresses.
         let check = packet.load::<2>(at + IPV4_CHECK)?;
         let check = csum::update(u16::from_ne_bytes(check), addresses);
-        packet.store(at + IPV4_CHECK, &check.to_ne_bytes(), false)?;
+        packet.store(at + IPV4_CHECK, &check.to_ne_bytes())?;
         sum = ports;
     }
-    packet.store(quote.l4, &csum::port_word((to.sport, to.dport)).to_ne_bytes(), false)?;
+    packet.store(quote.l4, &csum::port_word((to.sport, to.dport)).to_ne_bytes())?;
     if quote.proto == SCTP {
         // Its checksum is of another kind, and stands behind what a quote must hold; its ports are as they were.
         return Some(sum);
@@ -134,62 +241,13 @@ fn change_quote<P: PacketMut>(packet: &mut P, header: &Header, quote: &Header, t
         0 if optional => 0xffff,
         check => check,
     };
-    packet.store(field, &check.to_ne_bytes(), false)?;
+    packet.store(field, &check.to_ne_bytes())?;
     Some(csum::add(sum, !both))
 }
 
 #[inline(always)]
-fn addresses<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Option<()> {
-    let (new_src, new_dst) = (header.src != forward.src, header.dst != forward.dst);
-    if !new_src && !new_dst {
-        return Some(());
-    }
-    let diff =
-        csum::add(csum::addr_diff(&header.src, &forward.src), csum::addr_diff(&header.dst, &forward.dst));
-    store_addresses(packet, header, forward, diff)?;
-    if header.proto == SCTP {
-        // Its checksum covers no addresses.
-        return Some(());
-    }
-    change_transport(packet, header, diff, true)
-}
-
-/// Writes the addresses that change, `diff` in all.
-#[inline(always)]
-fn store_addresses<P: PacketMut>(packet: &mut P, header: &Header, to: &Forward, diff: u32) -> Option<()> {
-    // The IPv4 header makes up for its changed addresses with its own checksum; the IPv6 header has none.
-    if header.src != to.src {
-        address(packet, header.v4, IPV4_SRC, IPV6_SRC, &to.src, true)?;
-    }
-    if header.dst != to.dst {
-        address(packet, header.v4, IPV4_DST, IPV6_DST, &to.dst, true)?;
-    }
-    if header.v4 { packet.change_ip_checksum(IPV4_CHECK, diff) } else { Some(()) }
-}
-
-#[inline(always)]
-fn address<P: PacketMut>(
-    packet: &mut P,
-    v4: bool,
-    at4: u32,
-    at6: u32,
-    addr: &Addr,
-    counted: bool,
-) -> Option<()> {
-    if v4 { packet.store(at4, &addr.v4_octets(), false) } else { packet.store(at6, &addr.octets(), counted) }
-}
-
-#[inline(always)]
-fn ports<P: PacketMut>(packet: &mut P, header: &Header, forward: &Forward) -> Option<()> {
-    let (from, to) = ((header.sport, header.dport), (forward.sport, forward.dport));
-    if csum::port_word(from) == csum::port_word(to) {
-        return Some(());
-    }
-    if header.proto == SCTP {
-        return None;
-    }
-    packet.store(header.l4, &csum::port_word(to).to_ne_bytes(), false)?;
-    change_transport(packet, header, csum::port_diff(from, to), false)
+fn address<P: PacketMut>(packet: &mut P, v4: bool, at4: u32, at6: u32, addr: &Addr) -> Option<()> {
+    if v4 { packet.store(at4, &addr.v4_octets()) } else { packet.store(at6, &addr.octets()) }
 }
 
 #[inline(always)]
@@ -242,7 +300,7 @@ fn lower<P: PacketMut>(packet: &mut P, header: &Header, at: u32, old: [u8; 2], l
         return Some(());
     }
     let [_, _, high, low] = limit.to_be_bytes();
-    packet.store(at, &[high, low], false)?;
+    packet.store(at, &[high, low])?;
     let (from, to) = (u16::from_ne_bytes(old), u16::from_ne_bytes([high, low]));
     // At an odd place the field lies across two words of the sum, its bytes the other way round.
     let odd = (at - header.l4) % 2 == 1;
@@ -263,19 +321,19 @@ pub fn answer<P: PacketMut>(packet: &mut P, question: Question, mac: Mac) -> Opt
 fn answer_arp<P: PacketMut>(packet: &mut P, m: Mac) -> Option<()> {
     let arp = guard::arp(packet)?;
     let (a, s, t) = (arp.sender_mac, arp.sender.v4_octets(), arp.target.v4_octets());
-    packet.store(0, &[a[0], a[1], a[2], a[3], a[4], a[5], m[0], m[1], m[2], m[3], m[4], m[5]], false)?;
+    packet.store(0, &[a[0], a[1], a[2], a[3], a[4], a[5], m[0], m[1], m[2], m[3], m[4], m[5]])?;
     // Operation 2, then who answers and to whom.
     let body = [
         0, 2, m[0], m[1], m[2], m[3], m[4], m[5], t[0], t[1], t[2], t[3], a[0], a[1], a[2], a[3], a[4], a[5],
         s[0], s[1], s[2], s[3],
     ];
-    packet.store(ETH_LEN + 6, &body, false)
+    packet.store(ETH_LEN + 6, &body)
 }
 
 /// Makes an ARP request ask as another address.
 #[inline(always)]
 pub fn announce<P: PacketMut>(packet: &mut P, sender: &Addr) -> Option<()> {
-    packet.store(ETH_LEN + 14, &sender.v4_octets(), false)
+    packet.store(ETH_LEN + 14, &sender.v4_octets())
 }
 
 /// The solicitation has just the length of the advertisement (see [`guard::solicited`]).
@@ -293,9 +351,9 @@ fn answer_neighbor<P: PacketMut>(packet: &mut P, m: Mac) -> Option<()> {
     let check = !csum::fold(csum::add(sum, csum::pseudo(&src, &dst, crate::packet::ICMPV6, 32)));
     let [high, low] = check.to_ne_bytes();
     let a = asker;
-    packet.store(0, &[a[0], a[1], a[2], a[3], a[4], a[5], m[0], m[1], m[2], m[3], m[4], m[5]], false)?;
-    packet.store(IPV6_SRC, &target, false)?;
-    packet.store(IPV6_DST, &source, false)?;
-    packet.store(l4, &[136, 0, high, low, 0x60, 0, 0, 0], false)?;
-    packet.store(l4 + 24, &option, false)
+    packet.store(0, &[a[0], a[1], a[2], a[3], a[4], a[5], m[0], m[1], m[2], m[3], m[4], m[5]])?;
+    packet.store(IPV6_SRC, &target)?;
+    packet.store(IPV6_DST, &source)?;
+    packet.store(l4, &[136, 0, high, low, 0x60, 0, 0, 0])?;
+    packet.store(l4 + 24, &option)
 }

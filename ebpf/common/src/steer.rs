@@ -8,7 +8,6 @@
 use crate::choose::{PORT_TRIES, other_port};
 use crate::keys::{FlowKey, Mac, copied, same_mac};
 use crate::life;
-use crate::packet::Ethernet;
 use crate::tables::Tables;
 use crate::values::{ALIASED, REPLY_STEER, ReplyVal};
 use crate::verdict::{Out, Verdict, Work};
@@ -29,9 +28,9 @@ pub(crate) fn is_known<T: Tables>(tables: &T, work: &Work, router: &Mac) -> bool
 fn note<T: Tables>(tables: &T, work: &Work, known: &ReplyVal) {
     let (now, says) = (tables.clock(), life::of_client(&work.header));
     if work.header.is_syn() {
-        tables.touch_reply(&work.answers, now, 0);
+        tables.renew_reply(&work.answers, known, now, 0);
     } else if !life::is_noted(known.seen, known.state, now, says) {
-        tables.touch_reply(&work.answers, now, life::after(known.state, says));
+        tables.renew_reply(&work.answers, known, now, life::after(known.state, says));
     }
 }
 
@@ -99,11 +98,11 @@ pub(crate) fn lead<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Opti
 
 /// Delivers a packet, with the source port that [`lead`] found.
 #[inline(always)]
-pub(crate) fn deliver(work: &mut Work, ethernet: &Ethernet, port: u16, out: Out) -> Verdict {
+pub(crate) fn deliver(work: &mut Work, port: u16, out: Out) -> Verdict {
     if port == work.header.sport {
         return work.redirect(out);
     }
-    work.forward_unchanged(ethernet, out);
+    work.forward_unchanged(out);
     work.forward.sport = port;
     Verdict::Forward
 }
@@ -123,7 +122,7 @@ fn alias<T: Tables>(tables: &T, work: &mut Work, router: &Mac) -> Option<u16> {
             note(tables, work, known);
             let (now, says) = (tables.clock(), life::of_client(&work.header));
             if !life::is_noted(flow.seen, flow.state, now, says) {
-                tables.touch_flow(&work.key, now, life::after(flow.state, says));
+                tables.renew_flow(&work.key, flow, now, life::after(flow.state, says));
             }
             return Some(port);
         }

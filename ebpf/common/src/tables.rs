@@ -64,6 +64,10 @@ pub trait Tables {
     fn touch_flow(&self, key: &FlowKey, seen: u32, state: u32) -> bool;
     /// As [`Tables::touch_flow`], of its answers.
     fn touch_reply(&self, key: &FlowKey, seen: u32, state: u32) -> bool;
+    /// As [`Tables::touch_flow`], in the record that was found by the key.
+    fn renew_flow(&self, key: &FlowKey, flow: &FlowVal, seen: u32, state: u32);
+    /// As [`Tables::touch_reply`], in the record that was found by the key.
+    fn renew_reply(&self, key: &FlowKey, reply: &ReplyVal, seen: u32, state: u32);
     /// Adds to what a flow's client has sent, in the record that was found by the key.
     fn count_request(&self, key: &FlowKey, flow: &FlowVal, bytes: u64);
     /// Adds to what a flow's endpoint has answered, in the record that was found by the key.

@@ -10,7 +10,7 @@ use crate::keys::{LocalKey, Mac, PortKey, VipKey, copied, same_mac};
 use crate::life;
 use crate::local;
 use crate::mesh::out;
-use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Ethernet, Packet};
+use crate::packet::{self, ETH_ARP, ETH_IPV4, ETH_IPV6, Packet};
 use crate::proxy;
 use crate::reason::Reason;
 use crate::steer;
@@ -27,16 +27,17 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     work.begin();
     let Some(task) = tables.task_if(ifindex) else { return Verdict::Drop(Reason::UnknownInterface) };
     let Some(ethernet) = packet::ethernet(packet) else { return Verdict::Drop(Reason::Malformed) };
-    if !same_mac(&ethernet.src, &task.mac) {
+    work.ethernet = ethernet;
+    if !same_mac(&work.ethernet.src, &task.mac) {
         return Verdict::Drop(Reason::SpoofedMac);
     }
-    match ethernet.kind {
+    match work.ethernet.kind {
         ETH_ARP => arp(packet, tables, task, work),
         ETH_IPV4 | ETH_IPV6 => {
-            if packet::header(packet, ethernet.kind, &mut work.header).is_err() {
+            if packet::header(packet, work.ethernet.kind, &mut work.header).is_err() {
                 return Verdict::Drop(Reason::Malformed);
             }
-            ip(packet, tables, &Sender { task, ifindex }, &ethernet, work)
+            ip(packet, tables, &Sender { task, ifindex }, work)
         }
         _ => Verdict::Drop(Reason::UnknownEthertype),
     }
@@ -80,15 +81,9 @@ fn answer<T: Tables>(
 }
 
 #[inline(always)]
-fn ip<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    sender: &Sender<'_>,
-    ethernet: &Ethernet,
-    work: &mut Work,
-) -> Verdict {
+fn ip<P: Packet, T: Tables>(packet: &P, tables: &T, sender: &Sender<'_>, work: &mut Work) -> Verdict {
     let task = sender.task;
-    if mesh_reply(packet, tables, task, ethernet, work) {
+    if mesh_reply(packet, tables, task, work) {
         return Verdict::Forward;
     }
     match icmp::aside(packet, &work.header) {
@@ -108,7 +103,7 @@ fn ip<P: Packet, T: Tables>(
         };
     }
     work.set_key(task.network);
-    if vip_reply(tables, task, ethernet, work) {
+    if vip_reply(tables, task, work) {
         return Verdict::Forward;
     }
     match vip(tables, task, work.header.dst) {
@@ -161,13 +156,7 @@ pub(crate) fn vip<'a, T: Tables>(tables: &'a T, task: &TaskIf, addr: Addr) -> Op
 /// and answers with `sendto` gets the source of its default route. The flow is found by the ingress address, and
 /// the answer leaves with it.
 #[inline(always)]
-fn mesh_reply<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    task: &TaskIf,
-    ethernet: &Ethernet,
-    work: &mut Work,
-) -> bool {
+fn mesh_reply<P: Packet, T: Tables>(packet: &P, tables: &T, task: &TaskIf, work: &mut Work) -> bool {
     let (ingress, own) =
         if work.header.v4 { (&task.ingress_ip4, &task.ip4) } else { (&task.ingress_ip6, &task.ip6) };
     let src = &work.header.src;
@@ -184,7 +173,7 @@ fn mesh_reply<P: Packet, T: Tables>(
         tables.count_answer(&work.key, reply, work.header.length.into());
     }
     match reply.kind {
-        REPLY_RESTORE => work.forward_restored(ethernet, reply, Out::Neighbor(reply.ifindex)),
+        REPLY_RESTORE => work.forward_restored(reply, Out::Neighbor(reply.ifindex)),
         REPLY_LOCAL => {
             let Some(config) = tables.config() else { return false };
             local::home(work, config, reply);
@@ -193,14 +182,14 @@ fn mesh_reply<P: Packet, T: Tables>(
             if let Some(door) = direct::door(tables, work, &reply.mac)
                 && let Some(device) = packet.outward(&work.header)
             {
-                work.forward_unchanged(ethernet, Out::Neighbor(device));
+                work.forward_unchanged(Out::Neighbor(device));
                 work.forward.src = door.copied();
                 work.forward.sport = direct::port(&reply.mac);
                 // What the client sends comes through a tunnel.
                 work.narrow = if work.header.opens() { task.ingress_vxlan } else { 0 };
             } else {
                 let Some(config) = tables.config() else { return false };
-                work.forward_unchanged(ethernet, Out::Device(task.ingress_vxlan));
+                work.forward_unchanged(Out::Device(task.ingress_vxlan));
                 work.forward.src = ingress.copied();
                 work.forward.src_mac = copied(&task.ingress_mac);
                 work.forward.dst_mac = direct::router_of(&reply.mac, &config.router_mac);
@@ -228,18 +217,18 @@ pub(crate) fn to_router(task: &TaskIf, config: &NodeConfig, router: &Mac) -> Opt
 
 /// The answer to a task of this node that came through a virtual IP.
 #[inline(always)]
-fn vip_reply<T: Tables>(tables: &T, task: &TaskIf, ethernet: &Ethernet, work: &mut Work) -> bool {
+fn vip_reply<T: Tables>(tables: &T, task: &TaskIf, work: &mut Work) -> bool {
     let Some(reply) = tables.reply(&work.key) else { return false };
     life::note_answer(tables, work, reply);
     if reply.kind != REPLY_DIRECT {
         tables.count_answer(&work.key, reply, work.header.length.into());
     }
     match reply.kind {
-        REPLY_VIP => work.forward_restored(ethernet, reply, Out::Peer(reply.ifindex)),
-        REPLY_DIRECT => work.forward_restored(ethernet, reply, bridged(tables, task, ethernet.dst)),
+        REPLY_VIP => work.forward_restored(reply, Out::Peer(reply.ifindex)),
+        REPLY_DIRECT => work.forward_restored(reply, bridged(tables, task, work.ethernet.dst)),
         REPLY_HAIRPIN => {
             // To a task that is its own client the frame looks as if the virtual IP had sent it.
-            work.forward_restored(ethernet, reply, Out::Peer(reply.ifindex));
+            work.forward_restored(reply, Out::Peer(reply.ifindex));
             work.forward.dst = work.header.src;
             work.forward.src_mac = reply.mac;
             work.forward.dst_mac = task.mac;

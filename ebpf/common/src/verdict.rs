@@ -74,7 +74,15 @@ pub struct Work {
     pub space: Space,
     /// Of an answer: the address that its client asked, as the request's frame names it.
     pub door: DoorKey,
+    /// The packet's headers, as they are to be.
+    pub image: Image,
 }
+
+/// What a packet begins with, up to the ports behind an IPv6 header, as words in memory order: the first two bytes are not of
+/// it, so that all that follows the Ethernet header lies at words.
+pub type Image = [u32; 16];
+/// Where the packet begins in its image, in bytes.
+pub const IMAGE_AT: usize = 2;
 
 impl Work {
     /// Forgets what is only set for some packets.
@@ -95,21 +103,21 @@ impl Work {
 
     /// The packet goes on as it is so far, out of `out`.
     #[inline(always)]
-    pub fn forward_unchanged(&mut self, ethernet: &Ethernet, out: Out) {
+    pub fn forward_unchanged(&mut self, out: Out) {
         // Field by field: a value built on the stack first would be another sixty bytes of it at every call.
         self.forward.src = self.header.src.copied();
         self.forward.dst = self.header.dst.copied();
         self.forward.sport = self.header.sport;
         self.forward.dport = self.header.dport;
-        self.forward.src_mac = copied(&ethernet.src);
-        self.forward.dst_mac = copied(&ethernet.dst);
+        self.forward.src_mac = copied(&self.ethernet.src);
+        self.forward.dst_mac = copied(&self.ethernet.dst);
         self.forward.out = out;
     }
 
     /// The packet, an answer, goes on with the source its client expects.
     #[inline(always)]
-    pub fn forward_restored(&mut self, ethernet: &Ethernet, reply: &ReplyVal, out: Out) {
-        self.forward_unchanged(ethernet, out);
+    pub fn forward_restored(&mut self, reply: &ReplyVal, out: Out) {
+        self.forward_unchanged(out);
         self.forward.src = reply.addr.copied();
         self.forward.sport = reply.port;
         self.forward.dport = reply.client_port;

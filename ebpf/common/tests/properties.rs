@@ -68,12 +68,12 @@ proptest! {
         sent.unchecked = unchecked && !is_tcp && src.is_v4();
         let mut buffer = Buffer(sent.bytes(), Vec::new(), None);
         let mut work = Work::default();
-        let ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
-        packet::header(&buffer, ethernet.kind, &mut work.header).expect("an IP header");
-        work.forward_unchanged(&ethernet, Out::Device(1));
+        work.ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
+        packet::header(&buffer, work.ethernet.kind, &mut work.header).expect("an IP header");
+        work.forward_unchanged(Out::Device(1));
         (work.forward.src, work.forward.dst) = (new_src, new_dst);
         (work.forward.sport, work.forward.dport) = (ports[2], ports[3]);
-        rewrite::apply(&mut buffer, &work.header, &work.forward).expect("the packet holds its own header");
+        rewrite::apply(&mut buffer, &mut work).expect("the packet holds its own header");
         // Parsing computes every checksum in full.
         let got = Segment::parse(&buffer.0);
         prop_assert_eq!((got.src, got.dst), (new_src.into(), new_dst.into()));
@@ -103,8 +103,8 @@ proptest! {
         sent.tcp_options = options;
         let mut buffer = Buffer(sent.bytes(), Vec::new(), None);
         let mut work = Work::default();
-        let ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
-        packet::header(&buffer, ethernet.kind, &mut work.header).expect("an IP header");
+        work.ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
+        packet::header(&buffer, work.ethernet.kind, &mut work.header).expect("an IP header");
         rewrite::narrow(&mut buffer, &work.header, mtu).expect("the packet holds its options");
         let got = Segment::parse(&buffer.0);
         let limit = mtu - if v4 { 40 } else { 60 };

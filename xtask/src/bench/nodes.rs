@@ -143,8 +143,12 @@ impl Nodes {
         self.a.shoal(&arguments)?;
         let task = self.running(name)?;
         ensure!(task.node == node, "{} runs on {}", task.name, task.node);
-        // As in the other chain: no path pays for another's TIME_WAIT.
-        enter(&task.netns()?, || Ok(std::fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")?))
+        // As in the other chain: no path pays for another's TIME_WAIT, and all senders are alike.
+        let control = self.client.read_sysctl("ipv4/tcp_congestion_control")?;
+        enter(&task.netns()?, || {
+            std::fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "0")?;
+            Ok(std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", control.trim())?)
+        })
     }
 
     fn running(&self, service: &str) -> anyhow::Result<Task> {

@@ -191,7 +191,7 @@ impl Host {
                 self.drop(reason);
             }
             Verdict::Forward | Verdict::Redirect => {
-                if verdict == Verdict::Forward && rewritten(&mut buffer, asked, &work).is_none() {
+                if verdict == Verdict::Forward && rewritten(&mut buffer, asked, &mut work).is_none() {
                     assert!(work.header.keeps_ports(), "the packet holds its own header");
                     let action = self.drop(Reason::RewriteFailed);
                     return Run { action, bytes: buffer.0, out: None, mark: None };
@@ -239,10 +239,10 @@ impl Host {
 }
 
 /// Makes a packet what was decided, by what it was taken for.
-fn rewritten(buffer: &mut Buffer, asked: Verdict, work: &Work) -> Option<()> {
+fn rewritten(buffer: &mut Buffer, asked: Verdict, work: &mut Work) -> Option<()> {
     match asked {
         Verdict::Error => rewrite::error(buffer, work).and_then(|()| rewrite::quote(buffer, work)),
-        Verdict::Follow => rewrite::fragment(buffer, &work.header, &work.forward),
-        _ => rewrite::apply(buffer, &work.header, &work.forward),
+        Verdict::Follow => rewrite::fragment(buffer, work),
+        _ => rewrite::apply(buffer, work),
     }
 }

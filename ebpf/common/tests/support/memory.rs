@@ -18,7 +18,7 @@ use shoal_ebpf_common::values::{
     BalancerIf, ClientVal, EndpointVal, FlowVal, LocalVal, NodeConfig, Parked, PeerVal, PortVal, Proposal,
     ReplyVal, ServiceVal, TaskIf, TotalKey, TotalVal, VipVal,
 };
-use shoal_ebpf_common::verdict::Out;
+use shoal_ebpf_common::verdict::{IMAGE_AT, Image, Out};
 
 /// A packet without a checksum offload (`CHECKSUM_NONE`), copies of it that were sent, and the device that it can leave by.
 pub(crate) struct Buffer(pub(crate) Vec<u8>, pub(crate) Vec<(Out, Vec<u8>)>, pub(crate) Option<u32>);
@@ -27,6 +27,14 @@ impl Packet for Buffer {
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let offset = usize::try_from(offset).ok()?;
         self.0.get(offset..)?.first_chunk().copied()
+    }
+
+    fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let mut words = [0; N];
+        for (word, offset) in words.iter_mut().zip((offset..).step_by(4)) {
+            *word = u32::from_ne_bytes(self.load(offset)?);
+        }
+        Some(words)
     }
 
     fn length(&self) -> u32 {
@@ -48,10 +56,19 @@ impl Buffer {
 }
 
 impl PacketMut for Buffer {
-    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], _counted: bool) -> Option<()> {
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
         let offset = usize::try_from(offset).ok()?;
         *self.0.get_mut(offset..)?.first_chunk_mut::<N>()? = *bytes;
         Some(())
+    }
+
+    fn begin<const N: usize>(&mut self, image: &Image) -> Option<()> {
+        let bytes: Vec<u8> = image.iter().flat_map(|word| word.to_ne_bytes()).skip(IMAGE_AT).collect();
+        self.store(0, bytes.first_chunk::<N>()?)
+    }
+
+    fn recount(&mut self, _diff: u32) {
+        // A device counted nothing.
     }
 
     fn change_ip_checksum(&mut self, offset: u32, diff: u32) -> Option<()> {
@@ -250,6 +267,12 @@ impl Tables for Memory {
         let Some(known) = self.replies.get(key).copied() else { return false };
         self.replies.set(*key, ReplyVal { seen, state, ..known });
         true
+    }
+    fn renew_flow(&self, key: &FlowKey, _flow: &FlowVal, seen: u32, state: u32) {
+        assert!(self.touch_flow(key, seen, state), "the record that was found");
+    }
+    fn renew_reply(&self, key: &FlowKey, _reply: &ReplyVal, seen: u32, state: u32) {
+        assert!(self.touch_reply(key, seen, state), "the record that was found");
     }
     fn count_request(&self, key: &FlowKey, _flow: &FlowVal, bytes: u64) {
         let known = *self.flows.get(key).unwrap();
