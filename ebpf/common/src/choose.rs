@@ -75,8 +75,8 @@ pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &M
         && flow.service == service
         && let Some(endpoint) = tables.endpoint(flow.endpoint)
         && is_usable(endpoint, v4, avoid)
-        // A client's port that is used again is no way around the table.
-        && !endpoint.is_idle()
+        // A client's port that is used again is no way around the table; a SYN that is sent again asks for the same.
+        && (!endpoint.is_idle() || life::is_beginning(flow.state, life::idle(tables.clock(), flow.seen)))
     {
         return Some(Choice { id: flow.endpoint, endpoint });
     }

@@ -64,6 +64,9 @@ pub const fn is_closed(state: u32) -> bool {
 /// Ticks after which a client that has said its last, and whose endpoint is not heard here, has no more to acknowledge.
 const SILENCE: u32 = 2;
 
+/// Ticks after which a client that has said nothing but its first would have said it again.
+const BEGINNING: u32 = 5;
+
 /// Whether only the client of a connection is heard here, and it sends no more.
 #[inline(always)]
 const fn is_half_heard(state: u32) -> bool {
@@ -99,6 +102,14 @@ pub const fn is_expired(proto: u8, state: u32, idle: u32) -> bool {
         DATAGRAMS_FOR
     };
     seconds(idle) >= limit
+}
+
+/// Whether a flow is at its beginning, so that what begins it anew is the same said again. A client waits for 1, 2 and 4 s
+/// before that (RFC 6298 section 2); afterwards it may as well go elsewhere.
+#[inline(always)]
+pub const fn is_beginning(state: u32, idle: u32) -> bool {
+    const MORE: u32 = FLOW_OPEN | FLOW_CLIENT_FIN | FLOW_SERVER_FIN | FLOW_RESET;
+    state & MORE == 0 && idle < BEGINNING
 }
 
 /// Whether a flow is over, by the record of its answers: another may have its ports.

@@ -6,7 +6,8 @@ mod support;
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::keys::{FlowKey, PortKey};
 use shoal_ebpf_common::life::{
-    self, FLOW_CLIENT_FIN, FLOW_DSR, FLOW_OPEN, FLOW_RESET, FLOW_SERVER_FIN, TICK_SHIFT, is_expired,
+    self, FLOW_CLIENT_FIN, FLOW_DSR, FLOW_OPEN, FLOW_RESET, FLOW_SERVER_FIN, TICK_SHIFT, is_beginning,
+    is_expired,
 };
 use shoal_ebpf_common::reason::Program;
 use shoal_ebpf_common::values::{
@@ -20,6 +21,19 @@ use support::world::{Action, IFINDEX, LOCAL, REMOTE, SERVICE, V4, World, addr, k
 /// The first tick at which so many seconds are over.
 fn ticks(seconds: u64) -> u32 {
     u32::try_from((seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT)).expect("ticks of a test fit")
+}
+
+#[test]
+fn a_syn_sent_again_within_four_seconds_is_the_same() {
+    let ticks = |ms: u64| u32::try_from((ms * 1_000_000) >> TICK_SHIFT).unwrap();
+    for ms in [0, 1_000, 2_000, 4_000] {
+        assert!(is_beginning(0, ticks(ms)), "{ms} ms");
+        assert!(is_beginning(FLOW_DSR, ticks(ms)), "{ms} ms");
+    }
+    assert!(!is_beginning(0, ticks(7_000)));
+    for more in [FLOW_OPEN, FLOW_CLIENT_FIN, FLOW_SERVER_FIN, FLOW_RESET] {
+        assert!(!is_beginning(more, 0), "{more}");
+    }
 }
 
 #[test]

@@ -270,7 +270,8 @@ pub(crate) fn draining_endpoint_keeps_its_flows_only(w: &mut dyn World) {
     }
 }
 
-/// A client's port that is used again leads away from a node of weight 0, but not from one whose own port it is.
+/// A client's port that is used again leads away from a node of weight 0, but not from one whose own port it is, nor while
+/// the connection is being made.
 pub(crate) fn idle_endpoint_begins_only_what_a_table_says(w: &mut dyn World) {
     node(w);
     w.set_service(SERVICE, &[LOCAL]);
@@ -283,9 +284,12 @@ pub(crate) fn idle_endpoint_begins_only_what_a_table_says(w: &mut dyn World) {
         forwarded(w, MESH, &request(&family, TCP, 40_001), Out::Peer(IFINDEX));
     }
     w.set_service(SERVICE, &[REMOTE]);
+    w.next_tick();
     for family in [V4, V6] {
+        forwarded(w, MESH, &request(&family, TCP, 40_001), Out::Peer(IFINDEX));
         forwarded(w, MESH, &request(&family, TCP, 40_000).flags(ACK), Out::Peer(IFINDEX));
         forwarded(w, MESH, &request(&family, TCP, 40_000), Out::Device(REMOTE_DEVICE));
+        forwarded(w, MESH, &request(&family, TCP, 40_002), Out::Device(REMOTE_DEVICE));
     }
 }
 
