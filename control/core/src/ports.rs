@@ -59,6 +59,24 @@ pub(crate) struct Asker<'a> {
     pub(crate) name: &'a Name,
     /// Ports it has now: an automatic one stays what it is.
     pub(crate) has: &'a [PublishedPort],
+    /// Ports the swarm itself lives by, which nobody is given.
+    pub(crate) own: &'a OwnPorts,
+}
+
+/// Ports that managers and tunnels listen on: published, the mesh would take them from those.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OwnPorts(BTreeSet<(Protocol, u16)>);
+
+impl OwnPorts {
+    /// Those of managers, by TCP, and that of tunnels, by UDP.
+    pub(crate) fn new(control: impl Iterator<Item = u16>, data: Option<u16>) -> Self {
+        let tunnels = data.map(|port| (Protocol::Udp, port));
+        Self(control.map(|port| (Protocol::Tcp, port)).chain(tunnels).collect())
+    }
+
+    fn has(&self, protocol: Protocol, port: u16) -> bool {
+        self.0.contains(&(protocol, port))
+    }
 }
 
 /// Places in their order, to be asked for overlaps without going through all of them.
@@ -107,6 +125,7 @@ impl PortTable {
         let mut mine = Places::default();
         for port in wanted {
             check_numbers(*port)?;
+            check_own(asker, *port)?;
             check_translation(asker, *port)?;
             check_proxy(*port)?;
             check_direct(*port)?;
@@ -206,7 +225,8 @@ impl PortTable {
             .find(|p| is_free(p, port.binding.mode))
             // A new one is nobody else's in host mode either: there is no need to share it.
             .or_else(|| {
-                (after..=AUTO_LAST).chain(AUTO_FIRST..after).find(|p| is_free(p, PublishMode::Ingress))
+                let mut all = (after..=AUTO_LAST).chain(AUTO_FIRST..after);
+                all.find(|p| !asker.own.has(port.protocol, *p) && is_free(p, PublishMode::Ingress))
             })
             .ok_or_else(|| Rejection::PortsExhausted {
                 protocol: port.protocol,
@@ -247,6 +267,18 @@ fn check_numbers(port: PortSpec) -> Result<(), Rejection> {
         return Err(Rejection::invalid("publish.ip", addr, problem, help));
     }
     Ok(())
+}
+
+/// Managers and tunnels must stay reachable. A port that a service had before it became one of theirs is no reason to refuse
+/// other changes of that service.
+fn check_own(asker: Asker<'_>, port: PortSpec) -> Result<(), Rejection> {
+    let Some(published) = port.published else { return Ok(()) };
+    let had = asker.has.iter().any(|has| has.protocol == port.protocol && has.published == published);
+    if had || !asker.own.has(port.protocol, published) {
+        return Ok(());
+    }
+    let help = "publish another port; managers and tunnels could not be reached any more";
+    Err(Rejection::invalid("publish", shown(port), "is a port of the swarm itself", help))
 }
 
 /// SCTP's checksum covers its ports, and is one over the whole packet that no program can adjust (RFC 9260 section 6.8): a

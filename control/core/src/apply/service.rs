@@ -3,33 +3,22 @@
 use std::collections::BTreeSet;
 
 use shoal_types::id::{Name, NetworkId, ServiceId};
-use shoal_types::net::{Protocol, ServiceIndex};
+use shoal_types::net::ServiceIndex;
 use shoal_types::object::{Attachment, Service};
 use shoal_types::port::PublishedPort;
-use shoal_types::spec::{PortSpec, ServiceMode, ServiceSpec};
+use shoal_types::spec::{ServiceMode, ServiceSpec};
 
 use super::{At, balancing, service_spec};
 use crate::command::Outcome;
-use crate::ports::{self, Asker};
+use crate::ports::{Asker, OwnPorts};
 use crate::rejection::{Kind, Rejection};
 use crate::state::State;
 use crate::{addresses, host_ports};
 
-/// Refuses the ports the cluster itself lives by: published, the mesh would take them from managers and tunnels.
-fn check_own_ports(state: &State, ports: &[PublishedPort]) -> Result<(), Rejection> {
-    let data = state.cluster.as_ref().map(|cluster| cluster.data_port);
-    let is_control =
-        |port: u16| state.nodes.values().any(|n| n.control_addr.is_some_and(|a| a.port() == port));
-    let is_own = |port: &&PublishedPort| match port.protocol {
-        Protocol::Tcp => is_control(port.published),
-        Protocol::Udp => data == Some(port.published),
-        Protocol::Sctp => false,
-    };
-    let Some(port) = ports.iter().find(is_own) else { return Ok(()) };
-    let PublishedPort { protocol, published, target, binding, proxy, dsr } = *port;
-    let value = ports::shown(PortSpec { protocol, published: Some(published), target, binding, proxy, dsr });
-    let help = "publish another port; managers and tunnels could not be reached any more";
-    Err(Rejection::invalid("publish", value, "is a port of the swarm itself", help))
+/// The ports the cluster itself lives by.
+fn own_ports(state: &State) -> OwnPorts {
+    let control = state.nodes.values().filter_map(|node| node.control_addr);
+    OwnPorts::new(control.map(|addr| addr.port()), state.cluster.as_ref().map(|cluster| cluster.data_port))
 }
 
 /// Refuses new ports in host mode where another service has them on a node with tasks of both. From then on the
@@ -92,9 +81,8 @@ pub(super) fn create(
     service_spec::check(state, spec)?;
     balancing::check_policy(state, spec)?;
     balancing::check_tables(spec)?;
-    let asker = Asker { id, name: &spec.name, has: &[] };
+    let asker = Asker { id, name: &spec.name, has: &[], own: &own_ports(state) };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
-    check_own_ports(state, &ports)?;
     let vip_networks = addresses::missing_vips(spec, None);
     addresses::require_for_spec(state, id, spec, &vip_networks)?;
     let Some(number) = state.counters.service.checked_add(1) else {
@@ -155,9 +143,8 @@ pub(super) fn update(
         balancing::check_policy(state, spec)?;
     }
     balancing::check_tables(spec)?;
-    let asker = Asker { id, name: &spec.name, has: &old.ports };
+    let asker = Asker { id, name: &spec.name, has: &old.ports, own: &own_ports(state) };
     let ports = state.ports.resolve(asker, &spec.ports, &state.services)?;
-    check_own_ports(state, &ports)?;
     check_host_ports(state, &old, &ports)?;
     let new_vips = addresses::missing_vips(spec, Some(&old));
     if !new_vips.is_empty() || asks_for_more(state, &old.spec, spec) {

@@ -12,7 +12,7 @@ use shoal_types::port::{Binding, ProxyProtocol, PublishMode};
 use shoal_types::spec::{PortSpec, ServiceMode, ServiceSpec, UpdateOrder};
 
 use super::sim::{Sim, name, service, tcp};
-use crate::ports::{Asker, PortTable};
+use crate::ports::{Asker, OwnPorts, PortTable};
 use crate::{Command, Entry, Rejection, State};
 
 fn on(addr: &str, port: PortSpec) -> PortSpec {
@@ -115,6 +115,28 @@ fn an_automatic_port_stays_over_every_other_change() {
     assert_eq!(numbers(&sim), [8080, 30_000, 30_001]);
     sim.update(&web, |s| s.drain_ms = 7);
     assert_eq!(numbers(&sim), [8080, 30_000, 30_001]);
+}
+
+#[test]
+fn an_automatic_port_is_none_of_the_swarm_itself() {
+    let mut sim = Sim::founded(|init| {
+        init.data_port = 30_000;
+        init.manager.control_addr.set_port(30_001);
+    });
+    let auto = PortSpec { published: None, ..tcp(1, 80) };
+    let web = sim.create(&publishing("web", 0, &[PortSpec { protocol: Protocol::Udp, ..auto }, auto]));
+    let published: Vec<u16> = sim.state.services()[&web].ports.iter().map(|p| p.published).collect();
+    assert_eq!(published, [30_001, 30_000], "past the tunnels' by UDP, which is free by TCP");
+    let other = sim.create(&publishing("other", 0, &[auto]));
+    assert_eq!(sim.state.services()[&other].ports[0].published, 30_002, "past the manager's");
+
+    // A manager is given a port that a service has: the service keeps it, whatever else is changed.
+    let (n1, addr) = (sim.node("n1"), "192.168.7.1:30000".parse().expect("an address"));
+    sim.must(Command::SetControlAddr { id: n1, addr });
+    sim.update(&web, |spec| spec.drain_ms = 7);
+    update(&mut sim, &other, &[auto, tcp(30_000, 81)]).expect_err("taken");
+    let published: Vec<u16> = sim.state.services()[&web].ports.iter().map(|p| p.published).collect();
+    assert_eq!(published, [30_001, 30_000]);
 }
 
 #[test]
@@ -231,7 +253,7 @@ fn a_swarm_publishes_as_many_ports_as_a_node_has_place_for() {
     let name = name("web");
     let mut ask = |number: u128, ports: &[PortSpec]| {
         let id = ServiceId::from_entropy(number);
-        let asker = Asker { id: &id, name: &name, has: &[] };
+        let asker = Asker { id: &id, name: &name, has: &[], own: &OwnPorts::default() };
         let ports = table.resolve(asker, ports, &services)?;
         table.assign(&id, &ports, Timestamp(1));
         Ok::<_, Rejection>(())

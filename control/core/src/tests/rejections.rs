@@ -353,7 +353,7 @@ fn before_the_cluster_is_founded_there_is_nothing() {
     let mut empty = crate::State::default();
     let command = create(&mut sim, service("web", 1, &[], &[]));
     assert_eq!(empty.check(sim.now, &command), Err(Rejection::NotInitialized));
-    let mut init = sim.init("10.0.0.0/8", 20);
+    let mut init = sim.init();
     init.manager.data_addr = "0.0.0.0".parse().expect("an address");
     let before = empty.hash();
     let entry = crate::Entry {

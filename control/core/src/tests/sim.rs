@@ -49,10 +49,18 @@ pub(crate) struct Sim {
 impl Sim {
     /// A founded cluster of one manager `n1`.
     pub(crate) fn new() -> Self {
-        Self::with_pools("10.0.0.0/8", 20)
+        Self::founded(|_| ())
     }
 
     pub(crate) fn with_pools(v4: &str, prefix: u8) -> Self {
+        Self::founded(|init| {
+            init.pools.v4 = vec![v4.parse().expect("a net")];
+            init.pools.v4_prefix = prefix;
+        })
+    }
+
+    /// As [`Self::new`], founded in another way.
+    pub(crate) fn founded(change: impl FnOnce(&mut InitCluster)) -> Self {
         let mut sim = Self {
             state: State::default(),
             index: 0,
@@ -65,14 +73,15 @@ impl Sim {
             idle: false,
             entropy: 1,
         };
-        let init = sim.init(v4, prefix);
+        let mut init = sim.init();
+        change(&mut init);
         let id = init.manager.id.clone();
         sim.must(Command::InitCluster(Box::new(init)));
         sim.hello(&id);
         sim
     }
 
-    pub(crate) fn init(&mut self, v4: &str, prefix: u8) -> InitCluster {
+    pub(crate) fn init(&mut self) -> InitCluster {
         InitCluster {
             id: ClusterId::from_entropy(self.draw()),
             name: name("otter"),
@@ -81,8 +90,8 @@ impl Sim {
             ca_cert_der: vec![1],
             ca_key_sealed: vec![2],
             pools: Pools {
-                v4: vec![v4.parse().expect("a net")],
-                v4_prefix: prefix,
+                v4: vec!["10.0.0.0/8".parse().expect("a net")],
+                v4_prefix: 20,
                 v6: "fd12:3456:789a::/48".parse().expect("a net"),
             },
             ingress: NetworkId::from_entropy(self.draw()),
