@@ -430,6 +430,8 @@ impl Node {
             tracing::warn!(error = chain(&error), "a file of the swarm is left");
         }
         self.record.store(None);
+        // What could not be written of it need not be any more.
+        self.stats.unkept.clear();
     }
 }
 

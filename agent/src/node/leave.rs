@@ -105,7 +105,6 @@ impl Node {
             Stats::set(gauge, 0);
         }
         stats.set_warnings(Vec::new());
-        stats.unkept.clear();
     }
 }
 
