@@ -1,6 +1,6 @@
 //! The maps, pinned by name; the agent sizes some of them when it loads the object.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
@@ -26,8 +26,9 @@ static CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 static PORTS: HashMap<PortKey, PortVal> = HashMap::pinned(65_536, SPARSE);
 #[map]
 static SERVICES: HashMap<u64, ServiceVal> = HashMap::pinned(65_536, SPARSE);
+/// Written as memory by the agent: there are millions of them.
 #[map]
-static SLOTS: Array<u64> = Array::pinned(1 << 22, 0);
+static SLOTS: Array<u64> = Array::pinned(1 << 22, BPF_F_MMAPABLE);
 #[map]
 static ENDPOINTS: HashMap<u64, EndpointVal> = HashMap::pinned(1 << 17, SPARSE);
 #[map]

@@ -32,6 +32,7 @@ mod sys;
 mod table;
 mod totals;
 mod trial;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -47,7 +47,7 @@ pub mod verdict;
 
 /// Version of the map layouts. It names the directory the maps are pinned in, so that a daemon never adopts maps
 /// of another layout.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// UDP port of the VXLAN tunnels where nothing else is configured.
 pub const DEFAULT_VXLAN_PORT: u16 = 7378;

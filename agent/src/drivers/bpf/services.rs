@@ -5,12 +5,14 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use aya::maps::IterableMap;
+use aya::sys::SyscallError;
 use shoal_ebpf_common::maglev::{self, Member, Policy};
 use shoal_ebpf_common::values::ServiceVal;
 
 use super::pod::Plain;
-use super::table::{map_error, syscall};
-use super::{BpfDriver, BpfError, sys};
+use super::table::map_error;
+use super::window::Window;
+use super::{BpfDriver, BpfError};
 
 /// The members of a service, from which every node computes the same table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,21 +159,28 @@ impl BpfDriver {
         if base.checked_add(len).is_none_or(|end| end > self.slots.len()) {
             return Err(BpfError::Layout { map: "SLOTS" });
         }
-        let map = IterableMap::<u32, Plain<u64>>::map(&self.slots).fd().as_fd();
-        // SAFETY: an array of u64, as aya compared when it was opened, and the region is within it.
-        unsafe { sys::array_lookup_batch(map, base, len) }
-            .map_err(|error| map_error("SLOTS", "read", syscall(error)))
+        self.window(base, len, "read").map(|window| window.read())
     }
 
-    fn write_slots(&mut self, slots: &[(u32, u64)]) -> Result<(), BpfError> {
-        if slots.is_empty() {
-            return Ok(());
-        }
-        let (keys, values): (Vec<u32>, Vec<u64>) = slots.iter().copied().unzip();
+    fn window(&self, base: u32, len: u32, action: &'static str) -> Result<Window, BpfError> {
         let map = IterableMap::<u32, Plain<u64>>::map(&self.slots).fd().as_fd();
-        // SAFETY: as above; a key outside is refused.
-        unsafe { sys::map_update_batch(map, &keys, &values) }
-            .map_err(|(_, error)| map_error("SLOTS", "write", syscall(error)))?;
+        Window::open(map, base, len).map_err(|io_error| {
+            let source = SyscallError { call: "mmap", io_error };
+            map_error("SLOTS", action, source.into())
+        })
+    }
+
+    /// Writes slots of a region, in ascending order.
+    fn write_slots(&mut self, slots: &[(u32, u64)]) -> Result<(), BpfError> {
+        let (Some((first, _)), Some((last, _))) = (slots.first(), slots.last()) else { return Ok(()) };
+        if *last >= self.slots.len() {
+            return Err(BpfError::Layout { map: "SLOTS" });
+        }
+        let window = self.window(*first, last - first + 1, "write")?;
+        for (slot, value) in slots {
+            let index = usize::try_from(slot - first).ok();
+            index.and_then(|index| window.set(index, *value)).ok_or(BpfError::Layout { map: "SLOTS" })?;
+        }
         self.slot_writes += u64::try_from(slots.len()).unwrap_or(0);
         Ok(())
     }

@@ -162,34 +162,6 @@ pub(crate) unsafe fn map_update_batch<K: Layout, V: Layout>(
     })
 }
 
-/// Reads `count` elements of an array in one call, from an index on.
-///
-/// # Safety
-///
-/// The map must be an array of values of the type's size, with `first + count` elements or more.
-pub(crate) unsafe fn array_lookup_batch<V: Layout + Default>(
-    map: BorrowedFd<'_>,
-    first: u32,
-    count: u32,
-) -> io::Result<Vec<V>> {
-    let len = usize::try_from(count).map_err(io::Error::other)?;
-    let (mut keys, mut values) = (vec![0_u32; len], vec![V::default(); len]);
-    let (before, mut last) = (first.wrapping_sub(1), 0_u32);
-    let start = if first == 0 { 0 } else { std::ptr::from_ref(&before).expose_provenance() as u64 };
-    let mut attr = Attr::new()
-        .word(0, start)
-        .word(1, std::ptr::from_mut(&mut last).expose_provenance() as u64)
-        .word(2, keys.as_mut_ptr().expose_provenance() as u64)
-        .word(3, values.as_mut_ptr().expose_provenance() as u64)
-        .pair(4, count, raw(map));
-    // SAFETY: the buffers are live and writable, and hold `count` elements each.
-    match unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) } {
-        // The end of the map is told as an error, after everything was read.
-        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
-        _ => Ok(values),
-    }
-}
-
 /// The monotonic clock as of the last tick, which programs read, too; nanoseconds.
 pub(crate) fn monotonic() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
