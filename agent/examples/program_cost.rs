@@ -114,7 +114,11 @@ fn packets() -> Vec<(&'static str, Program, Vec<u8>, u32)> {
         all.push((name, Program::TaskTx, back(from, to), REDIRECT));
     }
     let other = segment(OTHER_ROUTER, ROUTER, (client4, 40_000), (node4, 22));
+    let mut foreign = other.clone();
+    foreign.splice(12..14, [0x88, 0xcc]);
     all.push(("packet of no published port", Program::MeshIngress, other, UNSPEC));
+    // What the kernel takes to run a program at all, and the program to see that it has nothing to do.
+    all.push(("frame that is not IP (LLDP)", Program::MeshIngress, foreign, UNSPEC));
     all
 }
 

@@ -16,8 +16,7 @@ mod pool;
 #[path = "bpf/upgrade.rs"]
 mod upgrade;
 
-use aya::TestRun;
-use aya::programs::{SchedClassifier, TestRunOptions};
+use aya::programs::SchedClassifier;
 use shoal_agent::drivers::bpf::{self, BpfDriver, ServiceSpec};
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::direct::door_value;
@@ -25,11 +24,11 @@ use shoal_ebpf_common::keys::{DoorKey, FlowKey, LocalKey, PortKey, RouterKey, Vi
 use shoal_ebpf_common::maglev::{Member, Policy};
 use shoal_ebpf_common::reason::{Program, Reason};
 use shoal_ebpf_common::values::{
-    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PortVal, ReplyVal, TaskIf, TotalKey, TotalVal,
-    VipVal,
+    BalancerIf, EndpointVal, FlowVal, LocalVal, NodeConfig, PORT_PROXY, PortVal, ReplyVal, TaskIf, TotalKey,
+    TotalVal, VipVal,
 };
 
-use fixture::Plane;
+use fixture::{Plane, Ran};
 use support::cases::every_case;
 use support::world::{Action, Run, World};
 
@@ -45,22 +44,31 @@ struct Kernel {
     /// The device that there are routes by, and whether answers may leave by it.
     uplink: Option<u32>,
     outward: bool,
+    /// Endpoints may be told of their clients. What makes room in a packet gives the device's sum up, which the kernel's look
+    /// at that doesn't know.
+    tells: bool,
 }
 
 impl Kernel {
     /// One of its own.
     fn new() -> Self {
-        Self { plane: Some(Plane::new()), is_shared: false, uplink: None, outward: false }
+        Self { plane: Some(Plane::new()), is_shared: false, uplink: None, outward: false, tells: false }
     }
 
     /// One of its own, in a namespace that has routes by a device.
     fn with_uplink(device: u32) -> Self {
-        Self { plane: Some(Plane::new()), is_shared: false, uplink: Some(device), outward: false }
+        Self {
+            plane: Some(Plane::new()),
+            is_shared: false,
+            uplink: Some(device),
+            outward: false,
+            tells: false,
+        }
     }
 
     /// One that was somebody else's before and will be, for who does no more to it than [`World`] has.
     fn shared() -> Self {
-        Self { plane: Some(pool::take()), is_shared: true, uplink: None, outward: false }
+        Self { plane: Some(pool::take()), is_shared: true, uplink: None, outward: false, tells: false }
     }
 
     fn plane(&mut self) -> &mut Plane {
@@ -89,6 +97,7 @@ impl World for Kernel {
         self.driver().set_config(value).expect("set the configuration");
     }
     fn set_port(&mut self, key: PortKey, value: PortVal) {
+        self.tells |= value.flags & PORT_PROXY != 0;
         self.driver().ports.upsert(&key, &value).expect("set a port");
     }
     fn remove_port(&mut self, key: PortKey) {
@@ -185,14 +194,8 @@ impl World for Kernel {
     fn run(&mut self, program: Program, packet: &[u8]) -> Run {
         let pin = self.driver().program_pin(program);
         let classifier = SchedClassifier::from_pin(pin).expect("open the pinned program");
-        // Room for more than went in: a program that made the packet longer would be seen.
-        let mut bytes = vec![0; packet.len() + 64];
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(packet);
-        options.data_out = Some(bytes.as_mut_slice());
-        let result = classifier.test_run(options).expect("BPF_PROG_TEST_RUN");
-        bytes.truncate(usize::try_from(result.data_size_out).expect("a size"));
-        let action = match result.return_value {
+        let Ran { verdict, bytes } = fixture::run(classifier.fd().expect("loaded"), packet, !self.tells);
+        let action = match verdict {
             TC_ACT_UNSPEC => Action::Pass,
             TC_ACT_SHOT => Action::Drop,
             TC_ACT_REDIRECT => Action::Redirect,

@@ -1,12 +1,14 @@
-//! The one place that reads and writes packets: through helpers, which check bounds and take packets apart that are
-//! not linear, on every kernel alike.
+//! The one place that reads and writes packets. What every packet is asked for is read where it lies; all else, and what
+//! lies elsewhere than in the packet's first part, through helpers, which check bounds and take packets apart that are not
+//! linear. Written is by helpers alone: a program that writes itself is made to copy what others have, too, and drops what
+//! can't be copied without a word (`bpf_unclone_prologue` in `net/core/filter.c`).
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0,
-    BPF_F_PSEUDO_HDR,
+    BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
 };
 use aya_ebpf::helpers::generated::{
     bpf_clone_redirect, bpf_csum_update, bpf_get_hash_recalc, bpf_get_prandom_u32, bpf_l3_csum_replace,
@@ -175,7 +177,11 @@ impl Skb {
     #[inline(always)]
     pub fn claim_for_host(&self) {
         // SAFETY: the context is valid. It fails only for packets that are not being received.
-        unsafe { bpf_skb_change_type(self.raw, PACKET_HOST) };
+        unsafe {
+            if (*self.raw).pkt_type != PACKET_HOST {
+                bpf_skb_change_type(self.raw, PACKET_HOST);
+            }
+        }
     }
 }
 
@@ -187,6 +193,14 @@ struct Aligned<T>(T);
 const REACH: u32 = 255;
 
 impl Skb {
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: u32, bytes: &[u8; N], flags: u32) -> Option<()> {
+        let from = bytes.as_ptr() as *const c_void;
+        // SAFETY: the buffer has N bytes, and the helper checks the packet's bounds.
+        let result = unsafe { bpf_skb_store_bytes(self.raw, offset, from, N as u32, u64::from(flags)) };
+        (result == 0).then_some(())
+    }
+
     /// Where `length` bytes at an offset lie in memory; `None` if they lie elsewhere than in the packet's first part, or don't
     /// lie at all.
     #[inline(always)]
@@ -297,10 +311,12 @@ fn back(skb: Skb, header: &Header) -> u32 {
 impl PacketMut for Skb {
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
-        // SAFETY: the buffer has N bytes, and the helper checks the packet's bounds.
-        let result =
-            unsafe { bpf_skb_store_bytes(self.raw, offset, bytes.as_ptr() as *const c_void, N as u32, 0) };
-        (result == 0).then_some(())
+        self.write(offset, bytes, 0)
+    }
+
+    #[inline(always)]
+    fn store_counted<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
+        self.write(offset, bytes, BPF_F_RECOMPUTE_CSUM)
     }
 
     #[inline(always)]

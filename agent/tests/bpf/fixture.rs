@@ -79,6 +79,44 @@ pub(crate) unsafe fn bpf(command: libc::c_int, words: &[u64]) -> io::Result<libc
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// What became of a packet: the program's verdict, and the packet.
+pub(crate) struct Ran {
+    pub(crate) verdict: u32,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Runs a program on a packet once. `summed`: with a checksum over all of it as a device computes one (`CHECKSUM_COMPLETE`),
+/// if the kernel can (6.17). It then looks whether what the program did to the packet was done to that sum, too.
+pub(crate) fn run(program: impl AsFd, packet: &[u8], summed: bool) -> Ran {
+    const SUMMED: u64 = 1 << 2;
+    match test_run(&program, packet, if summed { SUMMED } else { 0 }) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            test_run(&program, packet, 0).expect("BPF_PROG_TEST_RUN")
+        }
+        ran => ran.expect("BPF_PROG_TEST_RUN; EBADMSG: the device's checksum is not that of the packet"),
+    }
+}
+
+fn test_run(program: impl AsFd, packet: &[u8], flags: u64) -> io::Result<Ran> {
+    const PROG_TEST_RUN: libc::c_int = 10;
+    // Room for more than went in: a program that made the packet longer would be seen.
+    let mut bytes = vec![0_u8; packet.len() + 64];
+    let sizes = packet.len() as u64 | (bytes.len() as u64) << 32;
+    let data_in = packet.as_ptr().expose_provenance() as u64;
+    let data_out = bytes.as_mut_ptr().expose_provenance() as u64;
+    // Program and verdict, sizes, the packet and what becomes of it, one run, no context, flags.
+    let mut words = [word(program), sizes, data_in, data_out, 1, 0, 0, 0, flags, 0];
+    let (pointer, size) = (words.as_mut_ptr(), size_of_val(&words));
+    // SAFETY: the attribute is live and of the size passed; the addresses in it are of so many bytes.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, pointer, size) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let high = |word: u64| (word >> 32) as u32;
+    bytes.truncate(high(words[1]) as usize);
+    Ok(Ran { verdict: high(words[0]), bytes })
+}
+
 /// Takes over a descriptor that a command of [`bpf`] has just returned.
 pub(crate) fn owned(fd: libc::c_long) -> OwnedFd {
     // SAFETY: nobody else has it.

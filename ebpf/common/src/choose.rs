@@ -76,7 +76,9 @@ pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &M
         && let Some(endpoint) = tables.endpoint(flow.endpoint)
         && is_usable(endpoint, v4, avoid)
         // A client's port that is used again is no way around the table; a SYN that is sent again asks for the same.
-        && (!endpoint.is_idle() || life::is_beginning(flow.state, life::idle(tables.clock(), flow.seen)))
+        && (!endpoint.is_idle()
+            || work.header.is_syn()
+                && life::is_beginning(flow.state, life::idle(tables.clock(), flow.seen)))
     {
         return Some(Choice { id: flow.endpoint, endpoint });
     }

@@ -287,7 +287,7 @@ fn lead_back<P: PacketMut, T: Tables>(
     let said = segment.acknowledged.wrapping_sub(first);
     if reply.state & FLOW_HEARD == 0 && said >= more && said < HALF {
         let (now, state) = (tables.clock(), reply.state | FLOW_HEARD | FLOW_TOLD);
-        tables.renew_reply(&work.key, reply, now, state);
+        tables.touch_reply(&work.key, now, state);
         life::request_of(tables, work, reply);
         tables.touch_flow(&work.request, now, state);
     }

@@ -20,14 +20,17 @@ pub struct Cover {
 
 /// Write access to a packet, as the kernel's helpers give it.
 pub trait PacketMut: Packet {
-    /// Writes bytes.
+    /// Writes bytes that a checksum in the same packet makes up for, or that stand before the IP header: what a device
+    /// summed up of the whole packet is right as before.
     #[must_use]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
+    /// Writes other bytes of the IP packet.
+    #[must_use]
+    fn store_counted<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
     /// Makes the first `N` bytes those of an image.
     #[must_use]
     fn begin<const N: usize>(&mut self, image: &Image) -> Option<()>;
-    /// Says what was written differs by where no checksum inside the same header makes up for it: one that the device
-    /// computed over the whole packet must follow.
+    /// Says by how much what was stored differs where nothing makes up for it.
     fn recount(&mut self, diff: u32);
     /// Applies a difference to the IPv4 header checksum at an offset.
     #[must_use]
@@ -69,7 +72,15 @@ pub fn apply<P: PacketMut>(packet: &mut P, work: &mut Work) -> Option<()> {
     if moved && header.proto != SCTP {
         change_transport(packet, header, diff, true)?;
     }
-    if ported { change_transport(packet, header, csum::port_diff(from, to), false) } else { Some(()) }
+    if !ported {
+        return Some(());
+    }
+    let diff = csum::port_diff(from, to);
+    if header.proto == UDP && packet.load(header.l4 + UDP_CHECK)? == [0, 0] {
+        packet.recount(diff);
+        return Some(());
+    }
+    change_transport(packet, header, diff, false)
 }
 
 /// As [`apply`], for a fragment without ports and checksum.
@@ -327,13 +338,13 @@ fn answer_arp<P: PacketMut>(packet: &mut P, m: Mac) -> Option<()> {
         0, 2, m[0], m[1], m[2], m[3], m[4], m[5], t[0], t[1], t[2], t[3], a[0], a[1], a[2], a[3], a[4], a[5],
         s[0], s[1], s[2], s[3],
     ];
-    packet.store(ETH_LEN + 6, &body)
+    packet.store_counted(ETH_LEN + 6, &body)
 }
 
 /// Makes an ARP request ask as another address.
 #[inline(always)]
 pub fn announce<P: PacketMut>(packet: &mut P, sender: &Addr) -> Option<()> {
-    packet.store(ETH_LEN + 14, &sender.v4_octets())
+    packet.store_counted(ETH_LEN + 14, &sender.v4_octets())
 }
 
 /// The solicitation has just the length of the advertisement (see [`guard::solicited`]).
@@ -352,8 +363,8 @@ fn answer_neighbor<P: PacketMut>(packet: &mut P, m: Mac) -> Option<()> {
     let [high, low] = check.to_ne_bytes();
     let a = asker;
     packet.store(0, &[a[0], a[1], a[2], a[3], a[4], a[5], m[0], m[1], m[2], m[3], m[4], m[5]])?;
-    packet.store(IPV6_SRC, &target)?;
-    packet.store(IPV6_DST, &source)?;
-    packet.store(l4, &[136, 0, high, low, 0x60, 0, 0, 0])?;
-    packet.store(l4 + 24, &option)
+    packet.store_counted(IPV6_SRC, &target)?;
+    packet.store_counted(IPV6_DST, &source)?;
+    packet.store_counted(l4, &[136, 0, high, low, 0x60, 0, 0, 0])?;
+    packet.store_counted(l4 + 24, &option)
 }

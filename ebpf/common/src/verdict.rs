@@ -44,7 +44,7 @@ pub struct Work {
     pub header: Header,
     /// The packet as it goes on.
     pub forward: Forward,
-    /// Of an ICMP error: its Ethernet header.
+    /// Its Ethernet header; only of what is sent by tasks, by balancers and through tunnels, and of ICMP errors.
     pub ethernet: Ethernet,
     /// Of an ICMP error: the packet it is about, as it is quoted.
     pub quote: Header,

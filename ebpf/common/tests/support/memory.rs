@@ -62,6 +62,10 @@ impl PacketMut for Buffer {
         Some(())
     }
 
+    fn store_counted<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
+        self.store(offset, bytes)
+    }
+
     fn begin<const N: usize>(&mut self, image: &Image) -> Option<()> {
         let bytes: Vec<u8> = image.iter().flat_map(|word| word.to_ne_bytes()).skip(IMAGE_AT).collect();
         self.store(0, bytes.first_chunk::<N>()?)
