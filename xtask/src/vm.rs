@@ -26,7 +26,7 @@ use nix::unistd::Pid;
 
 use crate::tools::{root, target_dir};
 use boot::Machine;
-use kernel::{TOOLS, Version};
+use kernel::{Kernel, TOOLS, Version};
 use packages::{Bundle, ensure_unpacked};
 use stage::{Shown, Stage};
 use watch::{Guest, Outcome};
@@ -36,6 +36,8 @@ const TIMED_OUT: u8 = 124;
 const DIED: u8 = 125;
 /// A shell's way to say that a signal ended something.
 const SIGNALED: u8 = 128;
+/// Boots at most of which none gets as far as the command.
+const BOOTS: u32 = 3;
 /// How long the server of a guest's root may take to come up.
 const SERVER_START: Duration = Duration::from_secs(30);
 
@@ -155,27 +157,53 @@ fn run_guest(args: &Args) -> anyhow::Result<Outcome> {
     let machine = Machine { memory_mib: args.mem, cpus: args.cpus };
     // What the guest's processes leave behind falls to this one, which waits for it.
     set_child_subreaper(true)?;
-    let mut guest = Guest::new()?;
     let (cpu, _held) = take_cpu(&base)?;
-    match emulator {
-        None => guest.start(&boot::user_mode(&kernel, machine, &stage.root, cpu), &stage.run, None)?,
-        Some(emulator) => {
-            // Socket addresses are short, paths need not be: both ends use the directory they run in.
-            // The server keeps a lock of this name on the machine.
-            let socket = PathBuf::from(format!("root{}.sock", std::process::id()));
-            let socket = socket.as_path();
-            let libraries = emulator.libraries.as_deref();
-            guest.start(&boot::root_server(&emulator.server, &stage.root, socket), &stage.run, libraries)?;
-            guest.wait_for_file(&stage.run.join(socket), SERVER_START)?;
-            let firmware: Vec<_> = emulator.firmware.iter().map(PathBuf::as_path).collect();
-            let line = boot::emulated(&emulator.program, &firmware, &kernel, machine, socket);
-            guest.start(&line, &stage.run, libraries)?;
+    let mut boots = 1;
+    loop {
+        let mut guest = match &emulator {
+            None => user_mode(&kernel, machine, &stage, cpu)?,
+            Some(emulator) => emulated(emulator, &kernel, machine, &stage)?,
+        };
+        let outcome = guest.watch(&stage.control, Duration::from_secs(args.timeout))?;
+        drop(guest);
+        while waitpid(None::<Pid>, None).is_ok() {}
+        if boots == BOOTS || !never_began(&outcome, &stage.control) {
+            return Ok(outcome);
         }
+        boots += 1;
+        say("the guest's kernel ended before it ran anything; it is booted once more");
     }
-    let outcome = guest.watch(&stage.control, Duration::from_secs(args.timeout))?;
-    drop(guest);
-    while waitpid(None::<Pid>, None).is_ok() {}
-    Ok(outcome)
+}
+
+/// Whether a guest ended before it came to the command. An emulated kernel does so at times: it changes its own code while
+/// another CPU runs that, and the emulator lets that one see half of the change.
+fn never_began(outcome: &Outcome, control: &Path) -> bool {
+    matches!(outcome, Outcome::Died(_)) && !control.join("booted").exists()
+}
+
+fn user_mode(kernel: &Kernel, machine: Machine, stage: &Stage, cpu: usize) -> anyhow::Result<Guest> {
+    let mut guest = Guest::new()?;
+    guest.start(&boot::user_mode(kernel, machine, &stage.root, cpu), &stage.run, None)?;
+    Ok(guest)
+}
+
+fn emulated(emulator: &Emulator, kernel: &Kernel, machine: Machine, stage: &Stage) -> anyhow::Result<Guest> {
+    let mut guest = Guest::new()?;
+    // Socket addresses are short, paths need not be: both ends use the directory they run in.
+    // The server keeps a lock of this name on the machine.
+    let socket = PathBuf::from(format!("root{}.sock", std::process::id()));
+    let (socket, made) = (socket.as_path(), stage.run.join(socket.as_path()));
+    // That of a boot before this one.
+    if made.exists() {
+        fs::remove_file(&made).with_context(|| made.display().to_string())?;
+    }
+    let libraries = emulator.libraries.as_deref();
+    guest.start(&boot::root_server(&emulator.server, &stage.root, socket), &stage.run, libraries)?;
+    guest.wait_for_file(&made, SERVER_START)?;
+    let firmware: Vec<_> = emulator.firmware.iter().map(PathBuf::as_path).collect();
+    let line = boot::emulated(&emulator.program, &firmware, kernel, machine, socket);
+    guest.start(&line, &stage.run, libraries)?;
+    Ok(guest)
 }
 
 fn made_directory(path: &Path) -> anyhow::Result<PathBuf> {
@@ -318,6 +346,20 @@ mod tests {
             let Err(error) = parse(line) else { panic!("accepted: {line}") };
             assert!(error.contains(wanted), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn only_what_never_began_is_booted_again() {
+        let control = std::env::temp_dir().join(format!("shoal-vm-boots-{}", std::process::id()));
+        fs::create_dir(&control).unwrap();
+        let died = Outcome::Died("Kernel panic".into());
+        assert!(never_began(&died, &control));
+        for other in [Outcome::Status(125), Outcome::TimedOut, Outcome::Interrupted(2)] {
+            assert!(!never_began(&other, &control), "{other:?}");
+        }
+        fs::write(control.join("booted"), "").unwrap();
+        assert!(!never_began(&died, &control), "the command may have run");
+        fs::remove_dir_all(&control).unwrap();
     }
 
     #[test]

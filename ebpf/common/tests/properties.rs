@@ -67,8 +67,8 @@ proptest! {
         sent.payload = payload;
         sent.unchecked = unchecked && !is_tcp && src.is_v4();
         let mut buffer = Buffer(sent.bytes(), Vec::new(), None);
-        let mut work = Work::default();
-        work.ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
+        let ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
+        let mut work = Work { ethernet, ..Work::default() };
         packet::header(&buffer, work.ethernet.kind, &mut work.header).expect("an IP header");
         work.forward_unchanged(Out::Device(1));
         (work.forward.src, work.forward.dst) = (new_src, new_dst);
@@ -102,8 +102,8 @@ proptest! {
         let mut sent = Segment::new(TCP, (src, 1), (dst, 2));
         sent.tcp_options = options;
         let mut buffer = Buffer(sent.bytes(), Vec::new(), None);
-        let mut work = Work::default();
-        work.ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
+        let ethernet = packet::ethernet(&buffer).expect("an Ethernet header");
+        let mut work = Work { ethernet, ..Work::default() };
         packet::header(&buffer, work.ethernet.kind, &mut work.header).expect("an IP header");
         rewrite::narrow(&mut buffer, &work.header, mtu).expect("the packet holds its options");
         let got = Segment::parse(&buffer.0);
