@@ -12,8 +12,10 @@ const TOLD: usize = 8;
 /// The ways to the other nodes: a check for each that is not well, the worst first, and of what is more than a few one
 /// for each verdict; the rest in one. `left_out` were not asked.
 pub fn tunnels(reports: &[Report], left_out: usize, told: impl Fn(&Report) -> Told) -> Vec<pb::Check> {
+    let (untried, asked): (Vec<&Report>, Vec<&Report>) =
+        reports.iter().partition(|report| report.state == State::Untried);
     let (well, mut unwell): (Vec<&Report>, Vec<&Report>) =
-        reports.iter().partition(|report| matches!(report.state, State::Fine | State::Untried));
+        asked.into_iter().partition(|report| report.state == State::Fine);
     unwell.sort_by_key(|report| !is_broken(report));
     let (one_by_one, more) = unwell.split_at(unwell.len().min(TOLD));
     let mut checks: Vec<pb::Check> = one_by_one
@@ -41,7 +43,7 @@ pub fn tunnels(reports: &[Report], left_out: usize, told: impl Fn(&Report) -> To
         )
     }));
     if checks.is_empty() {
-        checks.push(ok("tunnels", summary(&well, left_out)));
+        checks.push(ok("tunnels", summary(&well, untried.len(), left_out)));
     }
     checks
 }
@@ -58,18 +60,27 @@ fn listed(reports: &[&Report]) -> Option<String> {
     (!names.is_empty()).then(|| format!("{} more {nodes} ({})", names.len(), names.join(", ")))
 }
 
-fn summary(well: &[&Report], left_out: usize) -> String {
+fn summary(well: &[&Report], untried: usize, left_out: usize) -> String {
     if well.is_empty() {
-        return "there is no other node".to_owned();
+        return match untried {
+            0 => "there is no other node".to_owned(),
+            1 => "1 other node was not asked yet: try again in a few seconds".to_owned(),
+            _ => format!("{untried} other nodes were not asked yet: try again in a few seconds"),
+        };
     }
     let slowest = well.iter().filter_map(|report| report.rtt).max().unwrap_or_default();
     let largest = well.iter().map(|report| report.passes).min().unwrap_or_default();
     let nodes =
         if well.len() == 1 { "1 node answers".to_owned() } else { format!("{} nodes answer", well.len()) };
-    let rest = if left_out == 0 { String::new() } else { format!("; {left_out} more were not asked now") };
+    let others = |count: usize, when: &str| match count {
+        0 => String::new(),
+        _ => format!("; {count} more not asked {when}"),
+    };
     format!(
-        "{nodes} by the tunnel, packets up to {largest} bytes arrive there, answers take {:.1} ms at most{rest}",
-        slowest.as_secs_f64() * 1000.0
+        "{nodes} by the tunnel, packets up to {largest} bytes arrive there, answers take {:.1} ms at most{}{}",
+        slowest.as_secs_f64() * 1000.0,
+        others(untried, "yet"),
+        others(left_out, "now")
     )
 }
 
@@ -146,6 +157,13 @@ mod tests {
         assert_eq!(well[0].0, pb::Verdict::Ok);
         assert!(well[0].1.starts_with("2 nodes answer by the tunnel, packets up to 1450 bytes"), "{well:?}");
         assert_eq!(verdicts(&[])[0].1, "there is no other node");
+        let new = [report(1, State::Untried)];
+        assert!(verdicts(&new)[0].1.starts_with("1 other node was not asked yet"), "{:?}", verdicts(&new));
+        let some = verdicts(&[report(1, State::Fine), report(2, State::Untried)]);
+        assert!(
+            some[0].1.starts_with("1 node answers") && some[0].1.ends_with("1 more not asked yet"),
+            "{some:?}"
+        );
     }
 
     #[test]
