@@ -201,21 +201,6 @@ impl Skb {
         (result == 0).then_some(())
     }
 
-    /// What is at an offset, by a helper; `None` if the packet ends before.
-    ///
-    /// # Safety
-    /// Any bytes must be a value of the type.
-    #[inline(always)]
-    unsafe fn copy<T>(&self, offset: u32) -> Option<T> {
-        let mut value = Aligned(MaybeUninit::<T>::uninit());
-        let to = value.0.as_mut_ptr() as *mut c_void;
-        // SAFETY: the buffer is of that size, and the helper checks the packet's bounds.
-        let result =
-            unsafe { bpf_skb_load_bytes(self.raw as *const c_void, offset, to, size_of::<T>() as u32) };
-        // SAFETY: the helper has filled the buffer (it does even when it fails), and the caller's.
-        (result == 0).then(|| unsafe { value.0.assume_init() })
-    }
-
     /// Where `length` bytes at an offset lie in memory; `None` if they lie elsewhere than in the packet's first part, or don't
     /// lie at all.
     #[inline(always)]
@@ -232,8 +217,18 @@ impl Skb {
 impl Packet for Skb {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        // SAFETY: any bytes are bytes.
-        unsafe { self.copy(offset) }
+        let mut bytes = Aligned(MaybeUninit::<[u8; N]>::uninit());
+        // SAFETY: the buffer has N bytes, and the helper checks the packet's bounds.
+        let result = unsafe {
+            bpf_skb_load_bytes(
+                self.raw as *const c_void,
+                offset,
+                bytes.0.as_mut_ptr() as *mut c_void,
+                N as u32,
+            )
+        };
+        // SAFETY: the helper has filled the buffer (it does even when it fails).
+        (result == 0).then(|| unsafe { bytes.0.assume_init() })
     }
 
     #[inline(always)]
@@ -245,8 +240,18 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
-        // SAFETY: any bytes are words.
-        unsafe { self.copy(offset) }
+        let mut words = Aligned(MaybeUninit::<[u32; N]>::uninit());
+        // SAFETY: the buffer has N words, and the helper checks the packet's bounds.
+        let result = unsafe {
+            bpf_skb_load_bytes(
+                self.raw as *const c_void,
+                offset,
+                words.0.as_mut_ptr() as *mut c_void,
+                size_of::<[u32; N]>() as u32,
+            )
+        };
+        // SAFETY: as above.
+        (result == 0).then(|| unsafe { words.0.assume_init() })
     }
 
     #[inline(always)]
