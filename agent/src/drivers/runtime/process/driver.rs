@@ -171,15 +171,10 @@ impl ProcessRuntime {
     }
 
     /// Starts a monitor and returns what it says about the start.
-    async fn launch(
-        &self,
-        task: &str,
-        dir: &TaskDir,
-        limits: crate::drivers::runtime::Limits,
-    ) -> Result<Phase, RuntimeError> {
+    async fn launch(&self, task: &str, dir: &TaskDir, launch: &Launch) -> Result<Phase, RuntimeError> {
         let tasks = Arc::clone(&self.tasks);
-        let owned = task.to_owned();
-        blocking(task, move || tasks.cgroups.ensure(&owned, limits)).await?.map_err(cgroup_failed(task))?;
+        let (group, limits) = (launch.cgroup.clone(), launch.spec.limits);
+        blocking(task, move || tasks.cgroups.ensure(&group, limits)).await?.map_err(cgroup_failed(task))?;
         let executable = &self.tasks.config.executable;
         let mut shim = Command::new(executable)
             .arg(SHIM)
@@ -260,7 +255,7 @@ impl Runtime for ProcessRuntime {
         tasks.cgroups.check(spec.limits).map_err(cgroup_failed(task))?;
         let launch = Launch {
             spec: spec.clone(),
-            cgroup: tasks.cgroups.group(task),
+            cgroup: tasks.cgroups.group_within(task, spec.limits),
             hidden: tasks.config.hidden.clone(),
             log_bytes: tasks.config.log_bytes_per_task,
             open_files: tasks.config.open_files,
@@ -277,7 +272,7 @@ impl Runtime for ProcessRuntime {
             }
             return accepted(task, state);
         }
-        match self.launch(task, &dir, launch.spec.limits).await? {
+        match self.launch(task, &dir, &launch).await? {
             Phase::Rejected { failure } => {
                 // Refused before the monitor could write it down.
                 if dir.status().map_err(io_failed(task, "read", dir.path()))?.is_none() {
