@@ -255,6 +255,21 @@ async fn a_killed_task_is_noticed_at_once() {
 }
 
 #[tokio::test]
+async fn without_a_limit_a_task_joins_no_controller_of_its_own() {
+    let node = Node::new();
+    let runtime = node.runtime();
+    let exit = run(&runtime, &node.spec("t1", "cat /proc/self/cgroup")).await;
+    let text = output(&runtime, "t1").await;
+    assert!(exit.is_success(), "{text}");
+    let mut groups = text.lines().filter(|line| line.contains(&node.cgroup)).peekable();
+    assert!(groups.peek().is_some(), "no group:\n{text}");
+    // There are others where no unified hierarchy is mounted.
+    let is_unified = text.contains(&format!("0::/{}", node.cgroup));
+    assert!(!is_unified || groups.all(|line| line.starts_with("0::")), "{text}");
+    node.finish(runtime).await;
+}
+
+#[tokio::test]
 async fn limits_are_kept() {
     let node = Node::new();
     let runtime = node.runtime();
