@@ -75,7 +75,7 @@ pub(crate) fn hand_over<T: Tables>(tables: &T, work: &mut Work, target: Target) 
     work.flow.mark = target.mark;
     // The kernel's virtual services count their bytes.
     work.flow.bytes = 0;
-    if choose::set_flow(tables, work) {
+    if choose::set_flow(tables, work, tables.flow(&work.key)) {
         work.request = work.key;
         work.answers = FlowKey::default();
         life::park(tables, work);

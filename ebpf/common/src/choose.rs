@@ -67,11 +67,17 @@ pub fn known<'a, T: Tables>(tables: &'a T, work: &Work) -> Known<'a> {
 }
 
 /// Chooses an endpoint of a service for a flow: the one it has if that still takes new flows, whatever table names it, else by
-/// the service's table. `avoid` is the address of a task that is the client itself.
+/// the service's table. `known` is what is recorded for the flow, `avoid` the address of a task that is the client itself.
 #[inline(always)]
-pub fn choose<'a, T: Tables>(tables: &'a T, service: u64, work: &Work, avoid: &Mac) -> Option<Choice<'a>> {
+pub fn choose<'a, T: Tables>(
+    tables: &'a T,
+    service: u64,
+    work: &Work,
+    known: Option<&FlowVal>,
+    avoid: &Mac,
+) -> Option<Choice<'a>> {
     let v4 = work.header.v4;
-    if let Some(flow) = tables.flow(&work.key)
+    if let Some(flow) = known
         && flow.service == service
         && let Some(endpoint) = tables.endpoint(flow.endpoint)
         && is_usable(endpoint, v4, avoid)
@@ -159,7 +165,7 @@ pub struct Entry<'a> {
     pub client: &'a Addr,
 }
 
-/// Records a new flow of the mesh ([`Work::flow`]) in both directions.
+/// Records a new flow of the mesh ([`Work::flow`]) in both directions; `known` is what was recorded for it.
 ///
 /// If the answers could be taken for those of another flow (the same client address and port reached the same task
 /// through another address or port of this node, or through another node), the client's port is translated for this one.
@@ -170,17 +176,18 @@ pub fn record<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     work: &mut Work,
+    known: Option<&FlowVal>,
     endpoint: &EndpointVal,
     entry: &Entry<'_>,
 ) -> bool {
     answer(packet, work, endpoint, entry);
     for salt in 1..=PORT_TRIES {
-        let is_taken = match tables.reply(&work.answers) {
-            Some(other) => is_another_flow(work, other) && !life::is_over(tables, work.header.proto, other),
-            None => false,
-        };
+        let other = tables.reply(&work.answers);
+        let is_taken = other.is_some_and(|other| {
+            is_another_flow(work, other) && !life::is_over(tables, work.header.proto, other)
+        });
         if !is_taken {
-            write(tables, work);
+            write(tables, work, known, other);
             return true;
         }
         if work.header.keeps_ports() {
@@ -214,10 +221,11 @@ pub fn goes_on<P: Packet, T: Tables>(
     }
     work.flow = *flow;
     answer(packet, work, endpoint, entry);
-    if tables.reply(&work.answers).is_some_and(|known| is_another_flow(work, known)) {
+    let answers = tables.reply(&work.answers);
+    if answers.is_some_and(|known| is_another_flow(work, known)) {
         return false;
     }
-    note(tables, work, flow);
+    note(tables, work, flow, answers);
     true
 }
 
@@ -228,21 +236,21 @@ pub(crate) fn is_noted<T: Tables>(tables: &T, work: &Work, flow: &FlowVal) -> bo
 }
 
 /// Notes a packet of a known flow in both its records. [`Work::answers`] and [`Work::reply`] are what they would be for a
-/// new one.
+/// new one; `answers` is what is recorded for them.
 #[inline(always)]
-pub(crate) fn note<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal) {
+pub(crate) fn note<T: Tables>(tables: &T, work: &mut Work, flow: &FlowVal, answers: Option<&ReplyVal>) {
     let (now, state) = (tables.clock(), life::after(flow.state, life::of_client(&work.header)));
     tables.renew_flow(&work.key, flow, now, state);
     work.reply.seen = now;
     work.reply.state = state;
-    set_reply(tables, work);
+    set_reply(tables, work, answers);
 }
 
-/// Sets what happens to answers ([`Work::reply`]), in place if it is known but for what has been seen. Returns whether it
-/// was not.
+/// Sets what happens to answers ([`Work::reply`]), in place if it is what is recorded, `known`, but for what has been seen.
+/// Returns whether it was not.
 #[inline(always)]
-fn set_reply<T: Tables>(tables: &T, work: &Work) -> bool {
-    match tables.reply(&work.answers) {
+fn set_reply<T: Tables>(tables: &T, work: &Work, known: Option<&ReplyVal>) -> bool {
+    match known {
         Some(known) if known.is_same(&work.reply) => {
             tables.renew_reply(&work.answers, known, work.reply.seen, work.reply.state);
             return false;
@@ -272,29 +280,29 @@ fn answer<P: Packet>(packet: &P, work: &mut Work, endpoint: &EndpointVal, entry:
     work.reply.isn = work.flow.isn;
 }
 
-/// Writes a new flow and its answers; in place, so far as they are there from an earlier connection of the same addresses
-/// and ports.
+/// Writes a new flow and its answers; in place, so far as what is recorded for them is of an earlier connection of the same
+/// addresses and ports.
 #[inline(always)]
-pub fn write<T: Tables>(tables: &T, work: &mut Work) {
-    let is_new = set_flow(tables, work);
+pub fn write<T: Tables>(tables: &T, work: &mut Work, known: Option<&FlowVal>, answers: Option<&ReplyVal>) {
+    let is_new = set_flow(tables, work, known);
     work.reply.seen = work.flow.seen;
     work.reply.state = work.flow.state;
-    if set_reply(tables, work) || is_new {
+    if set_reply(tables, work, answers) || is_new {
         work.request = work.key;
         life::park(tables, work);
     }
     tables.count_connection(work.flow.service);
 }
 
-/// Sets where a flow goes ([`Work::flow`]) with its first packet, in place if it is known but for what has been seen.
-/// Returns whether it was not.
+/// Sets where a flow goes ([`Work::flow`]) with its first packet, in place if it is what is recorded, `known`, but for what has
+/// been seen. Returns whether it was not.
 #[inline(always)]
-pub(crate) fn set_flow<T: Tables>(tables: &T, work: &mut Work) -> bool {
+pub(crate) fn set_flow<T: Tables>(tables: &T, work: &mut Work, known: Option<&FlowVal>) -> bool {
     let (now, state) =
         (tables.clock(), life::at_first(&work.header) | proxy::at_first(work) | direct::at_first(work));
     work.flow.seen = now;
     work.flow.state = state;
-    match tables.flow(&work.key) {
+    match known {
         Some(known) if known.is_same(&work.flow) => {
             tables.count_request(&work.key, known, work.flow.bytes);
             tables.renew_flow(&work.key, known, now, state);

@@ -51,12 +51,13 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     if work.header.is_probe() {
         return Verdict::Drop(Reason::UnknownReply);
     }
-    let Some(choice) = choose::choose(tables, port.service, work, &[0; 6]) else {
+    let known = tables.flow(&work.key);
+    let Some(choice) = choose::choose(tables, port.service, work, known, &[0; 6]) else {
         return Verdict::Refuse(Reason::NoEndpoint);
     };
     work.set_flow(choice.id, port.service, port.target_port);
     proxy::begin(packet, port, work);
-    if !choose::record(packet, tables, work, choice.endpoint, &entry) {
+    if !choose::record(packet, tables, work, known, choice.endpoint, &entry) {
         return Verdict::Drop(Reason::NoSourcePort);
     }
     let ports = (work.flow.source_port, work.flow.target_port);

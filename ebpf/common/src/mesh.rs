@@ -59,13 +59,14 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         let target = Target { service: port.service, mark: port.mark, ifindex: config.gate };
         return balancer::hand_over(tables, work, target);
     }
-    let Some(choice) = choose::choose(tables, port.service, work, &[0; 6]) else {
+    let known = tables.flow(&work.key);
+    let Some(choice) = choose::choose(tables, port.service, work, known, &[0; 6]) else {
         return Verdict::Refuse(Reason::NoEndpoint);
     };
     work.set_flow(choice.id, port.service, port.target_port);
     proxy::begin(packet, port, work);
     direct::begin(tables, port, choice.endpoint, ifindex, work);
-    if !choose::record(packet, tables, work, choice.endpoint, &entry) {
+    if !choose::record(packet, tables, work, known, choice.endpoint, &entry) {
         return Verdict::Drop(Reason::NoSourcePort);
     }
     let (source, target) = (work.flow.source_port, work.flow.target_port);

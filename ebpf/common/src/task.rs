@@ -2,7 +2,7 @@
 
 use crate::addr::Addr;
 use crate::balancer::{self, Target};
-use crate::choose::{self, Choice, Known};
+use crate::choose::{self, Known};
 use crate::direct;
 use crate::guard::{self, Speech};
 use crate::icmp;
@@ -256,7 +256,8 @@ fn to_vip<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, work: &mut W
             if !choose::is_noted(tables, work, flow) {
                 work.flow = *flow;
                 expect_answers(sender, vip, endpoint, work);
-                choose::note(tables, work, flow);
+                let answers = tables.reply(&work.answers);
+                choose::note(tables, work, flow, answers);
             }
             return forward(sender.task, vip, endpoint, work);
         }
@@ -273,24 +274,21 @@ fn to_vip<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, work: &mut W
         let target = Target { service: vip.service, mark: vip.mark, ifindex: vip.balancer };
         return balancer::hand_over(tables, work, target);
     }
-    let mut choice = choose::choose(tables, vip.service, work, &sender.task.mac);
+    let known = tables.flow(&work.key);
+    let mut choice = choose::choose(tables, vip.service, work, known, &sender.task.mac);
     if choice.is_none() {
         // Nobody else: the task is its own server.
-        choice = choose::choose(tables, vip.service, work, &NOBODY);
+        choice = choose::choose(tables, vip.service, work, known, &NOBODY);
     }
     let Some(choice) = choice else { return Verdict::Drop(Reason::NoEndpoint) };
-    record(tables, sender, vip, &choice, work);
+    work.set_flow(choice.id, vip.service, work.header.dport);
+    expect_answers(sender, vip, choice.endpoint, work);
+    let answers = tables.reply(&work.answers);
+    choose::write(tables, work, known, answers);
     forward(sender.task, vip, choice.endpoint, work)
 }
 
 const NOBODY: Mac = [0; 6];
-
-#[inline(always)]
-fn record<T: Tables>(tables: &T, sender: &Sender<'_>, vip: &VipVal, choice: &Choice<'_>, work: &mut Work) {
-    work.set_flow(choice.id, vip.service, work.header.dport);
-    expect_answers(sender, vip, choice.endpoint, work);
-    choose::write(tables, work);
-}
 
 /// Sets what happens to answers to a flow ([`Work::flow`]): [`Work::answers`] and [`Work::reply`].
 #[inline(always)]
