@@ -143,7 +143,6 @@ fn write4<P: PacketMut>(
     diff: u32,
     has_ports: bool,
 ) -> Option<()> {
-    const AFTER: u32 = ETH_LEN + 20;
     let [first, second, third] = packet.words(ETH_LEN)?;
     let [ttl, proto, low, high] = third.to_ne_bytes();
     let [low, high] = csum::update(u16::from_ne_bytes([low, high]), diff).to_ne_bytes();
@@ -154,12 +153,7 @@ fn write4<P: PacketMut>(
     image[7] = forward.src.words()[3];
     image[8] = forward.dst.words()[3];
     image[9] = csum::port_word((forward.sport, forward.dport));
-    if has_ports && header.l4 == AFTER {
-        return packet.begin::<{ AFTER as usize + 4 }>(image);
-    }
-    packet.begin::<{ AFTER as usize }>(image)?;
-    // Behind options.
-    if has_ports { packet.store(header.l4, &image[9].to_ne_bytes()) } else { Some(()) }
+    store_image::<_, 34, 38>(packet, image, header, has_ports.then_some(image[9]))
 }
 
 /// As [`write`], of an IPv6 packet.
@@ -171,7 +165,6 @@ fn write6<P: PacketMut>(
     forward: &Forward,
     has_ports: bool,
 ) -> Option<()> {
-    const AFTER: u32 = ETH_LEN + 40;
     let [first, second] = packet.words(ETH_LEN)?;
     ethernet(image, forward, ETH_IPV6);
     image[4] = first;
@@ -179,12 +172,25 @@ fn write6<P: PacketMut>(
     [image[6], image[7], image[8], image[9]] = forward.src.words();
     [image[10], image[11], image[12], image[13]] = forward.dst.words();
     image[14] = csum::port_word((forward.sport, forward.dport));
-    if has_ports && header.l4 == AFTER {
-        return packet.begin::<{ AFTER as usize + 4 }>(image);
+    store_image::<_, 54, 58>(packet, image, header, has_ports.then_some(image[14]))
+}
+
+/// Writes an image: headers of `BARE` bytes, and the ports, if there are any. Without options the two are `WHOLE`.
+#[inline(always)]
+fn store_image<P: PacketMut, const BARE: usize, const WHOLE: usize>(
+    packet: &mut P,
+    image: &Image,
+    header: &Header,
+    ports: Option<u32>,
+) -> Option<()> {
+    if ports.is_some() && header.l4 as usize == BARE {
+        return packet.begin::<WHOLE>(image);
     }
-    packet.begin::<{ AFTER as usize }>(image)?;
-    // Behind extension headers.
-    if has_ports { packet.store(header.l4, &image[14].to_ne_bytes()) } else { Some(()) }
+    packet.begin::<BARE>(image)?;
+    match ports {
+        Some(ports) => packet.store(header.l4, &ports.to_ne_bytes()),
+        None => Some(()),
+    }
 }
 
 /// Sets the Ethernet header. (Where the kernel writes it, this is of no effect.)
