@@ -1,18 +1,14 @@
 //! Kernel helpers that aya has no wrappers for.
 
 use core::mem::{self, MaybeUninit};
-use core::ptr;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop};
-use aya_ebpf::helpers::generated::{
-    bpf_check_mtu, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, bpf_fib_lookup as FibLookup};
+use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_fib_lookup, bpf_redirect, bpf_redirect_peer};
 use shoal_ebpf_common::addr::Addr;
-use shoal_ebpf_common::packet::{Header, UDP};
-use shoal_ebpf_common::values::PeerVal;
+use shoal_ebpf_common::packet::Header;
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+pub const AF_INET: u8 = 2;
+pub const AF_INET6: u8 = 10;
 /// The answers of `bpf_fib_lookup` that name a device: found, without a neighbor yet, too large for its MTU
 /// (`linux/bpf.h`; the device is named in all three since Linux 5.10).
 pub const ROUTED: [i64; 3] = [0, 7, 8];
@@ -38,13 +34,6 @@ pub fn redirect_in(ifindex: u32) -> i32 {
 pub fn redirect_peer(ifindex: u32) -> i32 {
     // SAFETY: takes no pointers.
     unsafe { bpf_redirect_peer(ifindex, 0) as i32 }
-}
-
-/// Sends the packet out of a device with the Ethernet header of its next hop. Returns the program's verdict.
-#[inline(always)]
-pub fn redirect_neigh(ifindex: u32) -> i32 {
-    // SAFETY: a null pointer of length 0 makes the kernel look the next hop up itself.
-    unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) as i32 }
 }
 
 /// The device by which the kernel would forward a packet from one end to another that came in by `ifindex`, if it answers
@@ -85,7 +74,7 @@ pub fn route<const N: usize>(
 ///
 /// `T` must be one of C's structures of numbers, aligned to and made of words.
 #[inline(always)]
-unsafe fn clear<T>(value: &mut MaybeUninit<T>) -> &mut T {
+pub unsafe fn clear<T>(value: &mut MaybeUninit<T>) -> &mut T {
     for word in 0..mem::size_of::<T>() / 4 {
         // SAFETY: within the structure, and aligned by the caller's word. Volatile, or the compiler sees the loop for
         // what it is.
@@ -93,49 +82,6 @@ unsafe fn clear<T>(value: &mut MaybeUninit<T>) -> &mut T {
     }
     // SAFETY: all of it was written, and all zeroes is a valid value by the caller's word.
     unsafe { value.assume_init_mut() }
-}
-
-/// Where a tunnel packet leaves, and for which neighbor.
-pub struct Way {
-    ifindex: u32,
-    /// Network order.
-    neighbor: u32,
-}
-
-/// The way from this node to a peer of its tunnels, by the kernel's routes.
-#[inline(always)]
-pub fn way(skb: *mut __sk_buff, ifindex: u32, peer: &PeerVal) -> Option<Way> {
-    let mut params = MaybeUninit::uninit();
-    // SAFETY: it is one.
-    let params: &mut FibLookup = unsafe { clear(&mut params) };
-    params.ifindex = ifindex;
-    params.family = AF_INET;
-    params.l4_protocol = UDP;
-    params.__bindgen_anon_3.ipv4_src = peer.source;
-    params.__bindgen_anon_4.ipv4_dst = peer.vtep;
-    let size = mem::size_of::<FibLookup>() as i32;
-    // SAFETY: as in `route`.
-    let answer = unsafe { bpf_fib_lookup(skb as *mut _, params, size, 0) };
-    // The answer names the gateway, if there is one, as the destination. It may be one of IPv6.
-    if !ROUTED.contains(&answer) || params.family != AF_INET {
-        return None;
-    }
-    // SAFETY: every bit pattern is an address.
-    let neighbor = unsafe { params.__bindgen_anon_4.ipv4_dst };
-    Some(Way { ifindex: params.ifindex, neighbor })
-}
-
-/// Sends a tunnel packet on its way. Returns the program's verdict.
-#[inline(always)]
-pub fn send_by(way: &Way) -> i32 {
-    let mut hop = MaybeUninit::uninit();
-    // SAFETY: it is one.
-    let hop: &mut NextHop = unsafe { clear(&mut hop) };
-    hop.nh_family = u32::from(AF_INET);
-    hop.__bindgen_anon_1.ipv4_nh = way.neighbor;
-    let size = mem::size_of::<NextHop>() as i32;
-    // SAFETY: the structure is of the size that is given, and copied by the helper.
-    unsafe { bpf_redirect_neigh(way.ifindex, hop, size, 0) as i32 }
 }
 
 /// The MTU of a device: what an IP packet may have.

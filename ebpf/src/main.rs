@@ -5,6 +5,7 @@
 
 mod helpers;
 mod hooks;
+mod hop;
 mod maps;
 mod skb;
 
@@ -22,8 +23,11 @@ use shoal_ebpf_common::{balancer, fragment, icmp, lane, life, local, mesh, overl
 use crate::maps::Kernel;
 use crate::skb::{Skb, Wrapped};
 
+// What each macro makes of a program is a function that calls this one: inlined, or Linux 6.1 counts 32 bytes of stack for it.
+
 /// Ingress of each uplink.
 #[classifier]
+#[inline(always)]
 pub fn mesh_ingress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let Some(work) = maps::work(Program::MeshIngress) else { return TC_ACT_SHOT };
@@ -41,6 +45,7 @@ pub fn mesh_ingress(ctx: TcContext) -> i32 {
 
 /// Ingress of each VXLAN device.
 #[classifier]
+#[inline(always)]
 pub fn overlay_rx(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let Some(work) = maps::work(Program::OverlayRx) else { return TC_ACT_SHOT };
@@ -50,6 +55,7 @@ pub fn overlay_rx(ctx: TcContext) -> i32 {
 
 /// Ingress of the host side of each task veth: what the task sends.
 #[classifier]
+#[inline(always)]
 pub fn task_tx(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let Some(work) = maps::work(Program::TaskTx) else { return TC_ACT_SHOT };
@@ -59,6 +65,7 @@ pub fn task_tx(ctx: TcContext) -> i32 {
 
 /// Ingress of the host side of each balancer's leg into its network.
 #[classifier]
+#[inline(always)]
 pub fn balancer_tx(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let Some(work) = maps::work(Program::BalancerTx) else { return TC_ACT_SHOT };
@@ -68,6 +75,7 @@ pub fn balancer_tx(ctx: TcContext) -> i32 {
 
 /// Ingress of the host side of the gate: what the balancer of published ports sends to clients.
 #[classifier]
+#[inline(always)]
 pub fn gate_tx(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let Some(work) = maps::work(Program::GateTx) else { return TC_ACT_SHOT };
@@ -77,6 +85,7 @@ pub fn gate_tx(ctx: TcContext) -> i32 {
 
 /// Ingress of the loopback device: what the node itself sends to its own addresses.
 #[classifier]
+#[inline(always)]
 pub fn host_tx(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
     let Some(work) = maps::work(Program::HostTx) else { return TC_ACT_SHOT };
@@ -86,6 +95,7 @@ pub fn host_tx(ctx: TcContext) -> i32 {
 
 /// Attached nowhere: user space runs it to remove what it has proposed. Returns how many entries went.
 #[classifier]
+#[inline(always)]
 pub fn flow_gc(_ctx: TcContext) -> i32 {
     let mut removed = 0;
     for place in 0..life::PROPOSALS {
@@ -160,7 +170,7 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work)
         },
     };
     let sent = match ready {
-        Ok(()) => send(skb, work),
+        Ok(()) => send(skb, work, matches!(verdict, Verdict::Forward)),
         Err(reason) => Err(reason),
     };
     match sent {
@@ -317,9 +327,9 @@ fn fragment_rewrite(mut skb: Skb, work: &mut Work) -> u32 {
     u32::from(rewrite::fragment(&mut skb, work).is_some())
 }
 
-/// Sends a packet on; the action that does it, or why it goes no further.
+/// Sends a packet on; the action that does it, or why it goes no further. `is_changed`: it is as [`Work::forward`] says.
 #[inline(always)]
-fn send(skb: &mut Skb, work: &Work) -> Result<i32, Reason> {
+fn send(skb: &mut Skb, work: &Work, is_changed: bool) -> Result<i32, Reason> {
     if work.narrow != 0
         && let Some(mtu) = skb.mtu(work.narrow)
         && rewrite::narrow(skb, &work.header, mtu).is_none()
@@ -337,9 +347,10 @@ fn send(skb: &mut Skb, work: &Work) -> Result<i32, Reason> {
         Out::Device(ifindex) if work.header.proto == SCTP => Ok(helpers::redirect(ifindex)),
         Out::Device(ifindex) => by_tunnel(skb, ifindex),
         Out::Host(ifindex) => Ok(helpers::redirect_in(ifindex)),
-        Out::Neighbor(ifindex) => Ok(helpers::redirect_neigh(ifindex)),
+        Out::Neighbor(ifindex) if is_changed => Ok(skb.send_by(work, ifindex)),
+        Out::Neighbor(ifindex) => Ok(hop::redirect_neigh(ifindex)),
         Out::Route => match skb.route(&work.header) {
-            Some(ifindex) => Ok(helpers::redirect_neigh(ifindex)),
+            Some(ifindex) => Ok(hop::redirect_neigh(ifindex)),
             None => Err(Reason::NoRoute),
         },
     }
@@ -358,7 +369,7 @@ fn by_tunnel(skb: &mut Skb, device: u32) -> Result<i32, Reason> {
     }
     let Some(way) = skb.way(peer) else { return Ok(helpers::redirect(device)) };
     match skb.wrap(head, peer, config.vxlan_port) {
-        Wrapped::Whole => Ok(helpers::send_by(&way)),
+        Wrapped::Whole => Ok(way.send()),
         Wrapped::Half => Err(Reason::RewriteFailed),
         Wrapped::Not => Ok(helpers::redirect(device)),
     }

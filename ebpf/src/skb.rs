@@ -22,8 +22,9 @@ use shoal_ebpf_common::packet::{ETH_IPV6, ETH_LEN, Header, Packet};
 use shoal_ebpf_common::proxy::Resize;
 use shoal_ebpf_common::rewrite::{Cover, PacketMut};
 use shoal_ebpf_common::values::PeerVal;
-use shoal_ebpf_common::verdict::{IMAGE_AT, Image, Out};
+use shoal_ebpf_common::verdict::{IMAGE_AT, Image, Out, Work};
 
+use crate::hop::{self, Hop};
 use crate::{helpers, maps};
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
@@ -160,10 +161,16 @@ impl Skb {
         }
     }
 
-    /// The way to the other end of a tunnel.
+    /// The way to the other end of a tunnel, if there is one that its packets can take.
     #[inline(always)]
-    pub fn way(&self, peer: &PeerVal) -> Option<helpers::Way> {
-        helpers::way(self.raw, self.ifindex(), peer)
+    pub fn way(&self, peer: &PeerVal) -> Option<&'static Hop> {
+        hop::to_peer(self.raw, self.ifindex(), peer).filter(|hop| hop.takes_tunnels())
+    }
+
+    /// Sends the packet, which is as [`Work::forward`] says, out of a device for its next hop. Returns the program's verdict.
+    #[inline(always)]
+    pub fn send_by(&self, work: &Work, device: u32) -> i32 {
+        hop::send(self.raw, work, device)
     }
 
     /// Sets the packet's mark, which it keeps on its way into another namespace.
@@ -201,6 +208,21 @@ impl Skb {
         (result == 0).then_some(())
     }
 
+    /// What is at an offset, by a helper; `None` if the packet ends before.
+    ///
+    /// # Safety
+    /// Any bytes must be a value of the type.
+    #[inline(always)]
+    unsafe fn copy<T>(&self, offset: u32) -> Option<T> {
+        let mut value = Aligned(MaybeUninit::<T>::uninit());
+        let to = value.0.as_mut_ptr() as *mut c_void;
+        // SAFETY: the buffer is of that size, and the helper checks the packet's bounds.
+        let result =
+            unsafe { bpf_skb_load_bytes(self.raw as *const c_void, offset, to, size_of::<T>() as u32) };
+        // SAFETY: the helper has filled the buffer (it does even when it fails), and the caller's.
+        (result == 0).then(|| unsafe { value.0.assume_init() })
+    }
+
     /// Where `length` bytes at an offset lie in memory; `None` if they lie elsewhere than in the packet's first part, or don't
     /// lie at all.
     #[inline(always)]
@@ -217,18 +239,8 @@ impl Skb {
 impl Packet for Skb {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = Aligned(MaybeUninit::<[u8; N]>::uninit());
-        // SAFETY: the buffer has N bytes, and the helper checks the packet's bounds.
-        let result = unsafe {
-            bpf_skb_load_bytes(
-                self.raw as *const c_void,
-                offset,
-                bytes.0.as_mut_ptr() as *mut c_void,
-                N as u32,
-            )
-        };
-        // SAFETY: the helper has filled the buffer (it does even when it fails).
-        (result == 0).then(|| unsafe { bytes.0.assume_init() })
+        // SAFETY: any bytes are bytes.
+        unsafe { self.copy(offset) }
     }
 
     #[inline(always)]
@@ -240,18 +252,8 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn load_words<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
-        let mut words = Aligned(MaybeUninit::<[u32; N]>::uninit());
-        // SAFETY: the buffer has N words, and the helper checks the packet's bounds.
-        let result = unsafe {
-            bpf_skb_load_bytes(
-                self.raw as *const c_void,
-                offset,
-                words.0.as_mut_ptr() as *mut c_void,
-                size_of::<[u32; N]>() as u32,
-            )
-        };
-        // SAFETY: as above.
-        (result == 0).then(|| unsafe { words.0.assume_init() })
+        // SAFETY: any bytes are words.
+        unsafe { self.copy(offset) }
     }
 
     #[inline(always)]
@@ -303,9 +305,8 @@ fn outward(skb: Skb, header: &Header) -> u32 {
 /// As [`Packet::back`]; 0: the packet's own uplink. A function of its own, too.
 #[inline(never)]
 fn back(skb: Skb, header: &Header) -> u32 {
-    let [from, to] = onward(header);
-    let device = helpers::route(skb.raw, skb.ifindex(), header, [to, from], &helpers::ROUTED);
-    device.filter(|&device| maps::is_outward(device)).unwrap_or(0)
+    let device = hop::back(skb.raw, skb.ifindex(), header);
+    if maps::is_outward(device) { device } else { 0 }
 }
 
 impl PacketMut for Skb {

@@ -32,6 +32,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("a_smaller_mtu_on_the_way_is_learned", packets::a_smaller_mtu_is_learned),
     scenario("a_vlan_of_an_uplink_has_the_ports_too", ways::vlans).needs(&[Need::Vlans]),
     scenario("clients_are_answered_by_the_way_that_routes_lead", ways::two_uplinks),
+    scenario("a_route_that_changes_is_followed", ways::rerouted),
     scenario("what_tasks_ask_from_a_published_port_is_answered_to_them", ways::leaving)
         .needs(&[Need::Nftables]),
 ];

@@ -84,6 +84,42 @@ pub(crate) fn two_uplinks(swarm: &mut Swarm) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Clients and other nodes that can suddenly only be reached past a router: what was remembered of the way to them does not hold
+/// packets up.
+pub(crate) fn rerouted(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let tasks = web(swarm, 3)?;
+    let (node, router) = (&swarm.nodes[0], Host::new("router")?);
+    let place = swarm.lan.join(&router, 200)?;
+    for (parameter, value) in [
+        ("ipv4/ip_forward", "1"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/eth0/send_redirects", "0"),
+    ] {
+        router.sysctl(parameter, value)?;
+    }
+    let own = node.place.addresses();
+    for address in own {
+        answered(swarm, address, &tasks)?;
+    }
+    let others = swarm.nodes[1..].iter().map(|other| other.place).chain([swarm.client_place]);
+    let ways: Vec<_> =
+        others.flat_map(|other| other.addresses().into_iter().zip(place.addresses())).collect();
+    for (theirs, via) in &ways {
+        // Nobody has this address.
+        node.host.ip(&format!("neigh replace {theirs} lladdr 02:00:00:00:00:99 nud permanent dev eth0"))?;
+        node.host.ip(&format!("route add {theirs} via {via} dev eth0"))?;
+    }
+    for address in own {
+        answered(swarm, address, &tasks)?;
+    }
+    for (theirs, via) in &ways {
+        node.host.ip(&format!("route del {theirs} via {via} dev eth0"))?;
+        node.host.ip(&format!("neigh del {theirs} dev eth0"))?;
+    }
+    Ok(())
+}
+
 /// A route may have gone with its gateway.
 fn gone(error: anyhow::Error) -> anyhow::Result<String> {
     if format!("{error:#}").contains("No such process") { Ok(String::new()) } else { Err(error) }
