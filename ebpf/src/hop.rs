@@ -19,6 +19,7 @@ use shoal_ebpf_common::values::PeerVal;
 use shoal_ebpf_common::verdict::Work;
 
 use crate::helpers::{AF_INET, AF_INET6, ROUTED, clear};
+use crate::maps;
 
 /// Ways that each CPU remembers, in places by their ends.
 const WAYS: u32 = 1 << 10;
@@ -51,6 +52,8 @@ pub struct Hop {
     at: u32,
     /// The device to leave by; 0: there is no way.
     device: u32,
+    /// The same if answers may have to leave by it (`OUTWARD`), else 0.
+    outward: u32,
     next: NextHop,
     /// Memory for the question.
     query: FibLookup,
@@ -92,6 +95,7 @@ impl Hop {
         self.kind = asked.kind;
         self.at = at;
         self.device = 0;
+        self.outward = 0;
         let v4 = asked.dst.is_v4();
         // SAFETY: it is one, and all of it is written.
         let query = unsafe { clear(&mut *(&raw mut self.query).cast::<mem::MaybeUninit<FibLookup>>()) };
@@ -116,6 +120,7 @@ impl Hop {
             return;
         }
         self.device = query.ifindex;
+        self.outward = if maps::is_outward(self.device) { self.device } else { 0 };
         // The answer names the gateway, if there is one, as the destination. It may be one of IPv6.
         self.next.nh_family = u32::from(query.family);
         // SAFETY: every bit pattern is an address; behind one of IPv4 there are zeroes.
@@ -158,12 +163,13 @@ pub fn to_peer(skb: *mut __sk_buff, ifindex: u32, peer: &PeerVal) -> Option<&'st
     asked.hop(skb)
 }
 
-/// The device by which the kernel's routes lead back to a packet's source, for what came in by a device.
+/// The device by which the kernel's routes lead back to a packet's source, for what came in by a device, if that is one of
+/// `OUTWARD`; else 0.
 #[inline(always)]
 pub fn back(skb: *mut __sk_buff, ifindex: u32, header: &Header) -> u32 {
     let kind = u32::from(header.proto);
     let asked = Asked { src: &header.dst, dst: &header.src, by: ifindex | CAME_IN, kind };
-    asked.hop(skb).map_or(0, |hop| hop.device)
+    asked.hop(skb).map_or(0, |hop| hop.outward)
 }
 
 /// Sends a packet out of a device for its next hop, whose route the kernel looks up. Returns the program's verdict.

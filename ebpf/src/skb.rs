@@ -305,8 +305,7 @@ fn outward(skb: Skb, header: &Header) -> u32 {
 /// As [`Packet::back`]; 0: the packet's own uplink. A function of its own, too.
 #[inline(never)]
 fn back(skb: Skb, header: &Header) -> u32 {
-    let device = hop::back(skb.raw, skb.ifindex(), header);
-    if maps::is_outward(device) { device } else { 0 }
+    hop::back(skb.raw, skb.ifindex(), header)
 }
 
 impl PacketMut for Skb {
