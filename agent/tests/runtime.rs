@@ -255,17 +255,26 @@ async fn a_killed_task_is_noticed_at_once() {
 }
 
 #[tokio::test]
-async fn without_a_limit_a_task_joins_no_controller_of_its_own() {
+async fn a_task_has_a_group_of_processor_time_only_for_a_limit() {
     let node = Node::new();
     let runtime = node.runtime();
-    let exit = run(&runtime, &node.spec("t1", "cat /proc/self/cgroup")).await;
-    let text = output(&runtime, "t1").await;
-    assert!(exit.is_success(), "{text}");
-    let mut groups = text.lines().filter(|line| line.contains(&node.cgroup)).peekable();
-    assert!(groups.peek().is_some(), "no group:\n{text}");
-    // There are others where no unified hierarchy is mounted.
-    let is_unified = text.contains(&format!("0::/{}", node.cgroup));
-    assert!(!is_unified || groups.all(|line| line.starts_with("0::")), "{text}");
+    let mut limited = node.spec("limited", "cat /proc/self/cgroup");
+    limited.limits.cpu_millis = Some(500);
+    for spec in [node.spec("free", "cat /proc/self/cgroup"), limited] {
+        let exit = run(&runtime, &spec).await;
+        let text = output(&runtime, &spec.task).await;
+        assert!(exit.is_success(), "{text}");
+        assert!(text.contains(&node.cgroup), "no group:\n{text}");
+        // Where `cpu` has a hierarchy of its own.
+        let cpu = text.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let is_cpu = fields.next()?.split(',').any(|controller| controller == "cpu");
+            is_cpu.then(|| fields.next()).flatten()
+        });
+        if let Some(group) = cpu {
+            assert_eq!(group.contains(&node.cgroup), spec.limits.cpu_millis.is_some(), "{text}");
+        }
+    }
     node.finish(runtime).await;
 }
 

@@ -15,6 +15,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::packet::{Header, UDP};
+use shoal_ebpf_common::tables::Tables as _;
 use shoal_ebpf_common::values::PeerVal;
 use shoal_ebpf_common::verdict::Work;
 
@@ -37,7 +38,7 @@ struct Asked<'a> {
     dst: &'a Addr,
     /// A device: that which the packet came in by ([`CAME_IN`]), or is to leave by.
     by: u32,
-    /// Protocol, and type of service above it.
+    /// Protocol, type of service and source port, from the lowest byte on.
     kind: u32,
 }
 
@@ -100,8 +101,9 @@ impl Hop {
         // SAFETY: it is one, and all of it is written.
         let query = unsafe { clear(&mut *(&raw mut self.query).cast::<mem::MaybeUninit<FibLookup>>()) };
         query.ifindex = asked.by & !CAME_IN;
-        let [proto, tos, ..] = asked.kind.to_le_bytes();
+        let [proto, tos, low, high] = asked.kind.to_le_bytes();
         query.l4_protocol = proto;
+        query.sport = u16::from_le_bytes([low, high]).to_be();
         if v4 {
             query.family = AF_INET;
             query.__bindgen_anon_2.tos = tos;
@@ -117,6 +119,12 @@ impl Hop {
         // SAFETY: the context is the program's own, and the helper reads and writes the structure of the size it is given.
         let answer = unsafe { bpf_fib_lookup(skb as *mut _, query, size, flags) };
         if !ROUTED.contains(&answer) {
+            return;
+        }
+        // SAFETY: every bit pattern is an address.
+        let next = Addr::v4(unsafe { query.__bindgen_anon_4.ipv4_dst }.to_ne_bytes());
+        if v4 && maps::Kernel.is_local_addr(&next) {
+            // A gateway that is this node itself stands for "on the link" (`rt_set_nexthop` in net/ipv4/route.c).
             return;
         }
         self.device = query.ifindex;
@@ -143,10 +151,19 @@ impl Hop {
 }
 
 /// Sends a packet, which is as [`Work::forward`] says, out of a device for its next hop. Returns the program's verdict.
+///
+/// Of IPv6 the helper asks no rule that names a source (`fib6_rule_match` in net/ipv6/fib6_rules.c, when it is told the device to
+/// leave by), and of a mark it knows nothing: such a packet's route is the kernel's to look up.
 #[inline(always)]
 pub fn send(skb: *mut __sk_buff, work: &Work, device: u32) -> i32 {
+    /// What routes can be chosen by, of the type of service.
+    const SERVICE: u8 = 0xfc;
     let (header, forward) = (&work.header, &work.forward);
-    let kind = u32::from_le_bytes([header.proto, header.tos, 0, 0]);
+    // SAFETY: the kernel's context is valid for the whole run of the program.
+    if !header.v4 || unsafe { (*skb).mark } != 0 {
+        return redirect_neigh(device);
+    }
+    let kind = u32::from_le_bytes([header.proto, header.tos & SERVICE, 0, 0]);
     let asked = Asked { src: &forward.src, dst: &forward.dst, by: device, kind };
     match asked.hop(skb) {
         Some(hop) if hop.device == device => hop.send(),
@@ -167,7 +184,8 @@ pub fn to_peer(skb: *mut __sk_buff, ifindex: u32, peer: &PeerVal) -> Option<&'st
 /// `OUTWARD`; else 0.
 #[inline(always)]
 pub fn back(skb: *mut __sk_buff, ifindex: u32, header: &Header) -> u32 {
-    let kind = u32::from(header.proto);
+    let [low, high] = header.dport.to_le_bytes();
+    let kind = u32::from_le_bytes([header.proto, 0, low, high]);
     let asked = Asked { src: &header.dst, dst: &header.src, by: ifindex | CAME_IN, kind };
     asked.hop(skb).map_or(0, |hop| hop.outward)
 }

@@ -113,11 +113,33 @@ pub(crate) fn rerouted(swarm: &mut Swarm) -> anyhow::Result<()> {
     for address in own {
         answered(swarm, address, &tasks)?;
     }
-    for (theirs, via) in &ways {
+    // And by a rule on the source, which no other route stands in for.
+    let (clients, table) = (swarm.client_place.addresses(), "7400");
+    for ((own, theirs), via) in own.into_iter().zip(clients).zip(place.addresses()) {
+        let family = family(own);
+        node.host.ip(&format!("{family} route add {theirs} via {via} dev eth0 table {table}"))?;
+        node.host.ip(&format!("{family} rule add from {own} to {theirs} lookup {table}"))?;
         node.host.ip(&format!("route del {theirs} via {via} dev eth0"))?;
+    }
+    for address in own {
+        answered(swarm, address, &tasks)?;
+    }
+    for (own, theirs) in own.into_iter().zip(clients) {
+        let family = family(own);
+        node.host.ip(&format!("{family} rule del from {own} to {theirs} lookup {table}"))?;
+        node.host.ip(&format!("{family} route flush table {table}"))?;
+    }
+    for (theirs, via) in &ways {
         node.host.ip(&format!("neigh del {theirs} dev eth0"))?;
+        if !clients.contains(theirs) {
+            node.host.ip(&format!("route del {theirs} via {via} dev eth0"))?;
+        }
     }
     Ok(())
+}
+
+fn family(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "-4" } else { "-6" }
 }
 
 /// A route may have gone with its gateway.
