@@ -89,7 +89,8 @@ pub(crate) fn two_uplinks(swarm: &mut Swarm) -> anyhow::Result<()> {
 pub(crate) fn rerouted(swarm: &mut Swarm) -> anyhow::Result<()> {
     let tasks = web(swarm, 3)?;
     let (node, router) = (&swarm.nodes[0], Host::new("router")?);
-    let place = swarm.lan.join(&router, 200)?;
+    // A number of its own: for half a minute the node takes another router's Ethernet address for that of its place.
+    let place = swarm.lan.join(&router, 201)?;
     for (parameter, value) in [
         ("ipv4/ip_forward", "1"),
         ("ipv6/conf/all/forwarding", "1"),
