@@ -8,7 +8,7 @@ use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::packet::Header;
 
 pub const AF_INET: u8 = 2;
-pub const AF_INET6: u8 = 10;
+const AF_INET6: u8 = 10;
 /// The answers of `bpf_fib_lookup` that name a device: found, without a neighbor yet, too large for its MTU
 /// (`linux/bpf.h`; the device is named in all three since Linux 5.10).
 pub const ROUTED: [i64; 3] = [0, 7, 8];
@@ -43,29 +43,46 @@ pub fn route<const N: usize>(
     skb: *mut __sk_buff,
     ifindex: u32,
     header: &Header,
-    [from, to]: [(&Addr, u16); 2],
+    ends: [(&Addr, u16); 2],
     good: &[i64; N],
 ) -> Option<u32> {
-    let mut params = MaybeUninit::uninit();
+    let mut memory = MaybeUninit::uninit();
+    let query = question(&mut memory, ifindex, header.proto, ends);
+    if good.contains(&ask_routes(skb, query, 0)) { Some(query.ifindex) } else { None }
+}
+
+/// Lays the question down in memory by which way a packet of a protocol gets from one end to the other (ports in host order).
+#[inline(always)]
+pub fn question<'a>(
+    memory: &'a mut MaybeUninit<FibLookup>,
+    ifindex: u32,
+    proto: u8,
+    [from, to]: [(&Addr, u16); 2],
+) -> &'a mut FibLookup {
     // SAFETY: it is one.
-    let params: &mut FibLookup = unsafe { clear(&mut params) };
-    params.ifindex = ifindex;
-    params.l4_protocol = header.proto;
-    params.sport = from.1.to_be();
-    params.dport = to.1.to_be();
-    if header.v4 {
-        params.family = AF_INET;
-        params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(from.0.v4_octets());
-        params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(to.0.v4_octets());
+    let query: &mut FibLookup = unsafe { clear(memory) };
+    query.ifindex = ifindex;
+    query.l4_protocol = proto;
+    query.sport = from.1.to_be();
+    query.dport = to.1.to_be();
+    if to.0.is_v4() {
+        query.family = AF_INET;
+        query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(from.0.v4_octets());
+        query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(to.0.v4_octets());
     } else {
-        params.family = AF_INET6;
-        params.__bindgen_anon_3.ipv6_src = from.0.words();
-        params.__bindgen_anon_4.ipv6_dst = to.0.words();
+        query.family = AF_INET6;
+        query.__bindgen_anon_3.ipv6_src = from.0.words();
+        query.__bindgen_anon_4.ipv6_dst = to.0.words();
     }
+    query
+}
+
+/// Asks the kernel's routes (`bpf_fib_lookup`): the question becomes the answer, the number says how it went.
+#[inline(always)]
+pub fn ask_routes(skb: *mut __sk_buff, query: &mut FibLookup, flags: u32) -> i64 {
     let size = mem::size_of::<FibLookup>() as i32;
     // SAFETY: the context is the program's own, and the helper reads and writes the structure of the size it is given.
-    let answer = unsafe { bpf_fib_lookup(skb as *mut _, params, size, 0) };
-    if good.contains(&answer) { Some(params.ifindex) } else { None }
+    unsafe { bpf_fib_lookup(skb as *mut _, query, size, flags) }
 }
 
 /// Clears a structure of the kernel's where it is, word by word: the target would call a function to clear bytes.
@@ -74,7 +91,7 @@ pub fn route<const N: usize>(
 ///
 /// `T` must be one of C's structures of numbers, aligned to and made of words.
 #[inline(always)]
-pub unsafe fn clear<T>(value: &mut MaybeUninit<T>) -> &mut T {
+unsafe fn clear<T>(value: &mut MaybeUninit<T>) -> &mut T {
     for word in 0..mem::size_of::<T>() / 4 {
         // SAFETY: within the structure, and aligned by the caller's word. Volatile, or the compiler sees the loop for
         // what it is.

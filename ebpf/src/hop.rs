@@ -4,13 +4,13 @@
 //! all else that is done with it. What was answered is kept by source and destination and for some hundredths of a second, so that a
 //! route that changes is followed at once to all appearance. The neighbor itself is the kernel's to find, for each packet.
 
-use core::mem;
+use core::mem::{self, MaybeUninit};
 use core::ptr;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop,
 };
-use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_jiffies64, bpf_redirect_neigh};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_redirect_neigh};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use shoal_ebpf_common::addr::Addr;
@@ -19,7 +19,7 @@ use shoal_ebpf_common::tables::Tables as _;
 use shoal_ebpf_common::values::PeerVal;
 use shoal_ebpf_common::verdict::Work;
 
-use crate::helpers::{AF_INET, AF_INET6, ROUTED, clear};
+use crate::helpers::{AF_INET, ROUTED, ask_routes, question};
 use crate::maps;
 
 /// Ways that each CPU remembers, in places by their ends.
@@ -57,7 +57,7 @@ pub struct Hop {
     outward: u32,
     next: NextHop,
     /// Memory for the question.
-    query: FibLookup,
+    query: MaybeUninit<FibLookup>,
 }
 
 impl Asked<'_> {
@@ -97,42 +97,31 @@ impl Hop {
         self.at = at;
         self.device = 0;
         self.outward = 0;
-        let v4 = asked.dst.is_v4();
-        // SAFETY: it is one, and all of it is written.
-        let query = unsafe { clear(&mut *(&raw mut self.query).cast::<mem::MaybeUninit<FibLookup>>()) };
-        query.ifindex = asked.by & !CAME_IN;
+        let came_in = asked.by & CAME_IN != 0;
         let [proto, tos, low, high] = asked.kind.to_le_bytes();
-        query.l4_protocol = proto;
-        query.sport = u16::from_le_bytes([low, high]).to_be();
-        if v4 {
-            query.family = AF_INET;
+        let ends = [(asked.src, u16::from_le_bytes([low, high])), (asked.dst, 0)];
+        let query = question(&mut self.query, asked.by & !CAME_IN, proto, ends);
+        if asked.dst.is_v4() {
             query.__bindgen_anon_2.tos = tos;
-            query.__bindgen_anon_3.ipv4_src = asked.src.words()[3];
-            query.__bindgen_anon_4.ipv4_dst = asked.dst.words()[3];
-        } else {
-            query.family = AF_INET6;
-            query.__bindgen_anon_3.ipv6_src = asked.src.words();
-            query.__bindgen_anon_4.ipv6_dst = asked.dst.words();
         }
-        let flags = if asked.by & CAME_IN == 0 { BPF_FIB_LOOKUP_OUTPUT } else { 0 };
-        let size = mem::size_of::<FibLookup>() as i32;
-        // SAFETY: the context is the program's own, and the helper reads and writes the structure of the size it is given.
-        let answer = unsafe { bpf_fib_lookup(skb as *mut _, query, size, flags) };
-        if !ROUTED.contains(&answer) {
-            return;
-        }
-        // SAFETY: every bit pattern is an address.
-        let next = Addr::v4(unsafe { query.__bindgen_anon_4.ipv4_dst }.to_ne_bytes());
-        if v4 && maps::Kernel.is_local_addr(&next) {
-            // A gateway that is this node itself stands for "on the link" (`rt_set_nexthop` in net/ipv4/route.c).
+        let flags = if came_in { 0 } else { BPF_FIB_LOOKUP_OUTPUT };
+        if !ROUTED.contains(&ask_routes(skb, query, flags)) {
             return;
         }
         self.device = query.ifindex;
-        self.outward = if maps::is_outward(self.device) { self.device } else { 0 };
+        if came_in && maps::is_outward(self.device) {
+            self.outward = self.device;
+        }
         // The answer names the gateway, if there is one, as the destination. It may be one of IPv6.
         self.next.nh_family = u32::from(query.family);
         // SAFETY: every bit pattern is an address; behind one of IPv4 there are zeroes.
-        self.next.__bindgen_anon_1.ipv6_nh = unsafe { query.__bindgen_anon_4.ipv6_dst };
+        let next = unsafe { query.__bindgen_anon_4.ipv6_dst };
+        self.next.__bindgen_anon_1.ipv6_nh = next;
+        let gateway = Addr::v4(next[0].to_ne_bytes());
+        if query.family == AF_INET && gateway != *asked.dst && maps::Kernel.is_local_addr(&gateway) {
+            // A gateway that is this node itself stands for "on the link" (`rt_set_nexthop` in net/ipv4/route.c).
+            self.device = 0;
+        }
     }
 
     /// Whether tunnel packets can go this way: past an IPv4 neighbor.

@@ -130,8 +130,16 @@ pub(crate) fn rerouted(swarm: &mut Swarm) -> anyhow::Result<()> {
         node.host.ip(&format!("{family} rule del from {own} to {theirs} lookup {table}"))?;
         node.host.ip(&format!("{family} route flush table {table}"))?;
     }
+    // And by a gateway that is the node itself, which means that all is on the link.
+    let (theirs, via) = (swarm.client_place.v4, node.place.v4);
+    node.host.ip(&format!("neigh del {theirs} dev eth0"))?;
+    node.host.ip(&format!("route add {theirs} via {via} dev eth0"))?;
+    answered(swarm, via.into(), &tasks)?;
+    node.host.ip(&format!("route del {theirs} via {via} dev eth0"))?;
     for (theirs, via) in &ways {
-        node.host.ip(&format!("neigh del {theirs} dev eth0"))?;
+        if *theirs != IpAddr::from(swarm.client_place.v4) {
+            node.host.ip(&format!("neigh del {theirs} dev eth0"))?;
+        }
         if !clients.contains(theirs) {
             node.host.ip(&format!("route del {theirs} via {via} dev eth0"))?;
         }
