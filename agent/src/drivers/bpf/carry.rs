@@ -99,7 +99,6 @@ impl BpfDriver {
                 || [0, BALANCED, ALIASED].contains(&endpoint)
                 || endpoints.contains(&endpoint)
         };
-        let own = self.dirs.maps.clone();
         if moment == Moment::Before {
             self.carry_totals(&maps).unwrap_or_else(|error| {
                 let error = &error as &dyn std::error::Error;
@@ -107,8 +106,8 @@ impl BpfDriver {
             });
         }
         // Answers first: a flow that is known is led on at once.
-        let answers = bring(&mut self.replies, &own, replies, |reply| goes_on(reply.endpoint))?;
-        let requests = bring(&mut self.flows, &own, flows, |flow| goes_on(flow.endpoint))?;
+        let answers = bring(&mut self.replies, replies, |reply| goes_on(reply.endpoint))?;
+        let requests = bring(&mut self.flows, flows, |flow| goes_on(flow.endpoint))?;
         if answers + requests > 0 {
             tracing::info!(%from, ?moment, requests, answers, "carried flows over");
         }
@@ -130,19 +129,18 @@ where
 {
     let flows: Table<FlowKey, F> = Table::open(maps, "FLOWS")?;
     let replies: Table<FlowKey, R> = Table::open(maps, "REPLIES")?;
-    let flows = flows.scan(maps)?.into_iter().map(|(key, value)| (key, flow(value)));
-    let replies = replies.scan(maps)?.into_iter().map(|(key, value)| (key, reply(value)));
+    let flows = flows.scan()?.into_iter().map(|(key, value)| (key, flow(value)));
+    let replies = replies.scan()?.into_iter().map(|(key, value)| (key, reply(value)));
     Ok((flows.collect(), replies.collect()))
 }
 
 /// Writes what is not known yet.
 fn bring<V: Layout + PartialEq>(
     to: &mut Table<FlowKey, V>,
-    to_maps: &Path,
     mut entries: Entries<V>,
     wanted: impl Fn(&V) -> bool,
 ) -> Result<usize, BpfError> {
-    let known: BTreeSet<FlowKey> = to.scan(to_maps)?.into_iter().map(|(key, _)| key).collect();
+    let known: BTreeSet<FlowKey> = to.scan()?.into_iter().map(|(key, _)| key).collect();
     entries.retain(|(key, value)| !known.contains(key) && wanted(value));
     to.write_all(&entries)?;
     Ok(entries.len())

@@ -42,7 +42,7 @@ impl BpfDriver {
     pub fn collect(&mut self, now: u32) -> Result<Collected, BpfError> {
         // In this order, what goes meanwhile may be missed until the next time, but nothing is counted twice.
         let totals = self.totals()?;
-        let (flows, replies) = (self.flows.scan(&self.dirs.maps)?, self.replies.scan(&self.dirs.maps)?);
+        let (flows, replies) = (self.flows.scan()?, self.replies.scan()?);
         let entries = (flows.len(), replies.len());
         let (mut live, mut endpoints) = (BTreeMap::<u64, u64>::new(), BTreeMap::<u64, u64>::new());
         // A record of a translated port is a task's node's, beside that of the flow where it entered.

@@ -87,7 +87,7 @@ impl BpfDriver {
 
     /// Removes every flow the predicate names, in both directions. Returns how many.
     pub fn purge(&mut self, gone: impl Fn(&FlowKey, &FlowVal) -> bool) -> Result<usize, BpfError> {
-        let flows = self.flows.scan(&self.dirs.maps)?.into_iter();
+        let flows = self.flows.scan()?.into_iter();
         let flows: BTreeMap<FlowKey, FlowVal> = flows.filter(|(key, flow)| gone(key, flow)).collect();
         let mut orphans = false;
         let mut proposals = Vec::new();
@@ -112,7 +112,7 @@ impl BpfDriver {
     /// already gone.
     fn purge_answers(&mut self, flows: &BTreeMap<FlowKey, FlowVal>) -> Result<(), BpfError> {
         let mut proposals = Vec::new();
-        for (answers, reply) in self.replies.scan(&self.dirs.maps)? {
+        for (answers, reply) in self.replies.scan()? {
             let request = FlowKey {
                 src: answers.dst,
                 dst: reply.addr,

@@ -24,9 +24,6 @@ pub struct Table<K: Layout, V: Layout> {
     entries: AtomicUsize,
 }
 
-/// A dump visits at most this many entries, so that a table that changes under it cannot hold it for ever.
-const DUMP_LIMIT: usize = 8_000_000;
-
 /// The kernel takes the elements of a map that grows from a stock, which it fills in the background
 /// (`kernel/bpf/memalloc.c`, since Linux 6.1): after many writes at once it is empty for a moment. So often a write waits
 /// for it; a kernel that has no memory at all is for the caller, who has other things to do.
@@ -116,38 +113,16 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
         }
     }
 
-    /// Every entry.
+    /// Every entry, in order.
     pub fn dump(&self) -> Result<BTreeMap<K, V>, BpfError> {
-        let mut entries = BTreeMap::new();
-        for entry in self.map.iter().take(DUMP_LIMIT) {
-            match entry {
-                Ok((key, value)) => {
-                    entries.insert(key.0, value.0);
-                }
-                // Removed between the key and its value.
-                Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(self.error("list", source)),
-            }
-        }
-        self.entries.store(entries.len(), Ordering::Relaxed);
-        Ok(entries)
+        Ok(self.scan()?.into_iter().collect())
     }
 
-    /// Every entry, many at a time: for tables that are large and change all the time. An entry that is written meanwhile
-    /// may be missing or come twice. `maps` is where the table is pinned.
-    pub(crate) fn scan(&self, maps: &Path) -> Result<Vec<(K, V)>, BpfError> {
-        let pin = maps.join(self.name);
-        let map = match sys::object_get(&pin) {
-            Ok(Some(map)) => map,
-            Ok(None) => {
-                let source = io::Error::from(io::ErrorKind::NotFound);
-                return Err(BpfError::Pin { path: pin, action: "open", source });
-            }
-            Err(source) => return Err(BpfError::Pin { path: pin, action: "open", source }),
-        };
-        // SAFETY: the map is the one that is open, whose sizes were compared with the types'.
-        let entries = unsafe { sys::lookup_batches(map.as_fd()) }
-            .map_err(|source| self.error("scan", MapError::IoError(source)))?;
+    /// Every entry. Of a table that programs write, one that is written meanwhile may be missing, or come twice.
+    pub(crate) fn scan(&self) -> Result<Vec<(K, V)>, BpfError> {
+        // SAFETY: the map was opened with these types, which aya compares with the kernel's sizes.
+        let entries = unsafe { sys::lookup_batches(self.fd()) }
+            .map_err(|source| self.error("list", MapError::IoError(source)))?;
         self.entries.store(entries.len(), Ordering::Relaxed);
         Ok(entries)
     }
