@@ -98,18 +98,27 @@ pub fn operators() -> Option<Gid> {
 
 /// Replaces a file's content so that a reader, also after a crash, finds the old or the new one whole.
 pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
+    write_with(path, mode, |file| file.write_all(content))
+}
+
+/// The same for content that is not in memory as a whole. Gives back what `tell` does, which writes it.
+pub fn write_with<T>(
+    path: &Path,
+    mode: u32,
+    tell: impl FnOnce(&mut File) -> io::Result<T>,
+) -> Result<T, FileError> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".new");
     let aside = PathBuf::from(aside);
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&aside)?;
-        file.write_all(content)?;
+        let told = tell(&mut file)?;
         file.sync_all()?;
         fs::rename(&aside, path)?;
-        match path.parent() {
-            Some(parent) => File::open(parent)?.sync_all(),
-            None => Ok(()),
+        if let Some(parent) = path.parent() {
+            File::open(parent)?.sync_all()?;
         }
+        Ok(told)
     })();
     written.map_err(FileError::new("write", path))
 }

@@ -8,10 +8,12 @@
 mod log;
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufWriter, IntoInnerError, Seek as _, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ring::digest::{SHA256, digest};
+use ring::digest::{Context, SHA256, digest};
 use shoal_types::Generation;
 use shoal_types::assignment::{Assignment, Delta, FenceError, Object};
 use tokio::time::Instant;
@@ -84,11 +86,15 @@ impl Ledger {
     /// Reads the ledger. A damaged one is moved aside, and an error says so; [`Ledger::empty`] goes on without it.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
         let Some(content) = durable::read(path)? else { return Ok(Self::empty(path)) };
-        match decode(&content) {
-            Ok((mut assignment, checksum)) => {
+        let (bytes, decoded) = (length(&content), decode(&content));
+        // It is as large as what was read from it.
+        drop(content);
+        match decoded {
+            Ok((generation, objects, checksum)) => {
+                let mut assignment = Assignment::new(generation, objects);
                 let mut log = Log::new(path);
                 log.read(&checksum, &mut assignment)?;
-                let base = Some(Base { checksum, bytes: u64::try_from(content.len()).unwrap_or(u64::MAX) });
+                let base = Some(Base { checksum, bytes });
                 Ok(Self { assignment, base, log, ..Self::empty(path) })
             }
             Err(reason) => {
@@ -121,7 +127,8 @@ impl Ledger {
             return Ok(());
         }
         self.assignment = next;
-        self.store()
+        self.store();
+        Ok(())
     }
 
     /// Takes a delta: fenced, then on disk if that can be, and held. It is written behind the others, until together they are as
@@ -141,46 +148,84 @@ impl Ledger {
                 self.unkept.note(&self.path, appended);
                 Ok(())
             }
-            _ => self.store(),
+            _ => {
+                self.store();
+                Ok(())
+            }
         }
     }
 
     /// Writes what could not be written, if that was some time ago.
-    pub fn store_again(&mut self) -> Result<(), LedgerError> {
+    pub fn store_again(&mut self) {
         let is_due = self.stored.is_none_or(|stored| stored.elapsed() >= AGAIN);
-        if is_due && self.unkept.lacks(&self.path) { self.store() } else { Ok(()) }
+        if is_due && self.unkept.lacks(&self.path) {
+            self.store();
+        }
     }
 
     /// Writes all of it.
-    fn store(&mut self) -> Result<(), LedgerError> {
+    fn store(&mut self) {
         self.stored = Some(Instant::now());
         self.base = None;
-        let (content, checksum) = encode(&self.assignment)?;
-        let written = durable::write(&self.path, &content, 0o600);
-        if written.is_ok() {
-            self.base = Some(Base { checksum, bytes: u64::try_from(content.len()).unwrap_or(u64::MAX) });
+        let written = durable::write_with(&self.path, 0o600, |file| tell(&self.assignment, file));
+        let written = written.map(|base| {
+            self.base = Some(base);
             if let Err(error) = self.log.remove() {
                 // It belongs to another file and is not read.
                 tracing::debug!(error = &error as &dyn std::error::Error, "former changes are left");
             }
-        }
+        });
         self.unkept.note(&self.path, written);
-        Ok(())
     }
 }
 
-/// The file, and its checksum.
-fn encode(assignment: &Assignment) -> Result<(Vec<u8>, String), LedgerError> {
+/// Writes through to a file, and digests what it writes.
+struct Digesting<'a> {
+    file: &'a mut File,
+    digest: Context,
+    bytes: u64,
+}
+
+impl Write for Digesting<'_> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(piece)?;
+        let piece = piece.get(..written).unwrap_or_default();
+        self.digest.update(piece);
+        self.bytes += length(piece);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Writes a file's content, of which no copy is made: it is tens of megabytes on a node that is told of 10,000 services.
+fn tell(assignment: &Assignment, file: &mut File) -> io::Result<Base> {
+    // As long as the one that takes its place, which is known last.
+    let place = header(&checksum(&[]));
+    file.write_all(place.as_bytes())?;
+    let (checksum, bytes) = tell_body(assignment, file)?;
+    file.rewind()?;
+    file.write_all(header(&checksum).as_bytes())?;
+    Ok(Base { checksum, bytes: bytes + length(place.as_bytes()) })
+}
+
+/// Its checksum, and how many bytes it has.
+fn tell_body(assignment: &Assignment, file: &mut File) -> io::Result<(String, u64)> {
     let objects: Vec<&Object> = assignment.objects.values().collect();
-    let body = serde_json::to_vec(&(assignment.generation, objects)).map_err(LedgerError::Encode)?;
-    let sum = checksum(&body);
-    let mut content = format!("{FORMAT} {sum}\n").into_bytes();
-    content.extend(body);
-    Ok((content, sum))
+    let mut body = BufWriter::new(Digesting { file, digest: Context::new(&SHA256), bytes: 0 });
+    serde_json::to_writer(&mut body, &(assignment.generation, objects))?;
+    let body = body.into_inner().map_err(IntoInnerError::into_error)?;
+    Ok((hex(body.digest.finish().as_ref()), body.bytes))
+}
+
+fn header(checksum: &str) -> String {
+    format!("{FORMAT} {checksum}\n")
 }
 
 /// What a file holds, and its checksum.
-fn decode(content: &[u8]) -> Result<(Assignment, String), String> {
+fn decode(content: &[u8]) -> Result<(Generation, Vec<Object>, String), String> {
     let end = content.iter().position(|byte| *byte == b'\n').ok_or("it has no header")?;
     let (header, body) = content.split_at(end);
     let body = body.get(1..).unwrap_or_default();
@@ -189,18 +234,25 @@ fn decode(content: &[u8]) -> Result<(Assignment, String), String> {
     if sum != checksum(body) {
         return Err("its checksum does not fit".into());
     }
-    let (generation, objects): (Generation, Vec<Object>) =
-        serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    Ok((Assignment::new(generation, objects), sum.to_owned()))
+    let (generation, objects) = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    Ok((generation, objects, sum.to_owned()))
 }
 
 fn checksum(body: &[u8]) -> String {
+    hex(digest(&SHA256, body).as_ref())
+}
+
+fn hex(digest: &[u8]) -> String {
     let mut text = String::new();
-    for byte in digest(&SHA256, body).as_ref() {
+    for byte in digest {
         // Writing to a String cannot fail.
         let _written = write!(text, "{byte:02x}");
     }
     text
+}
+
+fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -263,7 +315,8 @@ mod tests {
         let body = body.to_string().into_bytes();
         let mut content = format!("{FORMAT} {}\n", checksum(&body)).into_bytes();
         content.extend(body);
-        let (assignment, _) = decode(&content).expect("read");
+        let (generation, objects, _) = decode(&content).expect("read");
+        let assignment = Assignment::new(generation, objects);
         assert!(assignment.cluster().is_some_and(|c| c.reserved.networks.is_empty()));
         assert!(assignment.services().all(|s| s.dnsrr.is_empty() && s.vips.len() == 1));
         assert_eq!(assignment.services().count(), 1);
@@ -365,10 +418,10 @@ mod tests {
         std::fs::create_dir(&obstacle).expect("made");
         ledger.replace(Generation(3), vec![member(1)]).expect("held");
         std::fs::remove_dir(&obstacle).expect("removed");
-        ledger.store_again().expect("not due");
+        ledger.store_again();
         assert!(!path.exists(), "too soon");
         tokio::time::advance(AGAIN).await;
-        ledger.store_again().expect("written");
+        ledger.store_again();
         assert_eq!(Ledger::open(&path).expect("whole").generation(), Generation(3));
     }
 

@@ -136,9 +136,7 @@ impl Session {
                 pause = FIRST_PAUSE;
             }
             turn += 1;
-            if let Err(error) = self.ledger.store_again() {
-                tracing::warn!(error = chain(&error), "the ledger is not on disk");
-            }
+            self.ledger.store_again();
             let jitter = rand::rng().random_range(0.5..1.5);
             tokio::select! {
                 () = closing.cancelled() => return,
@@ -203,7 +201,7 @@ impl Session {
                     unanswered += 1;
                 }
                 () = either(&mut probes, &mut shadowed) => {
-                    self.ledger.store_again()?;
+                    self.ledger.store_again();
                     let found = node::troubles(&self.stats);
                     if found != troubles {
                         troubles.clone_from(&found);

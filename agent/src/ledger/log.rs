@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use shoal_types::assignment::{Assignment, Delta};
 
-use super::checksum;
+use super::{checksum, length};
 use crate::durable::{self, FileError};
 
 const FORMAT: &str = "shoal-ledger-log-1";
@@ -102,10 +102,6 @@ impl Log {
 
 fn header(base: &str) -> String {
     format!("{FORMAT} {base}\n")
-}
-
-fn length(bytes: &[u8]) -> u64 {
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
 /// A line's change, if the line is whole.
