@@ -224,8 +224,9 @@ impl Tier {
         if self.filter.is_none() {
             all.extend(filled.column.driver().map(driver_row));
         }
+        let leaves_out = |row: &str| hole::is_left_out(row, filled.column, self.form).then_some(());
         let (left_out, owed): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|row| hole::is_left_out(row, filled.column, self.form));
+            all.iter().cloned().partition(|row| hole::of_row(row, &all, leaves_out).is_some());
         filled.fill(&left_out, &Cell::NotRun(hole::LONG_FORM.to_owned()));
         // The first one says it all.
         if let Some(first) = owed.iter().find(|row| !filled.has_result(row)) {
@@ -279,6 +280,19 @@ mod tests {
         tier.has_tests_beside.store(true, Ordering::Relaxed);
         let idle = words();
         assert!(idle.starts_with("--pdeathsig TERM taskset --cpu-list 1 chrt --idle 0 /proc/"), "{idle}");
+    }
+
+    #[test]
+    fn a_guest_owes_no_group_of_which_it_leaves_out_all() {
+        let rows = ["proxy::(start)", "proxy::large_transfers_are_whole", "proxy::(leaves nothing)"];
+        let rows = rows.map(str::to_owned).to_vec();
+        let column = Column { kernel: Kernel::Uml, engine: Engine::Ipvs };
+        let filter = Some("large_transfers".to_owned());
+        for (form, owes) in [(Form::Default, 0), (Form::Long, 3)] {
+            let mut filled = Filled::new(column);
+            Tier { rows: rows.clone(), ..tier(form, filter.clone()) }.complete(&mut filled, "it ended");
+            assert_eq!(filled.count(|cell| matches!(cell, Cell::Failed(_))), owes);
+        }
     }
 
     #[test]

@@ -116,6 +116,18 @@ pub(super) fn is_left_out(row: &str, column: Column, form: Form) -> bool {
     form == Form::Default && LEFT_OUT.iter().any(|left_out| (left_out.by)(column) && is_of(left_out.parts))
 }
 
+/// What holds for a row. What begins and ends a group is lacking where all that it is for is.
+pub(super) fn of_row<T>(row: &str, rows: &[String], of: impl Fn(&str) -> Option<T>) -> Option<T> {
+    if let found @ Some(_) = of(row) {
+        return found;
+    }
+    let Some((group, "(start)" | "(leaves nothing)")) = row.split_once("::") else { return None };
+    let is_scenario = |row: &&String| {
+        row.split_once("::").is_some_and(|(other, name)| other == group && !name.starts_with('('))
+    };
+    rows.iter().filter(is_scenario).map(|row| of(row)).collect::<Option<Vec<_>>>()?.pop()
+}
+
 /// Why a column may lack a row, if it may.
 pub(super) fn expected(row: &str, column: Column, form: Form) -> Option<&'static str> {
     if is_left_out(row, column, form) {

@@ -177,7 +177,8 @@ impl Matrix {
         let mut problems = Vec::new();
         for filled in &self.columns {
             for row in self.rows.iter().filter(|row| has(filled.column, row)) {
-                let expected = hole::expected(row, filled.column, self.form);
+                let reason = |row: &str| hole::expected(row, filled.column, self.form);
+                let expected = hole::of_row(row, &self.rows, reason);
                 let wrong = match (filled.results.get(row).map(|result| &result.cell), expected) {
                     (None, _) => "no result".to_owned(),
                     (Some(Cell::Failed(reason)), _) => format!("FAILED {reason}"),

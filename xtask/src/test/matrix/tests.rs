@@ -70,6 +70,17 @@ fn an_expected_hole_is_none_but_has_to_be_one() {
 }
 
 #[test]
+fn a_group_of_which_a_column_lacks_all_is_not_begun() {
+    let rows = ["mesh::(start)", "mesh::no_conntrack_and_no_rule_on_the_path", "mesh::(leaves nothing)"];
+    let ignored = rows.map(|row| format!("test {row} ... ignored, no nftables\n")).concat();
+    assert_eq!(matrix(vec![filled(UML_IPVS, &ignored)], &rows).problems(), Vec::<String>::new());
+    // With another one, it has to be.
+    let rows = [&rows[..], &["mesh::x"]].concat();
+    let begun = matrix(vec![filled(UML_IPVS, &(ignored + "test mesh::x ... ok"))], &rows);
+    assert_eq!(begun.problems().len(), 2, "{:?}", begun.problems());
+}
+
+#[test]
 fn the_long_form_expects_what_the_default_leaves_out() {
     let row = format!("{}::x", hole::LONG_FORM_ONLY[0]);
     let mut column = Filled::new(QEMU);
