@@ -45,6 +45,9 @@ pub(crate) struct Args {
     /// Measure only these paths
     #[arg(long = "path", value_enum, value_name = "PATH")]
     paths: Vec<path::Path>,
+    /// Also count what eBPF programs have of a new connection (`mesh`), in runs of their own
+    #[arg(long)]
+    stats: bool,
     /// Run on another kernel, in a guest of `cargo xtask vm`; nothing is built there
     #[arg(long, value_enum, value_name = "KIND")]
     vm: Option<Kind>,

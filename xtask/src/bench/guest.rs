@@ -73,6 +73,9 @@ fn bench_arguments(args: &Args, name: Name) -> Vec<String> {
     let mut words = vec!["bench".to_owned(), name.name().to_owned()];
     words.extend(["--rounds".to_owned(), args.rounds.unwrap_or(ROUNDS).to_string()]);
     words.extend(["--secs".to_owned(), args.secs.to_string()]);
+    if args.stats {
+        words.push("--stats".to_owned());
+    }
     if args.free {
         words.push("--free".to_owned());
     }

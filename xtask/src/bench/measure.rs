@@ -1,6 +1,6 @@
 //! One measurement of one path.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -19,10 +19,14 @@ pub(crate) enum Metric {
     RrRate,
     RrP50Us,
     RrP99Us,
+    /// Of a new connection, in eBPF programs.
+    ConnProgramsUs,
+    /// Of a new connection, runs of eBPF programs.
+    ConnRuns,
 }
 
 impl Metric {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Tcp1Gbps,
         Self::Tcp4Gbps,
         Self::Conn1Rate,
@@ -30,6 +34,8 @@ impl Metric {
         Self::RrRate,
         Self::RrP50Us,
         Self::RrP99Us,
+        Self::ConnProgramsUs,
+        Self::ConnRuns,
     ];
 
     /// Its name in the JSON.
@@ -42,6 +48,8 @@ impl Metric {
             Self::RrRate => "rr_rate",
             Self::RrP50Us => "rr_p50_us",
             Self::RrP99Us => "rr_p99_us",
+            Self::ConnProgramsUs => "conn_programs_us",
+            Self::ConnRuns => "conn_runs",
         }
     }
 
@@ -55,6 +63,8 @@ impl Metric {
             Self::RrRate => "requests/s, one connection",
             Self::RrP50Us => "p50 of a request, µs",
             Self::RrP99Us => "p99 of a request, µs",
+            Self::ConnProgramsUs => "of a new connection in programs, µs",
+            Self::ConnRuns => "… runs of programs",
         }
     }
 
@@ -62,7 +72,12 @@ impl Metric {
     pub(crate) fn digits(self) -> usize {
         match self {
             Self::Conn1Rate | Self::Conn8Rate | Self::RrRate => 0,
-            Self::Tcp1Gbps | Self::Tcp4Gbps | Self::RrP50Us | Self::RrP99Us => 1,
+            Self::Tcp1Gbps
+            | Self::Tcp4Gbps
+            | Self::RrP50Us
+            | Self::RrP99Us
+            | Self::ConnProgramsUs
+            | Self::ConnRuns => 1,
         }
     }
 }
@@ -90,6 +105,26 @@ pub(crate) fn measure(load: &Loader, path: &Open<'_>, secs: f64) -> anyhow::Resu
         (Metric::RrRate, number(&requests, "rate")?),
         (Metric::RrP50Us, number(&requests, "p50_us")?),
         (Metric::RrP99Us, number(&requests, "p99_us")?),
+    ])
+}
+
+/// What eBPF programs have of a new connection (8 workers), in a run of its own, as counting makes it slower.
+pub(crate) fn measure_programs(
+    load: &Loader,
+    path: &Open<'_>,
+    stats: &Path,
+    secs: f64,
+) -> anyhow::Result<Vec<(Metric, f64)>> {
+    let target = format!("{}:{}", path.address, path.ports.conn);
+    let run = path.client.run(stats).args([&load.program]).args(["connect", "--workers", "8"]);
+    let text = run.args(["--target", &target, "--secs", &secs.to_string()]).cpu(load.cpu).stdout()?;
+    let value: Value = serde_json::from_str(&text).with_context(|| format!("not as expected: {text}"))?;
+    let connections = number(&value["told"], "rate")? * secs;
+    let programs = value["programs"].as_array().context("programs")?;
+    let sum = |field| programs.iter().map(|program| number(program, field)).sum::<anyhow::Result<f64>>();
+    Ok(vec![
+        (Metric::ConnProgramsUs, sum("ns")? / 1e3 / connections),
+        (Metric::ConnRuns, sum("runs")? / connections),
     ])
 }
 

@@ -1,9 +1,11 @@
 //! `bench mesh`: a published port, by every path, in interleaved rounds.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
 use shoal_netns::{Programs, Residue, prefix, sweep_stale};
 
-use super::measure::{Loader, measure};
+use super::measure::{Loader, measure, measure_programs};
 use super::path::{Case, Path};
 use super::report::{Column, Conditions, Figures, Missing};
 use super::stage::{NotRun, Stage};
@@ -16,7 +18,8 @@ const ROUNDS: u32 = 5;
 #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     ensure_tools(FIXTURE.iter().chain(&BENCH))?;
-    let programs = Programs::in_directory(&programs::build()?)?;
+    let directory = programs::build()?;
+    let programs = Programs::in_directory(&directory)?;
     sweep_stale();
     let before = Residue::observe(&prefix());
     let paths = if args.paths.is_empty() { Path::value_variants() } else { &args.paths };
@@ -28,7 +31,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         let (stage, not_run) = Stage::set(paths, &load, &programs)?;
         let paths: Vec<_> =
             paths.iter().copied().filter(|&path| not_run.iter().all(|not| not.path != path)).collect();
-        let figures = measure_rounds(&stage, &paths, &load, rounds, args.secs)?;
+        let stats = args.stats.then(|| directory.join("examples/program_stats"));
+        let figures = measure_rounds(&stage, &paths, &load, &Effort { rounds, secs: args.secs, stats })?;
         stage.strike()?;
         (figures, not_run)
     };
@@ -42,22 +46,34 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     Ok(Outcome { document: figures.document(conditions, &missing)?, failure: failure(&not_run) })
 }
 
+/// How often and how long is measured.
+struct Effort {
+    rounds: u32,
+    secs: f64,
+    /// The program that counts what eBPF programs do, if that is asked for.
+    stats: Option<PathBuf>,
+}
+
 /// Each path once in each round.
 #[expect(clippy::print_stderr, reason = "a command line tool reports to its terminal")]
 fn measure_rounds(
     stage: &Stage,
     paths: &[Path],
     load: &Loader,
-    rounds: u32,
-    secs: f64,
+    effort: &Effort,
 ) -> anyhow::Result<Figures<Path>> {
+    let Effort { rounds, secs, stats } = effort;
     let mut figures = Figures::new();
-    for round in 1..=rounds {
+    for round in 1..=*rounds {
         for case in Case::ALL {
             for &path in paths.iter().filter(|path| path.leads(case)) {
                 eprintln!("round {round} of {rounds}: {} {}", case.name(), path.name());
                 let open = path.open(stage, case)?;
-                for (metric, value) in measure(load, &open, secs)? {
+                let mut measured = measure(load, &open, *secs)?;
+                if let Some(stats) = stats.as_ref().filter(|_| path.has_programs()) {
+                    measured.extend(measure_programs(load, &open, stats, *secs)?);
+                }
+                for (metric, value) in measured {
                     figures.add(case, path, metric, value);
                 }
             }

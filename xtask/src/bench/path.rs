@@ -90,6 +90,11 @@ impl Path {
         self != Self::Devices || case == Case::Local
     }
 
+    /// Whether eBPF programs are on it.
+    pub(crate) fn has_programs(self) -> bool {
+        matches!(self, Self::Devices | Self::Ebpf | Self::Ipvs)
+    }
+
     /// Sets the path up. It is gone when the handle is dropped, so that no path pays for another.
     pub(crate) fn open(self, stage: &Stage, case: Case) -> anyhow::Result<Open<'_>> {
         let chain = &stage.chain;

@@ -17,7 +17,8 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
         build_ebpf::run(&build_ebpf::Args::default())?;
         let packages = ["--package", "shoal-agent", "--package", "shoal-control", "--package", "shoal-cli"];
         let load = ["--package", "shoal-netns", "--bins"];
-        let examples = ["ipvs_scale", "program_cost", "scale", "endpoint_watch", "redirect_only"];
+        let examples =
+            ["ipvs_scale", "program_cost", "program_stats", "scale", "endpoint_watch", "redirect_only"];
         let examples: Vec<_> = examples.iter().flat_map(|name| ["--example", name]).collect();
         cargo(&[&["build", "--quiet", "--release"][..], &packages, &load, &examples].concat())?;
     }

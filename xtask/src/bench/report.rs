@@ -120,13 +120,16 @@ impl<P: Column> Figures<P> {
             let heads: Vec<_> = paths.iter().map(|path| path.name()).collect();
             let rule = "---:|".repeat(paths.len());
             let _ok = writeln!(text, "| task {} | {} |\n|---|{rule}", case.name(), heads.join(" | "));
-            for metric in Metric::ALL {
+            let is_measured =
+                |metric: &Metric| paths.iter().any(|&path| self.0.contains_key(&(case, *metric, path)));
+            for metric in Metric::ALL.into_iter().filter(is_measured) {
                 let mut row = |title: &str, cell: &dyn Fn(P) -> String| {
                     let cells: Vec<_> = paths.iter().map(|&path| cell(path)).collect();
                     let _ok = writeln!(text, "| {title} | {} |", cells.join(" | "));
                 };
                 row(metric.title(), &|path| self.cell((case, metric, path)));
-                if let Some(replaced) = P::REPLACED.filter(|replaced| paths.contains(replaced)) {
+                let is_replaced = |path: &P| self.0.contains_key(&(case, metric, *path));
+                if let Some(replaced) = P::REPLACED.filter(is_replaced) {
                     let title = format!("… ratio to {}", replaced.name());
                     row(&title, &|path| {
                         self.ratio((case, metric, path), replaced)
@@ -211,6 +214,25 @@ mod tests {
 
     fn conditions() -> Conditions {
         Conditions { kernel: "6.12".into(), guest: None, pinned: true, rounds: 3 }
+    }
+
+    #[test]
+    fn a_row_that_nobody_measured_is_left_out() {
+        let mut figures = Figures::new();
+        figures.add(Case::Remote, Path::Ebpf, Metric::Conn8Rate, 1.0);
+        figures.add(Case::Remote, Path::Docker, Metric::Conn8Rate, 1.0);
+        figures.add(Case::Remote, Path::Ebpf, Metric::ConnRuns, 30.0);
+        let report = figures.report(&conditions(), &[]);
+        let rows: Vec<_> = report.lines().filter(|line| line.starts_with("| ")).collect();
+        assert_eq!(
+            rows,
+            [
+                "| task remote | ebpf | docker |",
+                "| new connections/s, 8 workers | 1 | 1 |",
+                "| … ratio to docker | 1.00 | 1.00 |",
+                "| … runs of programs | 30.0 | - |",
+            ]
+        );
     }
 
     #[test]
