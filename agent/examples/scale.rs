@@ -91,7 +91,10 @@ struct Change {
 struct Memory {
     idle: u64,
     full: u64,
-    peak: u64,
+    /// At most until all was programmed,
+    filling: u64,
+    /// and at most from there on, with looks at everything.
+    looking: u64,
 }
 
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
@@ -131,6 +134,8 @@ async fn measure(args: &Args, scratch: &Path, bpf_dir: &Path) -> anyhow::Result<
     let (ledger_ms, applied) = agent.replace(objects).await?;
     let fill = Fill { ms: ms(begin.elapsed()), ledger_ms, writes: applied.writes };
     ensure!(applied.errors.is_empty(), "not programmed: {:?}", applied.errors.first());
+    let filling = resident("VmHWM")?;
+    forget_peak()?;
     let mut changes = Vec::new();
     for number in 0..args.changes {
         let service = (number * 7919) % args.services;
@@ -151,7 +156,7 @@ async fn measure(args: &Args, scratch: &Path, bpf_dir: &Path) -> anyhow::Result<
     let before = cpu()?;
     tokio::time::sleep(Duration::from_secs(args.idle)).await;
     let idle_ms_per_s = ms(cpu()?.saturating_sub(before)) / f64::from(u32::try_from(args.idle.max(1))?);
-    let memory = Memory { idle, full: resident("VmRSS")?, peak: resident("VmHWM")? };
+    let memory = Memory { idle, full: resident("VmRSS")?, filling, looking: resident("VmHWM")? };
     agent.stop().await?;
     Ok(Document {
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
@@ -181,6 +186,11 @@ fn resident(line: &str) -> anyhow::Result<u64> {
     let found = status.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':'));
     let number = found.and_then(|text| text.split_whitespace().next()).context("no such line")?;
     Ok(number.parse()?)
+}
+
+/// Has the peak of resident memory begin anew (proc(5), `clear_refs`).
+fn forget_peak() -> anyhow::Result<()> {
+    std::fs::write("/proc/self/clear_refs", "5").context("clear_refs")
 }
 
 /// The daemon, without session and tasks.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use shoal_plan::{Objects, Op, plan};
+use shoal_plan::{Objects, Op, Slice, plan};
 
 use crate::config::Config;
 use crate::drivers::bpf::{BpfConfig, BpfDriver};
@@ -18,7 +18,7 @@ use crate::drivers::overlay::Overlay;
 use crate::drivers::runtime::Runtime;
 use crate::drivers::runtime::process::{ProcessConfig, ProcessRuntime};
 use crate::durable;
-use crate::facility::{Facility, FacilityError, FormerValues, HostFacility, Look, Parts, ReservedPorts};
+use crate::facility::{Facility, FacilityError, FormerValues, HostFacility, Parts, ReservedPorts};
 use crate::facts::EgressBook;
 use crate::netns::{Netns, NetnsDir};
 use crate::reconciler::chain;
@@ -59,7 +59,13 @@ pub async fn remove_tasks(runtime: &Arc<ProcessRuntime>, grace: Duration) -> any
 pub async fn take_down(mut facility: HostFacility, config: &Config) -> anyhow::Result<()> {
     let nothing = Objects::new();
     let mut failure = None;
-    let (observed, unseen) = facility.look_at_parts(&nothing, Look { thorough: true, leaves: true }).await;
+    let (mut observed, mut unseen) = facility.look_at_few(&nothing, true).await;
+    for slice in Slice::ALL {
+        match facility.look_at_many(slice).await {
+            Ok(mut objects) => observed.append(&mut objects),
+            Err(error) => unseen.push(error),
+        }
+    }
     for error in unseen {
         tracing::warn!(error = chain(&error), "not looked at, and left if it is there");
         if !is_without_nft(&error) {

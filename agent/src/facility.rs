@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use shoal_plan::desired::RESERVED_PORTS;
 use shoal_plan::doors::Addresses;
 use shoal_plan::object::{Firewall, Object, Resolver};
-use shoal_plan::{Engine, Facts, IfName, Objects};
+use shoal_plan::{Engine, Facts, IfName, Objects, Slice};
 use shoal_types::assignment::Assignment;
 use shoal_types::lb::LbInUse;
 use shoal_types::{LbEngine, NodeId, TaskId};
@@ -76,8 +76,8 @@ pub trait Facility: Send + 'static {
     /// What only the host can tell, for this assignment.
     async fn facts(&mut self, assignment: &Assignment, node: &NodeId) -> Result<Facts, FacilityError>;
 
-    /// Everything of ours that is there, as far as it is looked at. `desired` helps to read what the kernel holds only as a
-    /// digest.
+    /// Everything of ours that is there in a slice. `desired` helps to read what the kernel holds only as a digest. Reads in
+    /// pieces, between which a look may be given up.
     async fn observe(&mut self, desired: &Objects, look: Look) -> Result<Objects, FacilityError>;
 
     /// Makes an object, or makes it so.
@@ -136,10 +136,10 @@ pub trait Facility: Send + 'static {
 /// How much is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// Also at what is costly to read and rarely changes.
+    /// At what.
+    pub slice: Slice,
+    /// Of the few, also at what is costly to read and rarely changes.
     pub thorough: bool,
-    /// Also at what there may be tens of thousands of ([`Object::is_leaf`]). Without, none of it is told.
-    pub leaves: bool,
 }
 
 /// The real node.
@@ -164,8 +164,8 @@ pub struct HostFacility {
     firewall: Option<Firewall>,
     resolvers: BTreeMap<TaskId, Resolver>,
     zones: ZoneCache,
-    /// The service whose slots are to be compared next.
-    turn: u64,
+    /// Of services, whose slots are to be compared.
+    turn: tables::Turn,
 }
 
 /// The parts of a real node.
@@ -240,7 +240,7 @@ impl HostFacility {
             firewall: None,
             resolvers: BTreeMap::new(),
             zones: ZoneCache::default(),
-            turn: 0,
+            turn: tables::Turn::default(),
         }
     }
 
@@ -297,7 +297,10 @@ impl Facility for HostFacility {
     }
 
     async fn observe(&mut self, desired: &Objects, look: Look) -> Result<Objects, FacilityError> {
-        let (found, failures) = self.look_at_parts(desired, look).await;
+        if look.slice != Slice::Few {
+            return self.look_at_many(look.slice).await;
+        }
+        let (found, failures) = self.look_at_few(desired, look.thorough).await;
         // Without nft the mesh goes on, and writing the table says what is wrong with it.
         let failure = failures.into_iter().find(|error| !matches!(error, FacilityError::Egress(_)));
         failure.map_or(Ok(found), Err)

@@ -11,13 +11,17 @@ mod events;
 mod many;
 mod pass;
 mod report;
+mod round;
 mod spec;
 mod tasks;
+mod work;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shoal_plan::Slice;
 use shoal_plan::doors::Told;
 use shoal_types::assignment::Assignment;
 use shoal_types::{Generation, NodeId};
@@ -120,14 +124,20 @@ pub struct Reconciler<F> {
     settled: Option<Settled>,
     /// Looks that gave way to a change since the last that did not.
     gave_way: u32,
+    /// Slices that a look was done with before it gave way: one that goes on with it does not look at them again.
+    looked: BTreeSet<Slice>,
+    /// The next look goes on with one that gave way.
+    resumes: bool,
     /// What is programmed.
     applied: Generation,
     /// What works beside the loop: one look at a time, however many gave way, as each holds much memory.
     beside: Arc<Semaphore>,
-    /// Objects that were wanted at the last look at everything,
-    wanted: usize,
-    /// and those that this pass looked at.
+    /// Objects of each slice that were wanted when it was looked at last.
+    wanted: BTreeMap<Slice, usize>,
+    /// Objects that this pass looked at.
     looked_at: usize,
+    /// Objects of each slice that were there as they are wanted when it was looked at first.
+    adopted: BTreeMap<Slice, usize>,
     started: bool,
     /// Bytes that were told of services.
     grown: Grown,
@@ -163,10 +173,13 @@ impl<F: Facility> Reconciler<F> {
             backoffs: Backoffs::default(),
             settled: None,
             gave_way: 0,
+            looked: BTreeSet::new(),
+            resumes: false,
             applied: Generation(0),
             beside: Arc::new(Semaphore::new(1)),
-            wanted: 0,
+            wanted: BTreeMap::new(),
             looked_at: 0,
+            adopted: BTreeMap::new(),
             started: false,
             grown: Grown::default(),
         }
@@ -229,7 +242,7 @@ impl<F: Facility> Reconciler<F> {
                     Err(broadcast::error::RecvError::Closed) => None,
                 },
                 () = self.events.next(quiet) => {
-                    tokio::time::sleep(SETTLE).await;
+                    self.settle().await;
                     self.events.drain();
                     Some(Wake::Kernel)
                 }
@@ -239,6 +252,7 @@ impl<F: Facility> Reconciler<F> {
                     (!std::mem::replace(&mut was_touched, touched) && touched).then_some(Wake::Kernel)
                 }
                 () = sleep_until(again.map_or_else(Instant::now, |(at, _)| at)), if again.is_some() => {
+                    self.resumes = true;
                     again.take().map(|(_, why)| why)
                 }
                 _ = sweep.tick() => Some(Wake::Sweep),
@@ -247,6 +261,17 @@ impl<F: Facility> Reconciler<F> {
             };
         }
         self.facility
+    }
+
+    /// Waits a burst of events out. Changes of the managers don't wait for that.
+    async fn settle(&mut self) {
+        let over = Instant::now() + SETTLE;
+        loop {
+            tokio::select! {
+                () = sleep_until(over) => break,
+                Ok(()) = self.assignment.changed() => self.pass(Wake::Assignment).await,
+            };
+        }
     }
 }
 

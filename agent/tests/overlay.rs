@@ -58,7 +58,13 @@ impl TestHost {
 
     async fn observe(&self) -> Objects {
         let links = self.overlay.netlink().links().await.expect("links");
-        self.overlay.observe(&links, true).await.expect("observed")
+        let mut observed = self.overlay.observe(&links).await.expect("observed");
+        let mut more = self.overlay.forwarding(&links).await.expect("observed");
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            more.extend(self.overlay.neighbors(&links, family).await.expect("observed"));
+        }
+        observed.extend(more.into_iter().map(|object| (object.key(), object)));
+        observed
     }
 
     /// Carries out one plan; returns how many writes it took.

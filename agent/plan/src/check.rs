@@ -39,8 +39,14 @@ pub enum Violation {
     },
 }
 
-/// Every rule that a plan breaks.
-pub fn check(desired: &Objects, observed: &Objects, plan: &Plan<'_>) -> Vec<Violation> {
+/// Every rule that a plan breaks. `is_wanted` tells of objects that are not in `desired`, as it is a slice, whether they are.
+pub fn check(
+    desired: &Objects,
+    observed: &Objects,
+    plan: &Plan<'_>,
+    is_wanted: impl Fn(&Key) -> bool,
+) -> Vec<Violation> {
+    let is_wanted = |key: &Key| desired.contains_key(key) || is_wanted(key);
     let mut violations = Vec::new();
     for pair in plan.phases.windows(2) {
         if let [(first, _), (second, _)] = pair
@@ -63,7 +69,7 @@ pub fn check(desired: &Objects, observed: &Objects, plan: &Plan<'_>) -> Vec<Viol
                 Op::Remove { .. } if desired.contains_key(&key) => {
                     violations.push(Violation::Wanted(key.clone()));
                 }
-                Op::Ensure { object, .. } => dangling(object, desired, &mut violations),
+                Op::Ensure { object, .. } => dangling(object, is_wanted, &mut violations),
                 Op::Remove { .. } => {}
             }
             if !seen.insert(key.clone()) {
@@ -74,9 +80,9 @@ pub fn check(desired: &Objects, observed: &Objects, plan: &Plan<'_>) -> Vec<Viol
     violations
 }
 
-fn dangling(object: &Object, desired: &Objects, violations: &mut Vec<Violation>) {
+fn dangling(object: &Object, is_wanted: impl Fn(&Key) -> bool, violations: &mut Vec<Violation>) {
     for to in references(object) {
-        if !desired.contains_key(&to) {
+        if !is_wanted(&to) {
             violations.push(Violation::Dangling { from: object.key(), to });
         }
     }

@@ -23,6 +23,7 @@ use crate::doors::{Addresses, Told};
 use crate::name::{IfName, Mark};
 use crate::object::{Bridge, Fdb, Firewall, Neighbor, Object, Objects, Peer, Sysctl, Vxlan};
 use crate::ports::{self, PortSet};
+use crate::slice::{Gathered, Slice};
 use published::Published;
 
 pub use direct::wants_direct;
@@ -267,19 +268,42 @@ fn direct_vips<'a>(
 /// Everything the node should hold. `None` while the assignment does not say who the node is: nothing is known then,
 /// which is not the same as wanting nothing.
 pub fn derive(assignment: &Assignment, facts: &Facts) -> Option<Objects> {
-    let view = View::new(assignment, facts)?;
-    let mut objects = Vec::new();
-    host(&view, &mut objects);
-    links(&view, &mut objects);
-    forwarding(&view, &mut objects);
-    sandbox::derive(&view, &mut objects);
-    balancer::derive(&view, &mut objects);
-    balancing::derive(&view, &mut objects);
-    names::derive(&view, &mut objects);
-    Some(objects.into_iter().map(|object| (object.key(), object)).collect())
+    let mut all = Objects::new();
+    for slice in Slice::ALL {
+        all.append(&mut derive_slice(assignment, facts, slice)?);
+    }
+    Some(all)
 }
 
-fn host(view: &View<'_>, out: &mut Vec<Object>) {
+/// What is in a slice of it.
+pub fn derive_slice(assignment: &Assignment, facts: &Facts, slice: Slice) -> Option<Objects> {
+    let mut out = Gathered::all();
+    match slice {
+        Slice::Few => {
+            let view = View::new(assignment, facts)?;
+            host(&view, &mut out);
+            links(&view, &mut out);
+            sandbox::derive(&view, &mut out);
+            balancer::derive(&view, &mut out);
+            balancing::derive(&view, &mut out);
+            names::derive(&view, &mut out);
+        }
+        Slice::Forwarding | Slice::Neighbors4 | Slice::Neighbors6 | Slice::Peers => {
+            out = Gathered::only(slice);
+            forwarding(&View::without_services(assignment, facts)?, &mut out);
+        }
+        Slice::Endpoints => {
+            let mut view = View::without_services(assignment, facts)?;
+            if wants_direct(assignment) {
+                view.answering = direct::answering(&view);
+            }
+            balancing::endpoints(&view, &mut out);
+        }
+    }
+    Some(out.objects())
+}
+
+fn host(view: &View<'_>, out: &mut Gathered) {
     out.extend(
         HOST_SYSCTLS
             .iter()
@@ -302,7 +326,7 @@ fn host(view: &View<'_>, out: &mut Vec<Object>) {
 }
 
 /// What keeps connections of the host and of its tasks off published ports.
-fn beside_ports(view: &View<'_>, out: &mut Vec<Object>) {
+fn beside_ports(view: &View<'_>, out: &mut Gathered) {
     let published: PortSet =
         view.published.values().flatten().map(|published| published.port.published).collect();
     out.push(Object::Sysctl(Sysctl { path: RESERVED_PORTS.into(), value: ports::format(&published) }));
@@ -321,7 +345,7 @@ fn beside_ports(view: &View<'_>, out: &mut Vec<Object>) {
     }
 }
 
-fn links(view: &View<'_>, out: &mut Vec<Object>) {
+fn links(view: &View<'_>, out: &mut Gathered) {
     for network in view.networks.values() {
         let bridge = IfName::bridge(&network.id);
         out.push(Object::from(Bridge {
@@ -344,7 +368,7 @@ fn links(view: &View<'_>, out: &mut Vec<Object>) {
     }
 }
 
-fn forwarding(view: &View<'_>, out: &mut Vec<Object>) {
+fn forwarding(view: &View<'_>, out: &mut Gathered) {
     let vteps = view.vteps();
     for (endpoint, network, here) in view.endpoints() {
         if !here {
@@ -372,7 +396,7 @@ fn endpoint_elsewhere(
     vteps: &BTreeMap<&NodeId, IpAddr>,
     endpoint: &Endpoint,
     network: &AssignedNetwork,
-    out: &mut Vec<Object>,
+    out: &mut Gathered,
 ) {
     if let Some(vtep) = vteps.get(&endpoint.node) {
         entry(view, network, endpoint.mac(), *vtep, out);
@@ -380,7 +404,7 @@ fn endpoint_elsewhere(
     neighbors(&view.vxlan(network), endpoint.addr.iter(), endpoint.mac(), out);
 }
 
-fn vip_neighbors(view: &View<'_>, service: &AssignedService, out: &mut Vec<Object>) {
+fn vip_neighbors(view: &View<'_>, service: &AssignedService, out: &mut Gathered) {
     for vip in &service.vips {
         if let Some(link) = attachment_vxlan(view, &vip.at) {
             neighbors(&link, vip.at.addr.iter(), vip.at.mac(), out);
@@ -389,7 +413,7 @@ fn vip_neighbors(view: &View<'_>, service: &AssignedService, out: &mut Vec<Objec
 }
 
 /// A forwarding entry, and the same for the programs.
-fn entry(view: &View<'_>, network: &AssignedNetwork, mac: MacAddr, vtep: IpAddr, out: &mut Vec<Object>) {
+fn entry(view: &View<'_>, network: &AssignedNetwork, mac: MacAddr, vtep: IpAddr, out: &mut Gathered) {
     let link = view.vxlan(network);
     if let (IpAddr::V4(source), IpAddr::V4(vtep), true) = (view.facts.data_addr, vtep, view.facts.fast_lane) {
         let (vxlan, vni, mtu) = (link.clone(), network.vni, view.overlay_mtu);
@@ -398,7 +422,7 @@ fn entry(view: &View<'_>, network: &AssignedNetwork, mac: MacAddr, vtep: IpAddr,
     out.push(Object::Fdb(Fdb { link, mac, vtep }));
 }
 
-fn neighbors(link: &IfName, ips: impl Iterator<Item = IpAddr>, mac: MacAddr, out: &mut Vec<Object>) {
+fn neighbors(link: &IfName, ips: impl Iterator<Item = IpAddr>, mac: MacAddr, out: &mut Gathered) {
     out.extend(ips.map(|ip| Object::Neighbor(Neighbor { link: link.clone(), ip, mac })));
 }
 

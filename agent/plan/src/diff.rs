@@ -62,6 +62,11 @@ impl<'a> Plan<'a> {
         self.phases.is_empty()
     }
 
+    /// Those of a phase, in order.
+    pub fn of(&self, phase: Phase) -> &[Op<'a>] {
+        self.phases.iter().find(|(of, _)| *of == phase).map_or(&[], |(_, ops)| ops)
+    }
+
     /// All operations, in order.
     pub fn ops(&self) -> impl Iterator<Item = &Op<'a>> {
         self.phases.iter().flat_map(|(_, ops)| ops)

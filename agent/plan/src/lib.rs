@@ -17,12 +17,14 @@ pub mod object;
 mod phase;
 pub mod ports;
 pub mod probe;
+mod slice;
 
 pub use desired::{EgressFacts, Engine, Facts, Uplink};
 pub use diff::{Op, Plan, plan};
 pub use name::IfName;
 pub use object::{Key, Object, Objects};
 pub use phase::Phase;
+pub use slice::{Slice, Step, steps};
 
 #[cfg(test)]
 mod tests;

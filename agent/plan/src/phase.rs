@@ -35,6 +35,23 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Self; 13] = [
+        Self::PrepareHost,
+        Self::AddLinks,
+        Self::AddForwarding,
+        Self::AddSandboxes,
+        Self::AddBalancing,
+        Self::Publish,
+        Self::StartTasks,
+        Self::Withdraw,
+        Self::RemoveBalancing,
+        Self::StopTasks,
+        Self::RemoveSandboxes,
+        Self::RemoveForwarding,
+        Self::RemoveLinks,
+    ];
+
     /// The phase in which an object is made or changed.
     pub fn of_ensure(object: &Object) -> Self {
         if let Object::Task(task) = object

@@ -100,8 +100,8 @@ impl Overlay {
         &self.namespaces
     }
 
-    /// Everything of the overlay that is ours; `leaves`: with forwarding entries and neighbors.
-    pub async fn observe(&self, links: &LinkTable, leaves: bool) -> Result<Objects, LinkError> {
+    /// What is ours of the overlay, but for forwarding entries and neighbors.
+    pub async fn observe(&self, links: &LinkTable) -> Result<Objects, LinkError> {
         let addresses = self.nl.addresses().await?;
         let mut found: Vec<Object> = Vec::new();
         for link in links.iter() {
@@ -118,10 +118,9 @@ impl Overlay {
                 _ => {}
             }
         }
-        let forwarding = self.nl.neighbors(AddressFamily::Bridge).await?;
-        if leaves {
-            forwarding::observe(&self.nl, links, &forwarding, &mut found).await?;
-        }
+        // Those of bridges: where the bridge has found the ports of tasks and balancers to be.
+        let of_bridges = |message| (!forwarding::is_of_device(&message)).then_some(message);
+        let forwarding = self.nl.neighbors_of(AddressFamily::Bridge, of_bridges).await?;
         self.observe_sandboxes(links, &forwarding, &mut found).await?;
         self.observe_balancers(links, &forwarding, &mut found).await?;
         Ok(found.into_iter().map(|object| (object.key(), object)).collect())

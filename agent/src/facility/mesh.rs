@@ -12,12 +12,12 @@ use shoal_ebpf_common::values::{
     self, ENDPOINT_DRAINING, ENDPOINT_DSR, ENDPOINT_IDLE, ENDPOINT_LOCAL, EndpointVal, LEG_EGRESS,
     LEG_INGRESS, LEG_OVERLAY, LocalVal, NodeConfig, PORT_DSR, PORT_PROXY, PeerVal, PortVal, TotalVal, VipVal,
 };
+use shoal_plan::IfName;
 use shoal_plan::doors::Addresses;
 use shoal_plan::object::{
     BalancerIf, Door, DoorPlace, FirewallMark, IngressBalancer, IngressPlace, LbEndpoint, LbService, LegRole,
     Local, LocalAddr, MeshConfig, Object, Peer, Port, Program, ServiceKey, Takes, TaskIf, Tunnel, Vip,
 };
-use shoal_plan::{IfName, Objects};
 use shoal_types::{DualAddr, EndpointId, LbPolicy, MacAddr, PortPlace, Protocol, Vni};
 use tokio::task::yield_now;
 
@@ -25,7 +25,7 @@ use crate::drivers::bpf::{BpfDriver, BpfError, Collected, Program as BpfProgram,
 use crate::drivers::link::LinkTable;
 use crate::in_use::{Bytes, EndpointUse, Flows};
 
-use super::{FacilityError, tables};
+use super::FacilityError;
 
 /// The links an object names.
 pub(super) fn links_of(object: &Object) -> Vec<&IfName> {
@@ -135,7 +135,7 @@ const fn bytes(total: TotalVal) -> Bytes {
     Bytes { requests: total.requests, answers: total.answers, one_way: false }
 }
 
-/// What is in the maps but leaves, and all attachments.
+/// What there is little of in the maps, and all attachments.
 pub(super) fn observe(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Result<(), BpfError> {
     let config = bpf.config()?;
     if config != NodeConfig::default() {
@@ -189,19 +189,14 @@ pub(super) fn observe(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object
     Ok(())
 }
 
-/// Leaves in the maps: where endpoints and peers are, and the ways in. With a `turn`, the tables of some services are
-/// compared slot by slot, from that one on, and it is moved on to the next. Reads in pieces, between which a look may end.
-pub(super) async fn observe_leaves(
+/// The endpoints in the maps.
+pub(super) fn endpoints<'a>(
     bpf: &BpfDriver,
-    links: &LinkTable,
-    desired: &Objects,
-    turn: Option<&mut u64>,
-    found: &mut Vec<Object>,
-) -> Result<(), BpfError> {
-    yield_now().await;
-    found.extend(bpf.endpoints.dump()?.iter().filter_map(|(id, value)| {
+    links: &'a LinkTable,
+) -> Result<impl Iterator<Item = Object> + use<'a>, BpfError> {
+    let object = |(id, value): (u64, EndpointVal)| {
         Some(Object::LbEndpoint(LbEndpoint {
-            id: EndpointId(u32::try_from(*id).ok()?),
+            id: EndpointId(u32::try_from(id).ok()?),
             addr: dual(value.ip4, value.ip6),
             mac: MacAddr(value.mac),
             local: value.is_local(),
@@ -213,11 +208,16 @@ pub(super) async fn observe_leaves(
             dsr: value.may_answer(),
             link: links.name(value.ifindex),
         }))
-    }));
-    yield_now().await;
-    tables::observe(bpf, desired, turn, found)?;
-    yield_now().await;
-    found.extend(bpf.peers.dump()?.iter().filter_map(|(key, value)| {
+    };
+    Ok(bpf.endpoints.scan()?.into_iter().filter_map(object))
+}
+
+/// The forwarding entries in the maps.
+pub(super) fn peers<'a>(
+    bpf: &BpfDriver,
+    links: &'a LinkTable,
+) -> Result<impl Iterator<Item = Object> + use<'a>, BpfError> {
+    let object = |(key, value): (LocalKey, PeerVal)| {
         Some(Object::Peer(Peer {
             vxlan: links.name(key.vxlan),
             mac: MacAddr(key.mac),
@@ -226,10 +226,8 @@ pub(super) async fn observe_leaves(
             vni: Vni::new(value.vni)?,
             mtu: value.mtu,
         }))
-    }));
-    found.extend(bpf.doors.dump()?.iter().map(|(key, addr)| Object::Door(door(*key, *addr))));
-    yield_now().await;
-    ways_in(bpf, links, found)
+    };
+    Ok(bpf.peers.scan()?.into_iter().filter_map(object))
 }
 
 /// The reverse of [`door_entry`].
@@ -251,8 +249,14 @@ pub(super) fn doors(bpf: &BpfDriver) -> BTreeMap<u32, Addresses> {
     of_router.into_iter().map(|(router, addrs)| (router, Addresses::of(addrs))).collect()
 }
 
-/// Virtual IPs and published ports.
-fn ways_in(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Result<(), BpfError> {
+/// The ways in: addresses of other nodes, virtual IPs, and published ports.
+pub(super) async fn ways_in(
+    bpf: &BpfDriver,
+    links: &LinkTable,
+    found: &mut Vec<Object>,
+) -> Result<(), BpfError> {
+    found.extend(bpf.doors.dump()?.iter().map(|(key, addr)| Object::Door(door(*key, *addr))));
+    yield_now().await;
     found.extend(bpf.vips.dump()?.iter().filter_map(|(key, value)| {
         Some(Object::Vip(Vip {
             network: Vni::new(key.network)?,
@@ -263,7 +267,9 @@ fn ways_in(bpf: &BpfDriver, links: &LinkTable, found: &mut Vec<Object>) -> Resul
             mark: FirewallMark::new(value.mark),
         }))
     }));
+    yield_now().await;
     found.extend(bpf.ports.dump()?.iter().map(|(key, value)| Object::Port(port(key, value))));
+    yield_now().await;
     Ok(())
 }
 

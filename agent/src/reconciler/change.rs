@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use shoal_plan::desired::{Part, Services, derive_part};
 use shoal_plan::doors::Told;
 use shoal_plan::{Facts, plan};
 use shoal_types::assignment::Assignment;
+use tokio::task::JoinHandle;
 
-use super::pass::Outcome;
+use super::work::Outcome;
 use super::{Reconciler, Wake};
 use crate::facility::Facility;
 
@@ -26,6 +28,8 @@ pub(super) struct Settled {
     clean: bool,
     /// The endpoints of each service in it, once they were needed.
     services: Option<Services>,
+    /// The same, on their way.
+    learning: Option<JoinHandle<Services>>,
 }
 
 impl Settled {
@@ -36,6 +40,9 @@ impl Settled {
         facts: Facts,
         clean: bool,
     ) -> Self {
+        let mut former = former;
+        let same = former.as_mut().filter(|former| Arc::ptr_eq(&former.assignment, assignment));
+        let learning = same.and_then(|same| same.learning.take());
         let services = former.and_then(|former| {
             let mut services = former.services?;
             let changes = former.assignment.changes(assignment);
@@ -46,12 +53,33 @@ impl Settled {
             services.drop_former(&changes);
             Some(services)
         });
-        Self { assignment: Arc::clone(assignment), facts, clean, services }
+        Self { assignment: Arc::clone(assignment), facts, clean, services, learning }
     }
 
     /// What other nodes told of themselves.
     pub(super) fn peers(&self) -> Arc<Told> {
         Arc::clone(&self.facts.peers)
+    }
+
+    /// Indexes the endpoints of services in the background, for the first change not to wait for it where they are many.
+    pub(super) fn learn(&mut self) {
+        let may_change = self.assignment.cluster().is_some_and(|cluster| Part::may_be(&self.facts, cluster));
+        if may_change && self.services.is_none() && self.learning.is_none() {
+            let assignment = Arc::clone(&self.assignment);
+            self.learning = Some(tokio::task::spawn_blocking(move || Services::of(&assignment)));
+        }
+    }
+
+    /// The endpoints of each service in it.
+    fn take_services(&mut self) -> Services {
+        let learned = self.learning.take().filter(JoinHandle::is_finished);
+        let learned = learned.and_then(|learned| learned.now_or_never()?.ok());
+        self.services.take().or(learned).unwrap_or_else(|| Services::of(&self.assignment))
+    }
+
+    /// Whether nothing failed.
+    pub(super) const fn is_clean(&self) -> bool {
+        self.clean
     }
 
     /// Whether this is what is wanted now.
@@ -79,7 +107,7 @@ impl<F: Facility> Reconciler<F> {
         }
         let part = Part::of(&changes, facts, assignment.cluster()?)?;
         // Takes in what comes; what goes is dropped when the pass has settled.
-        let mut services = settled.services.take().unwrap_or_else(|| Services::of(&former));
+        let mut services = settled.take_services();
         services.add(&changes);
         if services.want_direct(&former) != services.want_direct(assignment) {
             settled.services = Some(services);
@@ -89,6 +117,6 @@ impl<F: Facility> Reconciler<F> {
         let to = derive_part(assignment, facts, &part, &services);
         settled.services = Some(services);
         let (from, to) = (from?, to?);
-        Some(self.carry_out(&plan(&to, &from), &to, false).await)
+        Some(self.carry_out(&plan(&to, &from), &to).await)
     }
 }

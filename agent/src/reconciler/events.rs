@@ -28,7 +28,7 @@ const GROUPS: [MulticastGroup; 7] = [
 /// A stream of "something changed".
 #[derive(Debug)]
 pub struct KernelEvents {
-    receiver: Option<mpsc::Receiver<()>>,
+    receiver: mpsc::Receiver<()>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -58,30 +58,26 @@ impl KernelEvents {
                 }
             }
         });
-        Ok(Self { receiver: Some(receiver), tasks: vec![tokio::spawn(connection), forward] })
+        Ok(Self { receiver, tasks: vec![tokio::spawn(connection), forward] })
     }
 
-    /// No events ever.
-    pub fn none() -> Self {
-        Self { receiver: None, tasks: Vec::new() }
+    /// Told by somebody else.
+    #[cfg(test)]
+    pub(super) const fn told_by(receiver: mpsc::Receiver<()>) -> Self {
+        Self { receiver, tasks: Vec::new() }
     }
 
     /// The next change, told no earlier than `from`. Cancel safe.
     pub(super) async fn next(&mut self, from: Instant) {
         sleep_until(from).await;
-        if let Some(receiver) = &mut self.receiver
-            && receiver.recv().await.is_some()
-        {
-            return;
+        if self.receiver.recv().await.is_none() {
+            std::future::pending::<()>().await;
         }
-        std::future::pending::<()>().await;
     }
 
     /// Forgets the changes so far.
     pub(super) fn drain(&mut self) {
-        if let Some(receiver) = &mut self.receiver {
-            while receiver.try_recv().is_ok() {}
-        }
+        while self.receiver.try_recv().is_ok() {}
     }
 }
 

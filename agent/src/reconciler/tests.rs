@@ -10,14 +10,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use shoal_plan::doors::Addresses;
 use shoal_plan::object::Object;
-use shoal_plan::{EgressFacts, Facts, Key, Objects};
+use shoal_plan::{EgressFacts, Facts, Key, Objects, Slice};
 use shoal_types::assignment::{AssignedNetwork, AssignedTask, Assignment, ClusterView, Object as Assigned};
 use shoal_types::object::{Attachment, DesiredState, Health, Slot, TaskState};
 use shoal_types::spec::{DnsSpec, HealthCheck, HealthProbe, ProcessSpec, Resources, RestartPolicy, TaskSpec};
 use shoal_types::{
     ClusterId, DualAddr, DualNet, EndpointId, Generation, NetworkId, NodeId, ServiceId, TaskId, Vni,
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,9 @@ use crate::drivers::link::LinkError;
 use crate::drivers::runtime::fake::FakeRuntime;
 use crate::drivers::runtime::{ExitCause, ProbeEnd, ProbeOutcome, Runtime, StartFailure, StartStage};
 use crate::facility::{FacilityError, Look};
+
+/// How long a look at a slice takes in a slow kernel.
+const SLOW: Duration = Duration::from_secs(8);
 
 /// A kernel in memory: it holds what it was told, and can be made to refuse or to forget.
 #[derive(Debug, Default, Clone)]
@@ -38,9 +41,11 @@ struct KernelState {
     refuse: Option<&'static str>,
     writes: usize,
     observed: usize,
-    /// Whether leaves were looked at, too, each time.
-    leaves: Vec<bool>,
-    /// Looking takes a minute.
+    /// What was looked at, each time.
+    looks: Vec<Slice>,
+    /// A device takes what hangs on it along when it is made anew.
+    fragile: bool,
+    /// Looking at a slice takes a while.
     slow: bool,
     /// Something was taken away that nobody tells of.
     touched: bool,
@@ -86,13 +91,12 @@ impl Facility for FakeKernel {
 
     async fn observe(&mut self, _desired: &Objects, look: Look) -> Result<Objects, FacilityError> {
         if self.with(|state| state.slow) {
-            tokio::time::sleep(Duration::from_mins(1)).await;
+            tokio::time::sleep(SLOW).await;
         }
         Ok(self.with(|state| {
             state.observed += 1;
-            state.leaves.push(look.leaves);
-            let is_seen = |object: &Object| look.leaves || !object.is_leaf();
-            let seen = state.objects.iter().filter(|(_, object)| is_seen(object));
+            state.looks.push(look.slice);
+            let seen = state.objects.iter().filter(|(key, _)| Slice::of(key) == look.slice);
             seen.map(|(key, object)| (key.clone(), object.clone())).collect()
         }))
     }
@@ -103,6 +107,9 @@ impl Facility for FakeKernel {
                 return Err(LinkError::Closed { action: "do as told".into() }.into());
             }
             state.writes += 1;
+            if state.fragile && matches!(object, Object::Vxlan(_)) {
+                state.objects.retain(|key, _| Slice::of(key) == Slice::Few);
+            }
             state.objects.insert(object.key(), object.clone());
             Ok(())
         })
@@ -161,6 +168,7 @@ struct World {
     reports: Reports,
     stats: Arc<Stats>,
     closing: CancellationToken,
+    events: mpsc::Sender<()>,
     running: JoinHandle<FakeKernel>,
     generation: u64,
     health: Arc<tempfile::TempDir>,
@@ -186,6 +194,7 @@ impl World {
         let (assignment, receiver) = watch::channel(Arc::new(first));
         let (reports, stats) = (Reports::default(), Arc::new(Stats::default()));
         let closing = CancellationToken::new();
+        let (events, told) = mpsc::channel(1);
         let dynamic: Arc<dyn Runtime> = Arc::<FakeRuntime>::clone(&runtime);
         let reconciler = Reconciler::new(Context {
             facility: kernel.clone(),
@@ -195,11 +204,11 @@ impl World {
             stats: Arc::clone(&stats),
             node: node(),
             health_dir: health.path().to_owned(),
-            events: KernelEvents::none(),
+            events: KernelEvents::told_by(told),
             closing: closing.clone(),
         });
         let running = tokio::spawn(reconciler.run());
-        Self { kernel, runtime, assignment, reports, stats, closing, running, generation, health }
+        Self { kernel, runtime, assignment, reports, stats, closing, events, running, generation, health }
     }
 
     fn assign(&mut self, desired: Option<DesiredState>) {
@@ -351,25 +360,27 @@ async fn a_task_runs_in_what_was_made_for_it_and_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn leaves_are_looked_at_again_only_where_a_device_was_replaced() {
+async fn what_there_is_much_of_is_looked_at_once_when_what_it_hangs_on_is_there() {
     let mut world = World::start();
     world.assign(None);
     world.applied().await;
-    let leaves = world.kernel.with(|state| std::mem::take(&mut state.leaves));
-    assert!(leaves.starts_with(&[true, false]), "made from nothing, what hangs on it is known: {leaves:?}");
+    let looks = world.kernel.with(|state| std::mem::take(&mut state.looks));
+    let all = [Slice::ALL.as_slice(), &[Slice::Few]].concat();
+    assert!(looks.starts_with(&all), "what is made changes the few only: {looks:?}");
     let wanted = world.kernel.with(|state| {
         let wanted = state.objects.clone();
-        // What hangs on the device goes with it when that is made anew.
-        state.objects.retain(|_, object| !object.is_leaf());
         for object in state.objects.values_mut() {
             if let Object::Vxlan(vxlan) = object {
                 vxlan.mtu += 1;
             }
         }
+        // What hangs on the device goes with it when that is made anew.
+        state.fragile = true;
         wanted
     });
     world.until("all is as before", |world| world.kernel.with(|state| state.objects == wanted)).await;
-    assert!(world.kernel.with(|state| state.leaves.iter().all(|leaves| *leaves)));
+    let drift = world.stats.drift();
+    assert_eq!(drift.into_keys().collect::<Vec<_>>(), ["vxlan"], "the rest went with it");
     world.stop().await;
 }
 

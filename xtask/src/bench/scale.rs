@@ -54,7 +54,8 @@ struct Change {
 struct Memory {
     idle: u64,
     full: u64,
-    peak: u64,
+    filling: u64,
+    looking: u64,
 }
 
 #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
@@ -89,7 +90,7 @@ fn quantile(values: impl Iterator<Item = f64>, share: f64) -> f64 {
 /// One line of the table of agents: what it is, and how to read it from one.
 type Row = (&'static str, fn(&Agent) -> f64, usize);
 
-const ROWS: [Row; 12] = [
+const ROWS: [Row; 13] = [
     ("from nothing, ms", |agent| agent.fill.ms, 0),
     ("… of it the ledger, ms", |agent| agent.fill.ledger_ms, 0),
     ("… writes to the kernel", |agent| whole(agent.fill.writes), 0),
@@ -101,7 +102,8 @@ const ROWS: [Row; 12] = [
     ("CPU when idle, ms a second", |agent| agent.idle_ms_per_s, 1),
     ("memory when empty, MiB", |agent| mib(agent.memory.idle), 1),
     ("memory when programmed, MiB", |agent| mib(agent.memory.full), 1),
-    ("memory at most, MiB", |agent| mib(agent.memory.peak), 1),
+    ("memory at most until then, MiB", |agent| mib(agent.memory.filling), 1),
+    ("memory at most after, MiB", |agent| mib(agent.memory.looking), 1),
 ];
 
 #[expect(clippy::cast_precision_loss, reason = "far below what a double holds")]
@@ -165,7 +167,7 @@ mod tests {
             fill: Fill { ms, ledger_ms: 1.0, writes: 5 },
             changes: vec![Change { out: true, ms: 1.0, ledger_ms: 0.5, pass_ms: 0.2, writes: 37 }],
             idle_ms_per_s: 0.0,
-            memory: Memory { idle: 1024, full: 2048, peak: 4096 },
+            memory: Memory { idle: 1024, full: 2048, filling: 8192, looking: 4096 },
         };
         let document = Document {
             bench: "scale",
@@ -176,7 +178,7 @@ mod tests {
         let report = document.report();
         assert!(report.contains("| one agent | 10 × 10 | 10000 × 10 | last to first |"), "{report}");
         assert!(report.contains("| from nothing, ms | 20 | 1000 | 50.0 |"), "{report}");
-        assert!(report.contains("| memory at most, MiB | 4.0 | 4.0 | 1.0 |"), "{report}");
+        assert!(report.contains("| memory at most after, MiB | 4.0 | 4.0 | 1.0 |"), "{report}");
         let value: serde_json::Value = serde_json::to_value(&document).expect("JSON");
         assert_eq!(value["agents"][1]["changes"][0]["writes"], 37);
     }

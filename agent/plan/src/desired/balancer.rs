@@ -15,8 +15,9 @@ use crate::object::{
     Balancer, BalancerIf, BalancerLeg, FirewallMark, Gate, IngressBalancer, Object, Place, Program, Virtual,
     VirtualDestination, VirtualForward, VirtualScheduler,
 };
+use crate::slice::Gathered;
 
-pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
+pub(super) fn derive(view: &View<'_>, out: &mut Gathered) {
     if view.facts.engine == Engine::Ebpf {
         return;
     }
@@ -52,7 +53,7 @@ fn place(network: &AssignedNetwork) -> Place {
     if network.ingress { Place::Ingress } else { Place::Network(network.id.clone()) }
 }
 
-fn balancer(view: &View<'_>, network: &AssignedNetwork, out: &mut Vec<Object>) {
+fn balancer(view: &View<'_>, network: &AssignedNetwork, out: &mut Gathered) {
     let router = &view.cluster.router;
     let (v4, v6) = if network.ingress {
         (router.addr.v4, router.addr.v6)
@@ -99,7 +100,7 @@ fn first6(network: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::from(u128::from(network).wrapping_add(1))
 }
 
-fn virtual_services(view: &View<'_>, out: &mut Vec<Object>) {
+fn virtual_services(view: &View<'_>, out: &mut Gathered) {
     let destinations = Destinations::of(view);
     for service in view.assignment.services() {
         for vip in &service.vips {

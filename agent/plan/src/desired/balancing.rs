@@ -14,8 +14,9 @@ use crate::object::{
     Client, IngressPlace, LbEndpoint, LbService, LegRole, Local, MeshConfig, Object, Port, Program,
     ServiceKey, Takes, TaskIf, Tunnel, Vip,
 };
+use crate::slice::Gathered;
 
-pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
+pub(super) fn derive(view: &View<'_>, out: &mut Gathered) {
     node(view, out);
     for task in running_tasks(view.assignment) {
         task_interfaces(view, task, out);
@@ -26,11 +27,10 @@ pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
     if view.facts.connect_hooks {
         out.push(Object::Connecting(true));
     }
-    endpoints(view, out);
     services(view, out);
 }
 
-fn node(view: &View<'_>, out: &mut Vec<Object>) {
+fn node(view: &View<'_>, out: &mut Gathered) {
     out.push(Object::from(MeshConfig {
         addr: view.cluster.router.addr,
         router: view.cluster.router.mac(),
@@ -55,7 +55,7 @@ fn node(view: &View<'_>, out: &mut Vec<Object>) {
     }
 }
 
-fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
+fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Gathered) {
     let legs: Vec<(&Attachment, &AssignedNetwork)> = task
         .attachments
         .iter()
@@ -102,7 +102,7 @@ fn task_interfaces(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) 
 }
 
 /// A task's networks that have virtual IPs. (In the ingress network only nodes are clients.)
-fn clients(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
+fn clients(view: &View<'_>, task: &AssignedTask, out: &mut Gathered) {
     let places = task.attachments.iter().filter_map(|at| {
         let network = view.network(&at.network).filter(|network| !network.ingress)?;
         Some((at, network.vni))
@@ -112,7 +112,7 @@ fn clients(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
     }));
 }
 
-fn endpoints(view: &View<'_>, out: &mut Vec<Object>) {
+pub(super) fn endpoints(view: &View<'_>, out: &mut Gathered) {
     let all = view.endpoints();
     out.extend(all.map(|(endpoint, network, local)| lb_endpoint(view, endpoint, network, local)));
 }
@@ -139,7 +139,7 @@ pub(super) fn lb_endpoint(
 }
 
 /// The tables of services, and what leads to them or to the virtual services of a balancer.
-fn services(view: &View<'_>, out: &mut Vec<Object>) {
+fn services(view: &View<'_>, out: &mut Gathered) {
     let members = Members::of(view.endpoints());
     for service in view.assignment.services() {
         one_service(view, service, &members, out);
@@ -151,13 +151,13 @@ pub(super) fn one_service(
     view: &View<'_>,
     service: &AssignedService,
     members: &Members<'_>,
-    out: &mut Vec<Object>,
+    out: &mut Gathered,
 ) {
     virtual_ips(view, service, members, out);
     ports(view, service, members, out);
 }
 
-fn virtual_ips(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out: &mut Vec<Object>) {
+fn virtual_ips(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out: &mut Gathered) {
     for vip in &service.vips {
         let Some(network) = view.network(&vip.at.network) else { continue };
         let key = ServiceKey { network: network.vni, index: service.index.0, own: false };
@@ -178,7 +178,7 @@ fn virtual_ips(view: &View<'_>, service: &AssignedService, members: &Members<'_>
     }
 }
 
-fn ports(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out: &mut Vec<Object>) {
+fn ports(view: &View<'_>, service: &AssignedService, members: &Members<'_>, out: &mut Gathered) {
     let Some(ingress) = view.ingress else { return };
     let with_tables = view.facts.engine != Engine::Ipvs;
     let key = |own| ServiceKey { network: ingress.vni, index: service.index.0, own };

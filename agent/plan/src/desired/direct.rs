@@ -8,6 +8,7 @@ use shoal_types::{MacAddr, NodeId, PublishedPort};
 use super::View;
 use crate::doors;
 use crate::object::{Door, DoorPlace, LocalAddr, Object};
+use crate::slice::Gathered;
 
 /// Whether a port's clients are answered by the nodes of its tasks. The managers take it for no port in host mode, which
 /// has its tasks here, nor for one with a header, whose answers have to be seen.
@@ -36,7 +37,7 @@ pub(super) fn answering<'a>(view: &View<'a>) -> BTreeMap<&'a NodeId, MacAddr> {
 }
 
 /// The addresses of this node, and those of others that it may answer from, with the devices to do it by.
-pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
+pub(super) fn derive(view: &View<'_>, out: &mut Gathered) {
     let numbers = view.facts.addresses().doors();
     let door = |addr| numbers.get(&addr).copied().unwrap_or_default().into();
     for uplink in &view.facts.uplinks {

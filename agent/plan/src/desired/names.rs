@@ -11,8 +11,9 @@ use shoal_types::{NetworkId, ServiceId, Weight};
 use super::sandbox::is_internal;
 use super::{View, running_tasks};
 use crate::object::{NetworkNames, Object, ReservedNames, Resolver, ServiceNames, TaskNames};
+use crate::slice::Gathered;
 
-pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
+pub(super) fn derive(view: &View<'_>, out: &mut Gathered) {
     let names: BTreeMap<&NetworkId, Arc<NetworkNames>> = view
         .networks
         .values()

@@ -12,7 +12,8 @@ use shoal_types::{DirectRouting, EndpointId, NetworkId, ServiceId};
 use super::balancing::{self, Members};
 use super::published::published;
 use super::{Engine, Facts, View, beside_ports, direct, endpoint_elsewhere, names, vip_neighbors};
-use crate::object::{Object, Objects};
+use crate::object::Objects;
+use crate::slice::Gathered;
 
 /// The endpoints of each service, and which services have their clients answered by the nodes of their tasks, kept from one
 /// assignment to the next.
@@ -96,16 +97,19 @@ pub struct Part {
 }
 
 impl Part {
-    /// The part that these changes are about, if there is one.
-    ///
-    /// They must be about endpoints and services only, and balanced by the tables of the programs only: virtual services
-    /// are told apart by looking at all of them, and virtual IPs of services may stand on tasks.
+    /// Whether a change may be about a part: balanced by the tables of the programs only. Virtual services are told apart by
+    /// looking at all of them, and virtual IPs of services may stand on tasks.
+    pub fn may_be(facts: &Facts, cluster: &ClusterView) -> bool {
+        facts.engine == Engine::Ebpf && cluster.direct == DirectRouting::Off
+    }
+
+    /// The part that these changes are about, if there is one. They must be about endpoints and services only.
     pub fn of(
         changes: &[Change<'_, ObjectKey, Assigned>],
         facts: &Facts,
         cluster: &ClusterView,
     ) -> Option<Self> {
-        if facts.engine != Engine::Ebpf || cluster.direct != DirectRouting::Off {
+        if !Self::may_be(facts, cluster) {
             return None;
         }
         let mut part = Self::default();
@@ -145,7 +149,7 @@ pub fn derive_part(
     if services.want_direct(assignment) {
         view.answering = direct::answering(&view);
     }
-    let mut objects = Vec::new();
+    let mut objects = Gathered::all();
     let vteps = view.vteps();
     for id in &part.endpoints {
         let found = assignment.endpoint(*id).and_then(|endpoint| view.reachable(endpoint));
@@ -181,5 +185,5 @@ pub fn derive_part(
     if view.networks.values().any(|network| !network.ingress && part.networks.contains(&network.id)) {
         names::derive(&view, &mut objects);
     }
-    Some(objects.into_iter().map(|object: Object| (object.key(), object)).collect())
+    Some(objects.objects())
 }

@@ -12,8 +12,9 @@ use shoal_types::{DualAddr, MacAddr};
 use super::{EgressFacts, View};
 use crate::name::{IfName, Mark};
 use crate::object::{Goal, Leg, LegKind, Object, Sandbox, Task};
+use crate::slice::Gathered;
 
-pub(super) fn derive(view: &View<'_>, out: &mut Vec<Object>) {
+pub(super) fn derive(view: &View<'_>, out: &mut Gathered) {
     for task in view.assignment.tasks() {
         match task.desired {
             DesiredState::Running | DesiredState::Draining => {
@@ -40,7 +41,7 @@ fn vips(view: &View<'_>, task: &AssignedTask) -> BTreeSet<IpAddr> {
     vips.flat_map(DualAddr::iter).collect()
 }
 
-fn legs(view: &View<'_>, task: &AssignedTask, out: &mut Vec<Object>) {
+fn legs(view: &View<'_>, task: &AssignedTask, out: &mut Gathered) {
     let mut number = 0;
     for at in &task.attachments {
         let Some(network) = view.network(&at.network) else { continue };

@@ -49,6 +49,16 @@ impl Nl {
         what: &str,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, LinkError> {
+        self.dump_of(what, message, Some).await
+    }
+
+    /// The same, of which only so much is kept as is asked for: a message is ten times what it says.
+    async fn dump_of<T>(
+        &self,
+        what: &str,
+        message: RouteNetlinkMessage,
+        kept: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, LinkError> {
         for _ in 0..DUMP_ATTEMPTS {
             let mut request = NetlinkMessage::from(message.clone());
             request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -57,7 +67,7 @@ impl Nl {
             while let Some(answer) = answers.next().await {
                 torn |= answer.header.flags & NLM_F_DUMP_INTR != 0;
                 match answer.payload {
-                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    NetlinkPayload::InnerMessage(inner) => found.extend(kept(inner)),
                     NetlinkPayload::Error(error) if error.code.is_some() => {
                         return Err(refused(format!("list {what}"), error.raw_code()));
                     }
@@ -119,13 +129,19 @@ impl Nl {
 
     /// All neighbors of a family; of the bridge family: forwarding entries.
     pub async fn neighbors(&self, family: AddressFamily) -> Result<Vec<NeighbourMessage>, LinkError> {
+        self.neighbors_of(family, Some).await
+    }
+
+    /// What is asked for of them.
+    pub async fn neighbors_of<T>(
+        &self,
+        family: AddressFamily,
+        kept: impl Fn(NeighbourMessage) -> Option<T>,
+    ) -> Result<Vec<T>, LinkError> {
         let mut request = NeighbourMessage::default();
         request.header.family = family;
-        let answers = self.dump("neighbors", RouteNetlinkMessage::GetNeighbour(request)).await?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|m| if let RouteNetlinkMessage::NewNeighbour(m) = m { Some(m) } else { None })
-            .collect())
+        let kept = |message| if let RouteNetlinkMessage::NewNeighbour(m) = message { kept(m) } else { None };
+        self.dump_of("neighbors", RouteNetlinkMessage::GetNeighbour(request), kept).await
     }
 
     /// The link by which the namespace sends to an address; none if it has no route there.

@@ -13,36 +13,11 @@ use shoal_plan::object::{Fdb, Neighbor, Object};
 use shoal_types::MacAddr;
 
 use super::Overlay;
-use crate::drivers::link::{Link, LinkError, LinkTable, Nl, replace_all};
+use crate::drivers::link::{Link, LinkError, LinkTable, replace_all};
 
-/// The forwarding entries and neighbors of our VXLAN devices.
-pub(super) async fn observe(
-    nl: &Nl,
-    links: &LinkTable,
-    forwarding: &[NeighbourMessage],
-    found: &mut Vec<Object>,
-) -> Result<(), LinkError> {
-    for message in forwarding {
-        let Some(link) = our_vxlan(links, message.header.ifindex) else { continue };
-        if !message.header.flags.contains(NeighbourFlags::Own) {
-            continue;
-        }
-        if let (Some(mac), Some(vtep)) = (mac_of(message), address_of(message)) {
-            found.push(Object::Fdb(Fdb { link: link.name.clone(), mac, vtep }));
-        }
-    }
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        for message in nl.neighbors(family).await? {
-            let Some(link) = our_vxlan(links, message.header.ifindex) else { continue };
-            if message.header.state != NeighbourState::Permanent {
-                continue;
-            }
-            if let (Some(mac), Some(ip)) = (mac_of(&message), address_of(&message)) {
-                found.push(Object::Neighbor(Neighbor { link: link.name.clone(), ip, mac }));
-            }
-        }
-    }
-    Ok(())
+/// Whether a forwarding entry is of a device's own table, as that of a VXLAN device, and not of its bridge's.
+pub(super) fn is_of_device(message: &NeighbourMessage) -> bool {
+    message.header.flags.contains(NeighbourFlags::Own)
 }
 
 fn our_vxlan(links: &LinkTable, index: u32) -> Option<&Link> {
@@ -106,6 +81,31 @@ fn fdb_message(index: u32, mac: MacAddr, vtep: Option<IpAddr>) -> NeighbourMessa
 }
 
 impl Overlay {
+    /// The forwarding entries of our VXLAN devices.
+    pub async fn forwarding(&self, links: &LinkTable) -> Result<Vec<Object>, LinkError> {
+        let entry = |message: NeighbourMessage| {
+            let link = our_vxlan(links, message.header.ifindex)?;
+            let (mac, vtep) = (mac_of(&message)?, address_of(&message)?);
+            is_of_device(&message).then(|| Object::Fdb(Fdb { link: link.name.clone(), mac, vtep }))
+        };
+        self.nl.neighbors_of(AddressFamily::Bridge, entry).await
+    }
+
+    /// The permanent neighbors of our VXLAN devices, of a family.
+    pub async fn neighbors(
+        &self,
+        links: &LinkTable,
+        family: AddressFamily,
+    ) -> Result<Vec<Object>, LinkError> {
+        let neighbor = |message: NeighbourMessage| {
+            let link = our_vxlan(links, message.header.ifindex)?;
+            let (mac, ip) = (mac_of(&message)?, address_of(&message)?);
+            let is_permanent = message.header.state == NeighbourState::Permanent;
+            is_permanent.then(|| Object::Neighbor(Neighbor { link: link.name.clone(), ip, mac }))
+        };
+        self.nl.neighbors_of(family, neighbor).await
+    }
+
     /// Makes forwarding entries or neighbors in the namespace of the calling thread, or makes them so. Returns how many
     /// of the first of them are made.
     pub fn ensure_many(links: &LinkTable, objects: &[&Object]) -> Result<usize, LinkError> {
