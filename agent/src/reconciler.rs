@@ -128,6 +128,8 @@ pub struct Reconciler<F> {
     looked: BTreeSet<Slice>,
     /// The next look goes on with one that gave way.
     resumes: bool,
+    /// A sweep gave way to a change: what comes with it comes after that.
+    untended: bool,
     /// What is programmed.
     applied: Generation,
     /// What works beside the loop: one look at a time, however many gave way, as each holds much memory.
@@ -175,6 +177,7 @@ impl<F: Facility> Reconciler<F> {
             gave_way: 0,
             looked: BTreeSet::new(),
             resumes: false,
+            untended: false,
             applied: Generation(0),
             beside: Arc::new(Semaphore::new(1)),
             wanted: BTreeMap::new(),

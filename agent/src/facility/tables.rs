@@ -60,15 +60,21 @@ pub(super) async fn observe(
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Turn {
     service: u64,
-    /// Something differed there. That look may have been given up before it was put right.
-    again: bool,
+    /// Looks in a row that found something to differ there. They may have been given up before it was put right.
+    again: u32,
 }
 
+/// So often what differed is compared again: what stays so keeps no other from its turn.
+const AGAIN: u32 = 16;
+
 impl Turn {
-    /// What was due is compared. It is once more, if something differed.
+    /// What was due is compared. It is again, if something differed.
     const fn end(&mut self, next: u64, all_right: bool) {
-        let again = !all_right && !self.again;
-        *self = Self { service: if again { self.service } else { next }, again };
+        *self = if all_right || self.again == AGAIN {
+            Self { service: next, again: 0 }
+        } else {
+            Self { service: self.service, again: self.again + 1 }
+        };
     }
 }
 
@@ -148,11 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn what_differed_is_compared_once_more() {
+    fn what_differed_is_compared_again() {
         let mut turn = Turn::default();
+        for again in 1..=AGAIN {
+            turn.end(7, false);
+            assert_eq!(turn, Turn { service: 0, again });
+        }
         turn.end(7, false);
-        assert_eq!(turn, Turn { service: 0, again: true });
-        turn.end(7, false);
-        assert_eq!(turn, Turn { service: 7, again: false }, "what stays so keeps no other from its turn");
+        assert_eq!(turn, Turn { service: 7, again: 0 }, "what stays so keeps no other from its turn");
     }
 }

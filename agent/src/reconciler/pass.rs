@@ -43,7 +43,7 @@ impl<F: Facility> Reconciler<F> {
                 }
                 let Some(outcome) = outcome else {
                     // What the managers have to say is next.
-                    self.tend(why, &assignment);
+                    self.untended |= why == Wake::Sweep;
                     return false;
                 };
                 // News that came meanwhile is still to be seen.
@@ -56,9 +56,14 @@ impl<F: Facility> Reconciler<F> {
                 self.settled = is_settled.then(|| Settled::after(former, &assignment, facts, clean));
                 outcome
             }
-            Err(error) => Outcome::lost(chain(&error)),
+            Err(error) => {
+                self.looked.clear();
+                Outcome::lost(chain(&error))
+            }
         };
-        self.tend(why, &assignment);
+        if why == Wake::Sweep {
+            self.tend(&assignment);
+        }
         if !outcome.behind {
             self.applied = assignment.generation;
         }
@@ -77,6 +82,9 @@ impl<F: Facility> Reconciler<F> {
         let lb = self.facility.lb();
         self.stats.set_lb(lb);
         self.reports.pass_done(Applied { generation: self.applied, errors, took, writes, lb });
+        if self.untended {
+            self.tend(&assignment);
+        }
         if std::mem::take(&mut self.looked_at) > MANY {
             // Nobody waits for it, nor for its end.
             drop(tokio::task::spawn_blocking(memory::give_back));
@@ -88,10 +96,8 @@ impl<F: Facility> Reconciler<F> {
     }
 
     /// What comes with each sweep.
-    fn tend(&mut self, why: Wake, assignment: &Assignment) {
-        if why != Wake::Sweep {
-            return;
-        }
+    fn tend(&mut self, assignment: &Assignment) {
+        self.untended = false;
         let in_use = self.facility.tend();
         self.stats.set_maps(in_use.maps);
         // What could not be read stays as it was: a counter must not fall.
@@ -143,13 +149,14 @@ impl<F: Facility> Reconciler<F> {
         if !resumes || !current.is_some_and(Settled::is_clean) {
             self.looked.clear();
         }
-        let mut is_drift = matches!(why, Wake::Kernel | Wake::Sweep) && current.is_some();
+        let is_current = current.is_some();
+        let mut is_drift = matches!(why, Wake::Kernel | Wake::Sweep) && is_current;
         let is_about_all = matches!(why, Wake::Start | Wake::Assignment);
         let is_large = !is_about_all && self.wanted.values().sum::<usize>() > MANY;
         let mut outcome = Outcome::default();
         for number in 0..ROUNDS {
             let is_first = number == 0;
-            let scope = Scope { assignment, facts, why, is_first, is_large };
+            let scope = Scope { assignment, facts, why, is_first, is_current, is_large };
             let work = match self.round(&scope, is_drift).await {
                 Ok(work) => work,
                 Err(Stop::News) => {

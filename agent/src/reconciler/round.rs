@@ -29,6 +29,8 @@ pub(super) struct Scope<'a> {
     pub(super) why: Wake,
     /// The first round looks at all slices. After it, only the few may differ by what it did.
     pub(super) is_first: bool,
+    /// It is over what the node has settled on: what a change is told apart from.
+    pub(super) is_current: bool,
     /// What there is to work out is worked out beside the loop, which changes would have to wait for.
     pub(super) is_large: bool,
 }
@@ -129,7 +131,7 @@ impl<F: Facility> Reconciler<F> {
 
     /// What is wanted of a slice, and what is there. `None`: there is nothing to do.
     async fn look(&mut self, scope: &Scope<'_>, slice: Slice, work: &mut Work) -> Result<Option<Seen>, Stop> {
-        let gives_way = scope.gives_way() && work.may_end() && self.may_give_way(work);
+        let gives_way = scope.gives_way() && work.may_end(scope.is_current) && self.may_give_way(work);
         let (assignment, facts) = (Arc::clone(scope.assignment), scope.facts.clone());
         let derive = move || derive_slice(&assignment, &facts, slice);
         let derived = if scope.is_large { self.aside(derive, gives_way).await? } else { derive() };

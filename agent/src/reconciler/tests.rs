@@ -45,6 +45,8 @@ struct KernelState {
     looks: Vec<Slice>,
     /// A device takes what hangs on it along when it is made anew.
     fragile: bool,
+    /// It can't be told what there is of a slice.
+    dark: Option<Slice>,
     /// Looking at a slice takes a while.
     slow: bool,
     /// Something was taken away that nobody tells of.
@@ -92,6 +94,9 @@ impl Facility for FakeKernel {
     async fn observe(&mut self, _desired: &Objects, look: Look) -> Result<Objects, FacilityError> {
         if self.with(|state| state.slow) {
             tokio::time::sleep(SLOW).await;
+        }
+        if self.with(|state| state.dark) == Some(look.slice) {
+            return Err(LinkError::Closed { action: "look".into() }.into());
         }
         Ok(self.with(|state| {
             state.observed += 1;

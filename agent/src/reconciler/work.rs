@@ -108,14 +108,16 @@ impl Work {
         self.replaced.extend(plan.ops().filter_map(replaced).cloned());
     }
 
-    /// Whether there was nothing to do.
-    pub(super) const fn is_nothing(&self) -> bool {
-        self.planned == 0
+    /// Whether there was nothing to do, as far as could be told.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.planned == 0 && self.outcome.errors.is_empty()
     }
 
-    /// Whether the round may end here: what it made of other slices than the few stays made.
-    pub(super) fn may_end(&self) -> bool {
-        !self.few_begun && self.outcome.deferred == 0 && self.outcome.errors.is_empty()
+    /// Whether the round may end here: what it made of other slices than the few stays made, if it is what the next change is
+    /// told apart from.
+    pub(super) fn may_end(&self, is_current: bool) -> bool {
+        let Outcome { done, deferred, errors, .. } = &self.outcome;
+        !self.few_begun && (is_current || *done == 0) && *deferred == 0 && errors.is_empty()
     }
 
     /// Whether another round would find nothing else to do.

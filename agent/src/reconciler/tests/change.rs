@@ -167,6 +167,30 @@ async fn a_look_goes_on_where_it_gave_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_can_not_be_looked_at_is_not_programmed() {
+    let mut world = World::start();
+    world.tell(&[11]);
+    world.applied().await;
+    let (kernel, runtime) = world.stop().await;
+    // All is in place; but the next daemon can't tell.
+    kernel.with(|state| state.dark = Some(Slice::Neighbors6));
+    let mut world = World::over(kernel, runtime, told(1, &[11]), 1);
+    let mut applied = world.reports.applied();
+    let lost = applied.wait_for(Option::is_some).await.expect("runs").clone().expect("waited for");
+    assert_eq!(lost.generation, Generation(0));
+    assert!(!lost.errors.is_empty());
+    world.kernel.with(|state| {
+        // Not made before, so nobody took it away.
+        state.objects.retain(|key, _| !matches!(key, Key::LbEndpoint(_)));
+        state.dark = None;
+    });
+    tokio::time::sleep(SWEEP * 2).await;
+    assert!(world.holds(&told(1, &[11])).await);
+    assert!(world.stats.drift().is_empty(), "{:?}", world.stats.drift());
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_look_does_not_go_on_past_a_device_that_is_made_anew() {
     let mut world = World::start();
     world.tell(&[11]);
