@@ -113,8 +113,9 @@ fn is_due(object: &Object, found: Option<&Object>) -> bool {
     }
 }
 
-fn veth_owners(observed: &Objects) -> BTreeMap<IfName, TaskId> {
-    observed
+/// Whose interfaces there are, by their host sides.
+pub fn veth_owners(objects: &Objects) -> BTreeMap<IfName, TaskId> {
+    objects
         .values()
         .filter_map(|object| match object {
             Object::Leg(leg) => Some((leg.host.clone(), leg.task.clone())),

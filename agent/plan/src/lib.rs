@@ -20,7 +20,7 @@ pub mod probe;
 mod slice;
 
 pub use desired::{EgressFacts, Engine, Facts, Uplink};
-pub use diff::{Op, Plan, plan};
+pub use diff::{Op, Plan, plan, veth_owners};
 pub use name::IfName;
 pub use object::{Key, Object, Objects};
 pub use phase::Phase;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use shoal_plan::check::references;
 use shoal_plan::desired::RESERVED_PORTS;
 use shoal_plan::object::{Goal, Task};
-use shoal_plan::{IfName, Key, Object, Objects, Op, Phase, Plan};
+use shoal_plan::{IfName, Key, Object, Objects, Op, Phase, Plan, veth_owners};
 use shoal_types::TaskId;
 
 use super::Reconciler;
@@ -311,14 +311,4 @@ const fn found_as(op: &Op<'_>) -> &'static str {
         Op::Ensure { found: Some(_), .. } => "changed",
         Op::Remove { .. } => "not wanted",
     }
-}
-
-fn veth_owners(desired: &Objects) -> BTreeMap<IfName, TaskId> {
-    desired
-        .values()
-        .filter_map(|object| match object {
-            Object::Leg(leg) => Some((leg.host.clone(), leg.task.clone())),
-            _ => None,
-        })
-        .collect()
 }
