@@ -157,7 +157,7 @@ async fn measure(args: &Args, scratch: &Path, bpf_dir: &Path) -> anyhow::Result<
     tokio::time::sleep(Duration::from_secs(args.idle)).await;
     let idle_ms_per_s = ms(cpu()?.saturating_sub(before)) / f64::from(u32::try_from(args.idle.max(1))?);
     let memory = Memory { idle, full: resident("VmRSS")?, filling, looking: resident("VmHWM")? };
-    agent.stop().await?;
+    Box::pin(agent.stop()).await?;
     Ok(Document {
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
         services: args.services,

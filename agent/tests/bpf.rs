@@ -11,10 +11,14 @@ mod driver;
 mod fixture;
 #[path = "bpf/harm.rs"]
 mod harm;
+#[path = "bpf/memo.rs"]
+mod memo;
 #[path = "bpf/pool.rs"]
 mod pool;
 #[path = "bpf/upgrade.rs"]
 mod upgrade;
+
+use std::time::Duration;
 
 use aya::programs::SchedClassifier;
 use shoal_agent::drivers::bpf::{self, BpfDriver, ServiceSpec};
@@ -186,6 +190,8 @@ impl World for Kernel {
         while bpf::clock() == before {
             std::thread::yield_now();
         }
+        // Programs read their clock once in eight ticks of the kernel.
+        fixture::rest_for(Duration::from_millis(100));
     }
     fn drops(&self, reason: Reason) -> u64 {
         self.opened().drops().expect("read the drop counters")[&reason]

@@ -7,6 +7,7 @@ mod helpers;
 mod hooks;
 mod hop;
 mod maps;
+mod memo;
 mod skb;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};

@@ -1,7 +1,9 @@
 //! The maps, pinned by name; the agent sizes some of them when it loads the object.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use shoal_ebpf_common::addr::Addr;
@@ -16,6 +18,8 @@ use shoal_ebpf_common::values::{
     Proposal, ReplyVal, ServiceVal, TaskIf, TotalKey, TotalVal, VipVal,
 };
 use shoal_ebpf_common::verdict::Work;
+
+use crate::memo;
 
 /// Tables only the agent writes take memory for what is in them, not for their limit.
 const SPARSE: u32 = BPF_F_NO_PREALLOC;
@@ -106,6 +110,30 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
+/// Ticks of the kernel that a reading of the clock holds for, as a power of two: up to 0.08 s.
+const READING: u32 = 3;
+
+/// The last reading: when, in the upper half, and what. One word, so that no CPU reads half of what another writes.
+static mut CLOCK: u64 = 0;
+
+/// The clock of [`shoal_ebpf_common::life`]. It is read for every packet and changes once a second: asking the kernel costs two
+/// calls, its count of ticks is a load (`BPF_FUNC_jiffies64` in `do_misc_fixups` of kernel/bpf/verifier.c).
+#[inline(always)]
+fn clock() -> u32 {
+    // SAFETY: takes nothing.
+    let at = unsafe { bpf_jiffies64() } >> READING << 32;
+    let clock = &raw mut CLOCK;
+    // SAFETY: the program's own memory, read and written as one word.
+    let last = unsafe { clock.read_volatile() };
+    if last ^ at <= u64::from(u32::MAX) {
+        return last as u32;
+    }
+    let ticks = now() >> TICK_SHIFT << 32 >> 32;
+    // SAFETY: as above.
+    unsafe { clock.write_volatile(at | ticks) };
+    ticks as u32
+}
+
 /// A program's working memory.
 #[inline(always)]
 pub fn work(program: Program) -> Option<&'static mut Work> {
@@ -154,6 +182,11 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn endpoint_of(&self, flow: &FlowVal) -> Option<&EndpointVal> {
+        memo::endpoint(flow.endpoint, |id| lookup!(ENDPOINTS, id))
+    }
+
+    #[inline(always)]
     fn local(&self, key: &LocalKey) -> Option<&LocalVal> {
         lookup!(LOCAL, key)
     }
@@ -185,7 +218,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn task_if(&self, ifindex: u32) -> Option<&TaskIf> {
-        lookup!(TASK_IFS, &ifindex)
+        memo::task_if(ifindex, |ifindex| lookup!(TASK_IFS, ifindex))
     }
 
     #[inline(always)]
@@ -210,7 +243,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn peer(&self, key: &LocalKey) -> Option<&PeerVal> {
-        lookup!(PEERS, key)
+        memo::peer(key, |key| lookup!(PEERS, key))
     }
 
     #[inline(always)]
@@ -339,7 +372,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn clock(&self) -> u32 {
-        (now() >> TICK_SHIFT) as u32
+        clock()
     }
 
     #[inline(always)]

@@ -117,6 +117,16 @@ fn test_run(program: impl AsFd, packet: &[u8], flags: u64) -> io::Result<Ran> {
     Ok(Ran { verdict: high(words[0]), bytes })
 }
 
+/// Keeps this thread on one CPU, whose memory the programs use that it runs.
+pub(crate) fn stay_here() {
+    // SAFETY: a set is made of zeroes, written within its size, and read by the kernel only.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(usize::try_from(libc::sched_getcpu()).expect("a number"), &mut set);
+        assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &raw const set), 0, "stay on a CPU");
+    }
+}
+
 /// Takes over a descriptor that a command of [`bpf`] has just returned.
 pub(crate) fn owned(fd: libc::c_long) -> OwnedFd {
     // SAFETY: nobody else has it.
@@ -130,7 +140,12 @@ pub(crate) fn word(fd: impl AsFd) -> u64 {
 
 /// Lets the quarantine of freed slots pass.
 pub(crate) fn rest() {
-    let until = std::time::Instant::now() + std::time::Duration::from_millis(60);
+    rest_for(std::time::Duration::from_millis(60));
+}
+
+/// Lets time pass.
+pub(crate) fn rest_for(time: std::time::Duration) {
+    let until = std::time::Instant::now() + time;
     while std::time::Instant::now() < until {
         std::thread::yield_now();
     }

@@ -14,7 +14,7 @@ use super::fixture::{Plane, bpf, owned, word};
 use super::support::world::{self, V4};
 
 /// Opens what is pinned.
-fn open(pin: &Path) -> OwnedFd {
+pub(crate) fn open(pin: &Path) -> OwnedFd {
     const OBJ_GET: libc::c_int = 7;
     let path = std::ffi::CString::new(pin.to_str().expect("as it was made")).expect("as it was made");
     // SAFETY: the address is of a live C string.
@@ -35,7 +35,7 @@ fn generation(plane: &mut Plane) -> PathBuf {
     plane.driver().program_pin(Program::MeshIngress).ancestors().nth(2).expect("as it was made").to_owned()
 }
 
-fn map_pin(plane: &mut Plane, name: &str) -> PathBuf {
+pub(crate) fn map_pin(plane: &mut Plane, name: &str) -> PathBuf {
     generation(plane).join("maps").join(name)
 }
 

@@ -59,7 +59,7 @@ pub fn known<'a, T: Tables>(tables: &'a T, work: &Work) -> Known<'a> {
     if flow.endpoint == BALANCED {
         return Known::Balanced(flow);
     }
-    match tables.endpoint(flow.endpoint) {
+    match tables.endpoint_of(flow) {
         Some(endpoint) => Known::Flow(flow, endpoint),
         None if connects(work.header.proto) => Known::Gone,
         None => Known::New,
@@ -161,8 +161,8 @@ pub struct Entry<'a> {
     pub ifindex: u32,
     /// What its answers are: [`REPLY_RESTORE`] or [`REPLY_LOCAL`].
     pub kind: u16,
-    /// The client's address as the endpoint sees it.
-    pub client: &'a Addr,
+    /// The client's address as the endpoint sees it, if that is another than the packet's source.
+    pub client: Option<&'a Addr>,
 }
 
 /// Records a new flow of the mesh ([`Work::flow`]) in both directions; `known` is what was recorded for it.
@@ -266,7 +266,9 @@ fn set_reply<T: Tables>(tables: &T, work: &Work, known: Option<&ReplyVal>) -> bo
 #[inline(always)]
 fn answer<P: Packet>(packet: &P, work: &mut Work, endpoint: &EndpointVal, entry: &Entry<'_>) {
     work.answers = reply_key(&work.key, &work.flow, endpoint.addr(work.header.v4));
-    work.answers.dst = entry.client.copied();
+    if let Some(client) = entry.client {
+        work.answers.dst = client.copied();
+    }
     work.reply.addr = work.key.dst.copied();
     work.reply.port = work.key.dport;
     work.reply.client_port = work.key.sport;

@@ -32,7 +32,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
     let Some(config) = tables.config() else { return Verdict::Pass };
     let Some(client) = seen(config, work.header.v4, &work.header.src) else { return Verdict::Pass };
     work.set_key(0);
-    let entry = Entry { ifindex, kind: REPLY_LOCAL, client: &client };
+    let entry = Entry { ifindex, kind: REPLY_LOCAL, client: Some(&client) };
     match choose::known(tables, work) {
         Known::Flow(flow, endpoint) if choose::goes_on(packet, tables, work, flow, endpoint, &entry) => {
             work.proxy = proxy::ahead(flow.state);

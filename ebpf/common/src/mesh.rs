@@ -29,8 +29,7 @@ pub fn decide<P: Packet, T: Tables>(packet: &P, tables: &T, ifindex: u32, work: 
         return icmp::aside(packet, &work.header);
     }
     work.set_key(0);
-    let client = work.header.src.copied();
-    let entry = Entry { ifindex, kind: REPLY_RESTORE, client: &client };
+    let entry = Entry { ifindex, kind: REPLY_RESTORE, client: None };
     match choose::known(tables, work) {
         Known::Flow(flow, endpoint) if choose::goes_on(packet, tables, work, flow, endpoint, &entry) => {
             work.proxy = proxy::ahead(flow.state);
@@ -95,7 +94,9 @@ fn admit<T: Tables>(tables: &T, header: &Header) -> Verdict {
 /// both, so the more frequent comes first.
 #[inline(always)]
 fn published<'a, T: Tables>(tables: &'a T, header: &Header) -> Option<&'a PortVal> {
-    if tables.is_local_addr(&header.dst) { port(tables, header) } else { None }
+    // Most of what comes in is for no port: of that only the ports are asked.
+    let port = port(tables, header)?;
+    if tables.is_local_addr(&header.dst) { Some(port) } else { None }
 }
 
 /// As [`published`], for a destination that is known to be this node's.

@@ -24,6 +24,11 @@ pub trait Tables {
     fn slot(&self, index: u32) -> Option<u64>;
     /// `ENDPOINTS`.
     fn endpoint(&self, id: u64) -> Option<&EndpointVal>;
+    /// `ENDPOINTS`: that of a known flow. To be asked once for a packet: the answer may be written over by the next.
+    #[inline(always)]
+    fn endpoint_of(&self, flow: &FlowVal) -> Option<&EndpointVal> {
+        self.endpoint(flow.endpoint)
+    }
     /// `LOCAL`.
     fn local(&self, key: &LocalKey) -> Option<&LocalVal>;
     /// `ROUTERS`.

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, IterableMap, MapData};
 use aya::programs::SchedClassifier;
+use aya::sys::SyscallError;
 use aya::{Ebpf, EbpfLoader};
 use shoal_ebpf_common::ABI_VERSION;
 use shoal_ebpf_common::reason::Program;
@@ -19,10 +22,11 @@ use super::pod::Plain;
 use super::slots::Slots;
 use super::table::{Table, map_error, open_map};
 use super::totals::TOTALS;
+use super::window::Window;
 use super::{BpfConfig, BpfDriver, BpfError, OBJECT, connect, pins, sys};
 
 /// Every map, by the name it has in the object and on bpffs.
-pub(super) const MAPS: [&str; 28] = [
+pub(super) const MAPS: [&str; 29] = [
     "CONFIG",
     "PORTS",
     "SERVICES",
@@ -51,7 +55,11 @@ pub(super) const MAPS: [&str; 28] = [
     "DROPS",
     "STATS",
     "CONNECTIONS",
+    EPOCH,
 ];
+
+/// What programs remember of some tables, they remember under this number.
+const EPOCH: &str = "EPOCH";
 
 /// Where the table of each service begins, and how many slots it has.
 type Regions = BTreeMap<u64, (u32, u32)>;
@@ -136,6 +144,7 @@ impl BpfDriver {
     /// Opens pinned maps.
     fn adopt(dirs: Dirs, config: &BpfConfig) -> Result<Self, BpfError> {
         let maps = &dirs.maps;
+        let epoch = epoch(maps)?;
         let services = Table::open(maps, "SERVICES")?;
         let slots = typed(maps, "SLOTS")?;
         let (free_slots, regions) = regions(&services, aya::maps::Array::len(&slots))?;
@@ -146,19 +155,19 @@ impl BpfDriver {
         let all = MAPS.iter().copied().map(open).collect::<Result<Vec<_>, BpfError>>()?;
         Ok(Self {
             ports: Table::open(maps, "PORTS")?,
-            endpoints: Table::open(maps, "ENDPOINTS")?,
+            endpoints: Table::open(maps, "ENDPOINTS")?.under(&epoch),
             local: Table::open(maps, "LOCAL")?,
             routers: Table::open(maps, "ROUTERS")?,
             members: Table::open(maps, "MEMBERS")?,
             local_addrs: Table::open(maps, "LOCAL_ADDRS")?,
             doors: Table::open(maps, "DOORS")?,
             outward: Table::open(maps, "OUTWARD")?,
-            task_ifs: Table::open(maps, "TASK_IFS")?,
+            task_ifs: Table::open(maps, "TASK_IFS")?.under(&epoch),
             vips: Table::open(maps, "VIPS")?,
             clients: Table::open(maps, "CLIENTS")?,
             balancer_ifs: Table::open(maps, "BALANCER_IFS")?,
             tunnels: Table::open(maps, "TUNNELS")?,
-            peers: Table::open(maps, "PEERS")?,
+            peers: Table::open(maps, "PEERS")?.under(&epoch),
             flows: Table::open(maps, "FLOWS")?,
             replies: Table::open(maps, "REPLIES")?,
             proposed: typed(maps, "PROPOSED")?,
@@ -260,6 +269,16 @@ fn typed<T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>>(
     name: &'static str,
 ) -> Result<T, BpfError> {
     open_map(maps, name)?.try_into().map_err(|source| map_error(name, "open", source))
+}
+
+/// The number itself. It is raised at once: who wrote before may have been stopped between a write and this.
+fn epoch(maps: &Path) -> Result<Arc<Window>, BpfError> {
+    let map: Array<MapData, u64> = typed(maps, EPOCH)?;
+    let fd = IterableMap::<u32, u64>::map(&map).fd().as_fd();
+    let window = Window::open(fd, 0, 1)
+        .map_err(|io_error| map_error(EPOCH, "open", SyscallError { call: "mmap", io_error }.into()))?;
+    window.raise();
+    Ok(Arc::new(window))
 }
 
 /// Which slots no service uses, and which region each service has. One that claims slots of another's was changed by

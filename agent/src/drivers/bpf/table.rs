@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use aya::sys::SyscallError;
 use super::BpfError;
 use super::pod::{Layout, Plain};
 use super::sys;
+use super::window::Window;
 use crate::in_use::MapFill;
 
 /// A pinned hash map from `K` to `V`.
@@ -22,6 +24,8 @@ pub struct Table<K: Layout, V: Layout> {
     limit: u32,
     /// Entries that were there when all were read last.
     entries: AtomicUsize,
+    /// Raised after each write, if programs remember what they read of it (`ebpf/src/memo.rs`).
+    epoch: Option<Arc<Window>>,
 }
 
 /// The kernel takes the elements of a map that grows from a stock, which it fills in the background
@@ -46,7 +50,12 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
     pub(crate) fn open(maps: &Path, name: &'static str) -> Result<Self, BpfError> {
         let map = open_map(maps, name)?.try_into().map_err(|source| map_error(name, "open", source))?;
         let info = MapInfo::from_pin(maps.join(name)).map_err(|source| map_error(name, "inspect", source))?;
-        Ok(Self { name, map, limit: info.max_entries(), entries: AtomicUsize::new(0) })
+        Ok(Self { name, map, limit: info.max_entries(), entries: AtomicUsize::new(0), epoch: None })
+    }
+
+    /// The same, of a map that programs remember under the number of an epoch.
+    pub(crate) fn under(self, epoch: &Arc<Window>) -> Self {
+        Self { epoch: Some(Arc::clone(epoch)), ..self }
     }
 
     /// How full it was when all of it was read last.
@@ -73,7 +82,10 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
         loop {
             match self.map.insert(Plain(*key), Plain(*value), 0) {
                 Err(source) if errno(&source) == Some(libc::ENOMEM) && waited < REFILLS => rest(),
-                result => return result.map(|()| true).map_err(|source| self.error("write", source)),
+                result => {
+                    self.is_changed();
+                    return result.map(|()| true).map_err(|source| self.error("write", source));
+                }
             }
             waited += 1;
         }
@@ -86,7 +98,9 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
             let (mut done, mut waited) = (0, 0);
             loop {
                 // SAFETY: the map was opened with these types, which aya compares with the kernel's sizes.
-                match unsafe { sys::map_update_batch(self.fd(), &keys[done..], &values[done..]) } {
+                let written = unsafe { sys::map_update_batch(self.fd(), &keys[done..], &values[done..]) };
+                self.is_changed();
+                match written {
                     Ok(()) => break,
                     Err((more, error)) if error.raw_os_error() == Some(libc::ENOMEM) && waited < REFILLS => {
                         done += more;
@@ -106,10 +120,20 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
 
     /// Removes a key. Returns whether it was there.
     pub fn remove(&mut self, key: &K) -> Result<bool, BpfError> {
-        match self.map.remove(&Plain(*key)) {
+        let removed = self.map.remove(&Plain(*key));
+        // Also if somebody else has removed it: programs may remember it.
+        self.is_changed();
+        match removed {
             Ok(()) => Ok(true),
             Err(source) if is_gone(&source) => Ok(false),
             Err(source) => Err(self.error("remove from", source)),
+        }
+    }
+
+    /// Makes programs forget what they remember.
+    fn is_changed(&self) {
+        if let Some(epoch) = &self.epoch {
+            epoch.raise();
         }
     }
 
@@ -124,6 +148,8 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
         let entries = unsafe { sys::lookup_batches(self.fd()) }
             .map_err(|source| self.error("list", MapError::IoError(source)))?;
         self.entries.store(entries.len(), Ordering::Relaxed);
+        // What somebody else wrote and took back shows in none of them, but may be remembered.
+        self.is_changed();
         Ok(entries)
     }
 

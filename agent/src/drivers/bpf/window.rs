@@ -45,6 +45,13 @@ impl Window {
         Some(())
     }
 
+    /// Raises the first of them by one. Programs that see that see all that was written before.
+    pub(crate) fn raise(&self) {
+        if let Some(slot) = self.slots().first() {
+            slot.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
     fn slots(&self) -> &[AtomicU64] {
         // SAFETY: so many words are mapped there, aligned as pages and slots are, until this is dropped; and others, the
         // programs among them, read and write them as whole words.
@@ -54,6 +61,11 @@ impl Window {
         }
     }
 }
+
+// SAFETY: what is mapped belongs to no thread, and is read and written as whole words only.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
 
 impl Drop for Window {
     fn drop(&mut self) {
