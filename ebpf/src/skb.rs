@@ -20,7 +20,7 @@ use shoal_ebpf_common::addr::Addr;
 use shoal_ebpf_common::lane::{self, Form, Inside, OVERHEAD, Parcel};
 use shoal_ebpf_common::packet::{ETH_IPV6, ETH_LEN, Header, Packet};
 use shoal_ebpf_common::proxy::Resize;
-use shoal_ebpf_common::rewrite::{Cover, PacketMut};
+use shoal_ebpf_common::rewrite::{Cover, PSEUDO, PacketMut};
 use shoal_ebpf_common::values::PeerVal;
 use shoal_ebpf_common::verdict::{IMAGE_AT, Image, Out, Work};
 
@@ -44,6 +44,9 @@ pub enum Wrapped {
     /// It is as it was.
     Not,
 }
+
+/// Not 0: the kernel knows no `BPF_F_IPV6`.
+static mut REFUSED: u32 = 0;
 
 /// The packet a program was called for.
 pub struct Skb {
@@ -348,6 +351,28 @@ impl PacketMut for Skb {
         let result =
             unsafe { bpf_l4_csum_replace(self.raw, offset, 0, diff as u64, (pseudo | optional) as u64) };
         (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn change_moved(&mut self, offset: u32, diff: u32) -> Option<()> {
+        /// `BPF_F_IPV6` of `linux/bpf.h`, since Linux 6.16 and in updates of older ones: what a device has summed up of the
+        /// packet stays as it is, as its addresses have changed by as much the other way.
+        const SETTLES: u64 = 1 << 7;
+        const EINVAL: i64 = -22;
+        let refused = &raw mut REFUSED;
+        // SAFETY: the program's own memory, a word; whoever writes it writes the same.
+        if unsafe { refused.read_volatile() } == 0 {
+            let flags = u64::from(BPF_F_PSEUDO_HDR) | SETTLES;
+            // SAFETY: as above. A flag that the kernel doesn't know it refuses before all else.
+            match unsafe { bpf_l4_csum_replace(self.raw, offset, 0, diff as u64, flags) } {
+                0 => return Some(()),
+                // SAFETY: as above.
+                EINVAL => unsafe { refused.write_volatile(1) },
+                _ => return None,
+            }
+        }
+        self.recount(diff);
+        self.change_checksum(offset, diff, PSEUDO)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::process::Command;
 
+use aya::programs::SchedClassifier;
 use shoal_agent::drivers::bpf::{
     self, Attachment, BpfDriver, Collected, Connecting, Opened, Program, ServiceSpec, Trial,
 };
@@ -492,4 +493,18 @@ fn programs_at_a_control_group_are_adopted_and_put_right() {
     assert!(!plane.driver().leave_connections().expect("detach again"), "nothing to write");
     assert_eq!(plane.driver().connecting(&group).expect("look"), Connecting::Off);
     std::fs::remove_dir(&group).expect("remove the group");
+}
+
+/// The kernel gives up on a program that takes it a million instructions to verify, and other kernels take up to three times
+/// as many as this one (where it is 6.18; those that have none of it tell nothing).
+#[test]
+fn programs_leave_the_verifier_room() {
+    let mut plane = Plane::new();
+    for &program in Program::ALL {
+        let pin = plane.driver().program_pin(program);
+        let info = SchedClassifier::from_pin(pin).and_then(|program| program.info()).expect("as it was made");
+        if let Some(count) = info.verified_instruction_count() {
+            assert!(count < 400_000, "{}: {count}", program.name());
+        }
+    }
 }

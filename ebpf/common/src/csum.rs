@@ -5,17 +5,17 @@ use crate::addr::Addr;
 /// Adds two one's complement sums.
 #[inline(always)]
 pub const fn add(a: u32, b: u32) -> u32 {
-    let (sum, carry) = a.overflowing_add(b);
-    // After a carry the sum is below the maximum, so the end-around one cannot carry again.
-    sum.wrapping_add(carry as u32)
+    // By 64 bits: the target has no carry to ask for, and would compare and branch.
+    let sum = a as u64 + b as u64;
+    // After a carry the lower half is below the maximum, so the end-around one cannot carry again.
+    ((sum & 0xffff_ffff) as u32).wrapping_add((sum >> 32) as u32)
 }
 
 /// Folds a sum into 16 bits.
 #[inline(always)]
 pub const fn fold(sum: u32) -> u16 {
-    let [a, b, c, d] = sum.to_ne_bytes();
-    let (low, carry) = u16::from_ne_bytes([a, b]).overflowing_add(u16::from_ne_bytes([c, d]));
-    low.wrapping_add(carry as u16)
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum + (sum >> 16)) & 0xffff) as u16
 }
 
 /// The difference a changed 32-bit word makes, words read as they lie in memory.
@@ -29,9 +29,27 @@ pub const fn word_diff(from: u32, to: u32) -> u32 {
 /// Both must be of one family: the constant words of a mapped address cancel out.
 #[inline(always)]
 pub const fn addr_diff(from: &Addr, to: &Addr) -> u32 {
+    narrow(wide_diff(from, to))
+}
+
+/// The difference that two changed addresses of a packet make.
+#[inline(always)]
+pub const fn ends_diff(from: (&Addr, &Addr), to: (&Addr, &Addr)) -> u32 {
+    narrow(wide_diff(from.0, to.0) + wide_diff(from.1, to.1))
+}
+
+/// As [`addr_diff`], with all carries in the upper half.
+#[inline(always)]
+const fn wide_diff(from: &Addr, to: &Addr) -> u64 {
     let (f, t) = (from.words(), to.words());
-    let high = add(word_diff(f[0], t[0]), word_diff(f[1], t[1]));
-    add(high, add(word_diff(f[2], t[2]), word_diff(f[3], t[3])))
+    let high = !f[0] as u64 + t[0] as u64 + !f[1] as u64 + t[1] as u64;
+    high + !f[2] as u64 + t[2] as u64 + !f[3] as u64 + t[3] as u64
+}
+
+/// Adds the few carries in the upper half of a sum to the lower one.
+#[inline(always)]
+const fn narrow(sum: u64) -> u32 {
+    add((sum & 0xffff_ffff) as u32, (sum >> 32) as u32)
 }
 
 /// The difference changed ports make.

@@ -5,7 +5,7 @@ use crate::csum;
 use crate::guard;
 use crate::icmp::ICMP_LEN;
 use crate::keys::Mac;
-use crate::packet::{ETH_IPV4, ETH_IPV6, ETH_LEN, Header, Packet, SCTP, UDP};
+use crate::packet::{ETH_IPV4, ETH_IPV6, ETH_LEN, Header, Packet, SCTP, TCP, UDP};
 use crate::verdict::{Ends, Forward, Image, Out, Question, Work};
 
 /// How a transport checksum is changed.
@@ -38,6 +38,14 @@ pub trait PacketMut: Packet {
     /// Applies a difference to a transport checksum at an offset.
     #[must_use]
     fn change_checksum(&mut self, offset: u32, diff: u32, cover: Cover) -> Option<()>;
+    /// Applies to the checksum of TCP at an offset the difference that other addresses of IPv6 make, which were stored before and
+    /// nothing makes up for yet.
+    #[must_use]
+    #[inline(always)]
+    fn change_moved(&mut self, offset: u32, diff: u32) -> Option<()> {
+        self.recount(diff);
+        self.change_checksum(offset, diff, PSEUDO)
+    }
 }
 
 pub(crate) const IPV4_CHECK: u32 = ETH_LEN + 10;
@@ -50,7 +58,9 @@ const UDP_CHECK: u32 = 6;
 const ICMP_CHECK: u32 = 2;
 
 /// A change of the pseudo header.
-const PSEUDO: Cover = Cover { pseudo: true, optional: false };
+pub const PSEUDO: Cover = Cover { pseudo: true, optional: false };
+/// The difference between equals, as one's complement has it.
+const NO_DIFF: u32 = !0;
 /// A change of what follows the header.
 const SEGMENT: Cover = Cover { pseudo: false, optional: false };
 
@@ -60,17 +70,18 @@ pub fn apply<P: PacketMut>(packet: &mut P, work: &mut Work) -> Option<()> {
     let (header, forward) = (&work.header, &work.forward);
     let (from, to) = ((header.sport, header.dport), (forward.sport, forward.dport));
     let ported = csum::port_word(from) != csum::port_word(to);
-    let moved = moved(header, forward);
+    let diff = address_diff(header, forward);
+    // What differs in its sum differs; the other way round it takes a look.
+    let moved = diff != NO_DIFF || moved(header, forward);
     if !moved && !ported {
         return macs(packet, &mut work.image, forward);
     }
     if ported && header.proto == SCTP {
         return None;
     }
-    let diff = address_diff(header, forward);
     write(packet, &mut work.image, header, forward, diff, true)?;
-    if moved && header.proto != SCTP {
-        change_transport(packet, header, diff, true)?;
+    if moved {
+        settle(packet, header, diff)?;
     }
     if !ported {
         return Some(());
@@ -87,7 +98,12 @@ pub fn apply<P: PacketMut>(packet: &mut P, work: &mut Work) -> Option<()> {
 #[inline(always)]
 pub fn fragment<P: PacketMut>(packet: &mut P, work: &mut Work) -> Option<()> {
     let (header, forward) = (&work.header, &work.forward);
-    write(packet, &mut work.image, header, forward, address_diff(header, forward), false)
+    let diff = address_diff(header, forward);
+    write(packet, &mut work.image, header, forward, diff, false)?;
+    if !header.v4 {
+        packet.recount(diff);
+    }
+    Some(())
 }
 
 /// As [`apply`], for an ICMP error; `None` if the kernel refused. Its quote is for [`quote`].
@@ -97,9 +113,23 @@ pub fn error<P: PacketMut>(packet: &mut P, work: &mut Work) -> Option<()> {
     let diff = address_diff(header, forward);
     write(packet, &mut work.image, header, forward, diff, false)?;
     if !header.v4 && moved(header, forward) {
+        packet.recount(diff);
         packet.change_checksum(header.l4 + ICMP_CHECK, diff, PSEUDO)?;
     }
     Some(())
+}
+
+/// Makes the checksum right that covers addresses which were stored. (The header of IPv4 makes up for them itself, and SCTP
+/// doesn't look at them.)
+#[inline(always)]
+fn settle<P: PacketMut>(packet: &mut P, header: &Header, diff: u32) -> Option<()> {
+    if !header.v4 {
+        if header.proto == TCP {
+            return packet.change_moved(header.l4 + TCP_CHECK, diff);
+        }
+        packet.recount(diff);
+    }
+    if header.proto == SCTP { Some(()) } else { change_transport(packet, header, diff, true) }
 }
 
 /// Whether a packet gets another address.
@@ -111,11 +141,11 @@ fn moved(header: &Header, forward: &Forward) -> bool {
 /// The difference that its addresses make.
 #[inline(always)]
 fn address_diff(header: &Header, forward: &Forward) -> u32 {
-    csum::add(csum::addr_diff(&header.src, &forward.src), csum::addr_diff(&header.dst, &forward.dst))
+    csum::ends_diff((&header.src, &header.dst), (&forward.src, &forward.dst))
 }
 
 /// Writes what changes of a packet's headers, and of its ports if it has such, at once: each call of a helper costs as much
-/// as a lookup. `diff`: what its addresses differ by.
+/// as a lookup. `diff`: what its addresses differ by; IPv6 makes up for nothing of that.
 #[inline(always)]
 fn write<P: PacketMut>(
     packet: &mut P,
@@ -128,9 +158,7 @@ fn write<P: PacketMut>(
     if header.v4 {
         return write4(packet, image, header, forward, diff, has_ports);
     }
-    write6(packet, image, header, forward, has_ports)?;
-    packet.recount(diff);
-    Some(())
+    write6(packet, image, header, forward, has_ports)
 }
 
 /// As [`write`], of an IPv4 packet, whose header makes up for its addresses with its own checksum.
