@@ -33,6 +33,9 @@ struct Args {
     /// How often that is done; the least counts, as all else is the machine's
     #[arg(long, default_value_t = 7)]
     rounds: u32,
+    /// Only packets whose name has this in it
+    #[arg(long, default_value = "")]
+    packet: String,
 }
 
 #[derive(Serialize)]
@@ -65,6 +68,9 @@ fn main() -> anyhow::Result<()> {
     let large = Plane::new(args.many, args.endpoints)?;
     let mut costs = Vec::new();
     for (packet, program, bytes, action) in packets() {
+        if !packet.contains(&args.packet) {
+            continue;
+        }
         let (mut few_ns, mut many_ns) = (f64::MAX, f64::MAX);
         for _ in 0..args.rounds {
             few_ns = few_ns.min(small.cost(program, &bytes, action, args.repeat).context(packet)?);
