@@ -84,6 +84,20 @@ fn what_somebody_else_wrote_and_took_back_is_forgotten_with_the_next_look() {
     assert_eq!(send(&mut kernel, ACK).0, Action::Pass, "refused");
 }
 
+#[test]
+fn that_an_endpoint_is_gone_is_not_remembered() {
+    stay_here();
+    let mut kernel = node_with_a_flow();
+    let value = endpoint(&mut kernel);
+    remove_as_somebody_else(&mut kernel);
+    kernel.driver().endpoints.dump().expect("read, which makes programs forget");
+    assert_eq!(send(&mut kernel, ACK).0, Action::Pass, "refused");
+    // A connection that begins asks the table, so the rest of it must not be refused by what was remembered before.
+    write_as_somebody_else(&mut kernel, &value);
+    assert_eq!(send(&mut kernel, SYN), (Action::Redirect, value.mac));
+    assert_eq!(send(&mut kernel, ACK), (Action::Redirect, value.mac));
+}
+
 fn write_as_somebody_else(kernel: &mut Kernel, value: &EndpointVal) {
     const UPDATE: libc::c_int = 2;
     let map = open(&map_pin(kernel.plane(), "ENDPOINTS"));

@@ -83,7 +83,7 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
             match self.map.insert(Plain(*key), Plain(*value), 0) {
                 Err(source) if errno(&source) == Some(libc::ENOMEM) && waited < REFILLS => rest(),
                 result => {
-                    self.is_changed();
+                    self.make_forget();
                     return result.map(|()| true).map_err(|source| self.error("write", source));
                 }
             }
@@ -99,7 +99,7 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
             loop {
                 // SAFETY: the map was opened with these types, which aya compares with the kernel's sizes.
                 let written = unsafe { sys::map_update_batch(self.fd(), &keys[done..], &values[done..]) };
-                self.is_changed();
+                self.make_forget();
                 match written {
                     Ok(()) => break,
                     Err((more, error)) if error.raw_os_error() == Some(libc::ENOMEM) && waited < REFILLS => {
@@ -122,7 +122,7 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
     pub fn remove(&mut self, key: &K) -> Result<bool, BpfError> {
         let removed = self.map.remove(&Plain(*key));
         // Also if somebody else has removed it: programs may remember it.
-        self.is_changed();
+        self.make_forget();
         match removed {
             Ok(()) => Ok(true),
             Err(source) if is_gone(&source) => Ok(false),
@@ -131,7 +131,7 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
     }
 
     /// Makes programs forget what they remember.
-    fn is_changed(&self) {
+    fn make_forget(&self) {
         if let Some(epoch) = &self.epoch {
             epoch.raise();
         }
@@ -149,7 +149,7 @@ impl<K: Layout + Ord, V: Layout + PartialEq> Table<K, V> {
             .map_err(|source| self.error("list", MapError::IoError(source)))?;
         self.entries.store(entries.len(), Ordering::Relaxed);
         // What somebody else wrote and took back shows in none of them, but may be remembered.
-        self.is_changed();
+        self.make_forget();
         Ok(entries)
     }
 
