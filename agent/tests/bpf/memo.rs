@@ -85,6 +85,27 @@ fn what_somebody_else_wrote_and_took_back_is_forgotten_with_the_next_look() {
 }
 
 #[test]
+fn entries_that_share_a_place_are_told_apart() {
+    /// Its two halves come to the same as those of [`LOCAL`].
+    const NEIGHBOR: u64 = LOCAL ^ 0x0000_0002_0000_0002;
+    stay_here();
+    let mut kernel = node_with_a_flow();
+    let value = endpoint(&mut kernel);
+    kernel.set_endpoint(NEIGHBOR, EndpointVal { mac: OTHER, ..value });
+    kernel.set_service(SERVICE, &[NEIGHBOR]);
+    let other = |kernel: &mut Kernel, flags| {
+        let packet = Segment::new(TCP, (V4.client, 40_001), (V4.node, 8080)).flags(flags).bytes();
+        let bytes = kernel.run(Program::MeshIngress, &packet).bytes;
+        *bytes.first_chunk::<6>().expect("as long as it was")
+    };
+    assert_eq!(other(&mut kernel, SYN), OTHER);
+    for _ in 0..2 {
+        assert_eq!(send(&mut kernel, ACK), (Action::Redirect, value.mac));
+        assert_eq!(other(&mut kernel, ACK), OTHER);
+    }
+}
+
+#[test]
 fn that_an_endpoint_is_gone_is_not_remembered() {
     stay_here();
     let mut kernel = node_with_a_flow();
