@@ -14,6 +14,7 @@ mod programs;
 mod report;
 mod rolling;
 mod scale;
+mod servers;
 mod stage;
 mod swarm;
 mod vip;
@@ -24,6 +25,7 @@ use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use serde_json::Value;
 
+use crate::interrupt::Interrupt;
 use crate::vm::Kind;
 
 #[derive(clap::Args)]
@@ -92,19 +94,25 @@ struct Outcome {
     failure: Option<String>,
 }
 
+/// Where benches run.
+enum Place {
+    Here(Interrupt),
+    /// Whoever watches the guest takes signals itself.
+    Guest(Kind),
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let names = if args.names.is_empty() { Name::value_variants() } else { &args.names };
     let mut documents = Vec::new();
     let mut failures = Vec::new();
+    let place = match args.vm {
+        Some(kind) => Place::Guest(kind),
+        None => Place::Here(Interrupt::watch()?),
+    };
     for &name in names {
-        let outcome = match (args.vm, name) {
-            (Some(kind), _) => guest::run(args, kind, name),
-            (None, Name::Mesh) => mesh::run(args),
-            (None, Name::Vip) => vip::run(args),
-            (None, Name::Cost) => cost::run(),
-            (None, Name::Ipvs) => ipvs::run(),
-            (None, Name::Rolling) => rolling::run(args),
-            (None, Name::Scale) => scale::run(args),
+        let outcome = match &place {
+            Place::Guest(kind) => guest::run(args, *kind, name),
+            Place::Here(interrupt) => run_here(args, name, interrupt),
         };
         let outcome = outcome.with_context(|| format!("bench {}", name.name()))?;
         documents.push(outcome.document);
@@ -117,6 +125,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
+}
+
+/// Fails once it is interrupted, and then leaves nothing behind.
+fn run_here(args: &Args, name: Name, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
+    match name {
+        Name::Mesh => mesh::run(args, interrupt),
+        Name::Vip => vip::run(args, interrupt),
+        Name::Cost => cost::run(),
+        Name::Ipvs => ipvs::run(),
+        Name::Rolling => rolling::run(args, interrupt),
+        Name::Scale => scale::run(args, interrupt),
+    }
 }
 
 /// Why there is no IPVS in this kernel, if there is none.

@@ -1,7 +1,6 @@
 //! `cargo xtask demo`: three hosts and a client, a swarm, a web service on an overlay, and what the client sees of it.
 
 mod claims;
-mod interrupt;
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -11,10 +10,10 @@ use serde::Serialize;
 use shoal_netns::{Programs, Swarm, sweep_stale};
 
 use crate::build_ebpf;
+use crate::interrupt::Interrupt;
 use crate::test::build_programs;
 use crate::tools::{DEMO, FIXTURE, ensure_tools, target_dir};
 use claims::{CLAIMS, Claim, Services};
-use interrupt::Interrupt;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

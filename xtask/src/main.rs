@@ -10,6 +10,7 @@ mod bench;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod interrupt;
 mod test;
 mod tidy;
 mod tools;

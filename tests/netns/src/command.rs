@@ -38,7 +38,13 @@ impl Run {
 
     /// A program in a control group.
     pub fn in_group(group: &Path, program: impl AsRef<OsStr>) -> Self {
-        let script = format!("echo 0 > {}/cgroup.procs && exec \"$0\" \"$@\"", group.display());
+        Self::in_groups(&[group], program)
+    }
+
+    /// A program in control groups, one of each hierarchy.
+    pub fn in_groups<G: AsRef<Path>>(groups: &[G], program: impl AsRef<OsStr>) -> Self {
+        let join = |group: &G| format!("echo 0 > {}/cgroup.procs && ", group.as_ref().display());
+        let script = groups.iter().map(join).collect::<String>() + "exec \"$0\" \"$@\"";
         Self::new("sh").args(["-c", &script]).args([program])
     }
 

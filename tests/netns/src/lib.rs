@@ -9,6 +9,7 @@
 
 mod capabilities;
 mod command;
+mod group;
 mod host;
 mod lan;
 mod node;
@@ -22,6 +23,7 @@ mod wait;
 
 pub use capabilities::{Need, wanted_engine};
 pub use command::{Process, Run, kill_hard};
+pub use group::Groups;
 pub use host::{Host, enter, prefix};
 pub use lan::{DEVICE, Lan, Place};
 pub use node::{Node, Programs};

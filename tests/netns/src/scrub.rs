@@ -41,10 +41,15 @@ fn children(directory: &Path) -> Vec<PathBuf> {
 
 /// Kills, unmounts, unpins and removes all that carries a host's unique name.
 pub(crate) fn remove_all_of(unique: &str, scratch: &Path) {
-    processes_in_group(unique).into_iter().for_each(kill_hard);
+    remove_groups(unique);
     unmount_below(scratch);
     drop(fs::remove_dir_all(Path::new("/sys/fs/bpf").join(unique)));
-    for group in groups(unique) {
+}
+
+/// Kills what is in the control groups of this name and removes them.
+pub(crate) fn remove_groups(name: &str) {
+    processes_in_group(name).into_iter().for_each(kill_hard);
+    for group in groups(name) {
         remove_group(&group);
     }
 }

@@ -8,13 +8,14 @@
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::ensure;
-use shoal_netns::{Host, Process, wait_for};
+use shoal_netns::{Host, wait_for};
 
+use super::measure::Loader;
 use super::path::{Case, Client};
+use super::servers::Servers;
 
 /// The ports of one set of servers.
 #[derive(Clone, Copy)]
@@ -82,27 +83,20 @@ pub(crate) struct Chain {
     pub(crate) remote: Task,
     pub(crate) local: Task,
     pub(crate) cpu: Option<usize>,
-    pub(crate) load: PathBuf,
     servers: Vec<Servers>,
-}
-
-/// The servers in one place.
-struct Servers {
-    load: Process,
-    _iperf: Process,
 }
 
 const A_ROUTER_MAC: &str = "02:00:00:78:00:0a";
 const A_ROUTER: &str = "10.79.0.1";
 
 impl Chain {
-    pub(crate) fn new(load: &Path, cpu: Option<usize>) -> anyhow::Result<Self> {
+    pub(crate) fn new(load: &Loader) -> anyhow::Result<Self> {
         let remote = Task { address: "10.79.0.12", mac: "02:00:00:78:00:12", host: Host::new("tb")? };
         let local = Task { address: "10.79.0.11", mac: "02:00:00:78:00:11", host: Host::new("ta")? };
         let Hosts { client, a, b } = Hosts::cabled()?;
-        let mut chain = Self { client, a, b, remote, local, cpu, load: load.to_owned(), servers: Vec::new() };
+        let mut chain = Self { client, a, b, remote, local, cpu: load.cpu, servers: Vec::new() };
         chain.overlay()?;
-        chain.start_servers()?;
+        chain.start_servers(load)?;
         Ok(chain)
     }
 
@@ -139,7 +133,7 @@ impl Chain {
         Ok(())
     }
 
-    fn start_servers(&mut self) -> anyhow::Result<()> {
+    fn start_servers(&mut self, load: &Loader) -> anyhow::Result<()> {
         let places = [
             (&self.a, HOST_PORTS),
             (&self.b, HOST_PORTS),
@@ -147,13 +141,7 @@ impl Chain {
             (&self.remote.host, TASK_PORTS),
         ];
         for (host, ports) in places {
-            // Ports of node A towards a task come round again within a run. The TIME_WAIT that one path left there
-            // would answer the next path's SYN with a stray ACK and cost it a second.
-            host.sysctl("ipv4/tcp_max_tw_buckets", "0")?;
-            let load = host.run(&self.load).args(server_arguments(ports)).cpu(self.cpu);
-            let iperf = host.run_line(&format!("iperf3 -s -p {}", ports.iperf)).cpu(self.cpu);
-            self.servers
-                .push(Servers { load: host.spawn("load", load)?, _iperf: host.spawn("iperf", iperf)? });
+            self.servers.push(Servers::start(host, load, ports)?);
         }
         Ok(())
     }
@@ -182,7 +170,7 @@ impl Chain {
             (false, Case::Local) => 2,
             (false, Case::Remote) => 3,
         };
-        format!(" pid={} ", self.servers[index].load.pid())
+        self.servers[index].mark()
     }
 
     /// Where the bare path ends: a process of the node that has the task, one cable away.

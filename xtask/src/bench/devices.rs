@@ -7,9 +7,10 @@
 use anyhow::Context;
 use shoal_netns::{Host, Process};
 
-use super::chain::{A_FRONT, Chain, TASK_PORTS, server_arguments};
+use super::chain::{A_FRONT, Chain, TASK_PORTS};
 use super::measure::Loader;
 use super::programs;
+use super::servers::Servers;
 
 /// Host side of the namespace's veth.
 const VETH: &str = "td";
@@ -17,8 +18,7 @@ const VETH: &str = "td";
 pub(crate) struct Devices {
     /// Held for the namespace, which ends with it.
     _task: Host,
-    load: Process,
-    _iperf: Process,
+    servers: Servers,
     program: std::path::PathBuf,
 }
 
@@ -33,13 +33,9 @@ impl Devices {
         a.ip(&format!("link set {VETH} up"))?;
         task.ip(&format!("addr add {A_FRONT}/24 dev eth0"))?;
         task.ip("link set eth0 up")?;
-        task.sysctl("ipv4/tcp_max_tw_buckets", "0")?;
         chain.same_senders(&task)?;
-        let servers = task.run(&load.program).args(server_arguments(TASK_PORTS)).cpu(load.cpu);
-        let iperf = task.run_line(&format!("iperf3 -s -p {}", TASK_PORTS.iperf)).cpu(load.cpu);
         Ok(Self {
-            load: task.spawn("load", servers)?,
-            _iperf: task.spawn("iperf", iperf)?,
+            servers: Servers::start(&task, load, TASK_PORTS)?,
             _task: task,
             program: programs::build()?.join("examples/redirect_only"),
         })
@@ -47,7 +43,7 @@ impl Devices {
 
     /// What its server says of itself.
     pub(crate) fn mark(&self) -> String {
-        format!(" pid={} ", self.load.pid())
+        self.servers.mark()
     }
 
     /// Leads what comes in by the uplink there, until it is dropped.

@@ -13,11 +13,12 @@ mod rules;
 use std::net::Ipv4Addr;
 
 use anyhow::Context;
-use shoal_netns::{Host, Process, Run};
+use shoal_netns::{Host, Run};
 
-use super::chain::{A_BACK, A_FRONT, B_BACK, Hosts, Ports, TASK_PORTS, server_arguments};
+use super::chain::{A_BACK, A_FRONT, B_BACK, Hosts, Ports, TASK_PORTS};
 use super::measure::Loader;
 use super::path::{Case, Client, Kept, Open};
+use super::servers::Servers;
 
 /// The task on B is published by the servers' own ports, that on A by these.
 const LOCAL_PORTS: Ports = Ports { whoami: 7200, conn: 7201, echo: 7202, iperf: 5401 };
@@ -85,7 +86,7 @@ struct Side {
     sandbox: Host,
     overlay: Host,
     node: Host,
-    servers: Option<(Process, Process)>,
+    servers: Option<Servers>,
 }
 
 impl Docker {
@@ -95,7 +96,7 @@ impl Docker {
         let mut sides = [Side::new(seat_a, a)?, Side::new(seat_b, b)?];
         for (side, other) in sides.iter_mut().zip([seat_b, seat_a]) {
             side.build(other).with_context(|| format!("on {}", side.node.label()))?;
-            side.serve(load)?;
+            side.servers = Some(Servers::start(&side.task, load, TASK_PORTS)?);
         }
         Ok(Self { client, sides })
     }
@@ -105,8 +106,7 @@ impl Docker {
             Case::Remote => (&self.sides[1], TASK_PORTS),
             Case::Local => (&self.sides[0], LOCAL_PORTS),
         };
-        let (server, _) = side.servers.as_ref().context("no servers were started")?;
-        let mark = format!(" pid={} ", server.pid());
+        let mark = side.servers.as_ref().context("no servers were started")?.mark();
         Ok(Open {
             client: Client::Host(&self.client),
             address: A_FRONT.to_owned(),
@@ -192,15 +192,6 @@ impl Side {
         ] {
             self.sandbox.sysctl(&format!("ipv4/vs/{name}"), value)?;
         }
-        Ok(())
-    }
-
-    fn serve(&mut self, load: &Loader) -> anyhow::Result<()> {
-        // As in the other chain: no path pays for another's TIME_WAIT.
-        self.task.sysctl("ipv4/tcp_max_tw_buckets", "0")?;
-        let server = self.task.run(&load.program).args(server_arguments(TASK_PORTS)).cpu(load.cpu);
-        let iperf = self.task.run_line(&format!("iperf3 -s -p {}", TASK_PORTS.iperf)).cpu(load.cpu);
-        self.servers = Some((self.task.spawn("load", server)?, self.task.spawn("iperf", iperf)?));
         Ok(())
     }
 }

@@ -10,13 +10,14 @@ use super::path::{Case, Path};
 use super::report::{Column, Conditions, Figures, Missing};
 use super::stage::{NotRun, Stage};
 use super::{Args, Outcome, kernel_release, programs};
+use crate::interrupt::Interrupt;
 use crate::tools::{BENCH, FIXTURE, ensure_tools};
 
 /// Rounds without a flag.
 const ROUNDS: u32 = 5;
 
 #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
-pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
     ensure_tools(FIXTURE.iter().chain(&BENCH))?;
     let directory = programs::build()?;
     let programs = Programs::in_directory(&directory)?;
@@ -32,9 +33,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         let paths: Vec<_> =
             paths.iter().copied().filter(|&path| not_run.iter().all(|not| not.path != path)).collect();
         let stats = args.stats.then(|| directory.join("examples/program_stats"));
-        let figures = measure_rounds(&stage, &paths, &load, &Effort { rounds, secs: args.secs, stats })?;
+        let effort = Effort { rounds, secs: args.secs, stats };
+        let figures = measure_rounds(&stage, &paths, &load, &effort, interrupt);
+        // Also when it is interrupted: daemons don't end with their handles.
         stage.strike()?;
-        (figures, not_run)
+        (figures?, not_run)
     };
     drop(programs);
     Residue::ensure_none_since(&before, &prefix())?;
@@ -61,12 +64,14 @@ fn measure_rounds(
     paths: &[Path],
     load: &Loader,
     effort: &Effort,
+    interrupt: &Interrupt,
 ) -> anyhow::Result<Figures<Path>> {
     let Effort { rounds, secs, stats } = effort;
     let mut figures = Figures::new();
     for round in 1..=*rounds {
         for case in Case::ALL {
             for &path in paths.iter().filter(|path| path.leads(case)) {
+                interrupt.check()?;
                 eprintln!("round {round} of {rounds}: {} {}", case.name(), path.name());
                 let open = path.open(stage, case)?;
                 let mut measured = measure(load, &open, *secs)?;

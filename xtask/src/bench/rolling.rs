@@ -12,6 +12,7 @@ use serde_json::Value;
 use shoal_netns::{Programs, Swarm, Task, Traffic, slowness, wait_for};
 
 use super::{Args, Outcome, kernel_release, programs};
+use crate::interrupt::Interrupt;
 use crate::tools::{FIXTURE, ensure_tools};
 
 /// Updates without a flag.
@@ -47,18 +48,19 @@ struct Figures {
 }
 
 #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
-pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
     ensure_tools(FIXTURE.iter())?;
     let programs = Programs::in_directory(&programs::build()?)?;
     let swarm = Swarm::three(&programs)?;
     create(&swarm)?;
     let load = Load::start(&swarm)?;
-    let updated = replace_all(&swarm, args.rounds.unwrap_or(UPDATES));
+    let updated = replace_all(&swarm, args.rounds.unwrap_or(UPDATES), interrupt);
     // Also when an update failed: the load must end before its swarm does.
-    let mut figures = load.finish()?;
+    let figures = load.finish();
+    swarm.dissolve()?;
+    let mut figures = figures?;
     (figures.updates, figures.replaced, figures.update_secs) = updated?;
     figures.kernel = kernel_release()?;
-    swarm.dissolve()?;
     println!("{}", figures.report());
     Ok(Outcome { document: serde_json::to_value(&figures)?, failure: figures.failure() })
 }
@@ -81,11 +83,12 @@ fn create(swarm: &Swarm) -> anyhow::Result<()> {
 
 /// Replaces all tasks so many times: how often, how many tasks, and the median of the seconds it took.
 #[expect(clippy::print_stderr, reason = "a command line tool reports to its terminal")]
-fn replace_all(swarm: &Swarm, updates: u32) -> anyhow::Result<(u32, usize, f64)> {
+fn replace_all(swarm: &Swarm, updates: u32, interrupt: &Interrupt) -> anyhow::Result<(u32, usize, f64)> {
     let mut replaced = 0;
     let mut seconds = Vec::new();
     let mut before = running(swarm)?;
     for update in 1..=updates {
+        interrupt.check()?;
         let start = Instant::now();
         swarm.manager().shoal(&["service", "update", "--force", "web"])?;
         seconds.push(start.elapsed().as_secs_f64());

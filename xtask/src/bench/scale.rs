@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use shoal_netns::Run;
 
 use super::{Args, Outcome, programs};
+use crate::interrupt::Interrupt;
 use crate::tools::{FIXTURE, ensure_tools};
 
 /// Services of each agent.
@@ -59,18 +60,19 @@ struct Memory {
 }
 
 #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
-pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
     ensure_tools(FIXTURE.iter())?;
     let directory = programs::build()?;
     let kernel = super::kernel_release()?;
     let mut agents = Vec::new();
     for services in SERVICES {
+        interrupt.check()?;
         let program = directory.join("examples/scale");
         let text = Run::new(program).args(["--services", &services.to_string()]).stdout()?;
         let agent: Agent = serde_json::from_str(&text).with_context(|| format!("not as expected: {text}"))?;
         agents.push(agent);
     }
-    let swarm = swarm::measure(&directory, args.rounds)?;
+    let swarm = swarm::measure(&directory, args.rounds, interrupt)?;
     let document = Document { bench: "scale", kernel, agents, swarm };
     println!("{}", document.report());
     Ok(Outcome { document: serde_json::to_value(&document)?, failure: None })

@@ -42,7 +42,7 @@ impl Stage {
         load: &Loader,
         programs: &Programs,
     ) -> anyhow::Result<(Self, Vec<NotRun>)> {
-        let chain = Chain::new(&load.program, load.cpu)?;
+        let chain = Chain::new(load)?;
         let mut stage = Self { chain, devices: None, ebpf: None, ipvs: None, docker: None, swarm: None };
         let mut not_run = Vec::new();
         for &path in paths {

@@ -10,6 +10,7 @@ use super::nodes::{Engine, Nodes};
 use super::path::{Case, Target};
 use super::report::{Column, Conditions, Figures};
 use super::{Args, Outcome, kernel_release, programs};
+use crate::interrupt::Interrupt;
 use crate::tools::{BENCH, FIXTURE, ensure_tools};
 
 /// Rounds without a flag.
@@ -29,7 +30,7 @@ impl Column for Target {
 }
 
 #[expect(clippy::print_stdout, reason = "a command line tool reports to its terminal")]
-pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
     ensure_tools(FIXTURE.iter().chain(&BENCH))?;
     let programs = Programs::in_directory(&programs::build()?)?;
     sweep_stale();
@@ -41,9 +42,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         let _autogroups = NoAutogroups::begin()?;
         let nodes = Nodes::start(&load, &programs, Engine::Ebpf)?;
         nodes.serve_client(&load)?;
-        let figures = measure_rounds(&nodes, &load, rounds, args.secs)?;
+        let figures = measure_rounds(&nodes, &load, rounds, args.secs, interrupt);
         nodes.dissolve()?;
-        figures
+        figures?
     };
     drop(programs);
     Residue::ensure_none_since(&before, &prefix())?;
@@ -55,13 +56,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
 
 /// Both targets in each round, either of them first in every other.
 #[expect(clippy::print_stderr, reason = "a command line tool reports to its terminal")]
-fn measure_rounds(nodes: &Nodes, load: &Loader, rounds: u32, secs: f64) -> anyhow::Result<Figures<Target>> {
+fn measure_rounds(
+    nodes: &Nodes,
+    load: &Loader,
+    rounds: u32,
+    secs: f64,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Figures<Target>> {
     let mut figures = Figures::new();
     for round in 1..=rounds {
         let mut targets = [Target::Endpoint, Target::Vip];
         targets.rotate_left(usize::from(round % 2 == 0));
         for case in Case::ALL {
             for target in targets {
+                interrupt.check()?;
                 eprintln!("round {round} of {rounds}: {} {}", case.name(), target.name());
                 let open = nodes.open_inside(case, target)?;
                 for (metric, value) in measure(load, &open, secs)? {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use shoal_netns::{Programs, Swarm, Task, wait_for};
 
 use super::quantile;
+use crate::interrupt::Interrupt;
 
 /// Tasks killed without a flag.
 const KILLS: u32 = 50;
@@ -102,24 +103,34 @@ fn ms(nanoseconds: i64) -> f64 {
 }
 
 /// Forms a swarm and kills so many tasks of a service in it.
-pub(super) fn measure(directory: &Path, rounds: Option<u32>) -> anyhow::Result<Figures> {
+pub(super) fn measure(
+    directory: &Path,
+    rounds: Option<u32>,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Figures> {
     let programs = Programs::in_directory(directory)?;
     let swarm = Swarm::three(&programs)?;
+    let figures = kill_all(directory, &swarm, rounds.unwrap_or(KILLS), interrupt);
+    swarm.dissolve()?;
+    figures
+}
+
+/// Runs a service and kills so many of its tasks, one after the other.
+fn kill_all(directory: &Path, swarm: &Swarm, kills: u32, interrupt: &Interrupt) -> anyhow::Result<Figures> {
     let load = swarm.programs.load.display().to_string();
     let replicas = REPLICAS.to_string();
     let head = ["service", "create", "--name", "web", "--replicas", &replicas, "-p", "8081:7001"];
     let options = ["--restart-delay", "0s", "--restart-max-attempts", "0"];
     swarm.manager().shoal(&[&head[..], &options, &["--", &load, "serve", "--conn", "7001"]].concat())?;
-    running(&swarm, None)?;
-    let watch = Watch::start(directory, &swarm)?;
+    running(swarm, None)?;
+    let watch = Watch::start(directory, swarm)?;
     let mut figures = Figures::default();
-    for number in 0..rounds.unwrap_or(KILLS) {
-        let tasks = running(&swarm, None)?;
+    for number in 0..kills {
+        interrupt.check()?;
+        let tasks = running(swarm, None)?;
         let task = tasks.get(usize::try_from(number)? % tasks.len()).context("no task")?;
-        figures.kill(&swarm, &watch, task).with_context(|| format!("kill {number} ({})", task.name))?;
+        figures.kill(swarm, &watch, task).with_context(|| format!("kill {number} ({})", task.name))?;
     }
-    drop(watch);
-    swarm.dissolve()?;
     Ok(figures)
 }
 

@@ -1,4 +1,4 @@
-//! Ctrl-C that ends a demo in order.
+//! Ctrl-C that ends a demo or a bench in order.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Watches for SIGINT and SIGTERM. The first asks for an end in order; the second one is not waited for.
-pub(super) struct Interrupt {
+pub(crate) struct Interrupt {
     state: Arc<State>,
 }
 
@@ -19,7 +19,7 @@ struct State {
 
 impl Interrupt {
     /// Must be called before other threads are started, as they inherit that the signals are blocked.
-    pub(super) fn watch() -> anyhow::Result<Self> {
+    pub(crate) fn watch() -> anyhow::Result<Self> {
         let mut signals = SigSet::empty();
         signals.add(Signal::SIGINT);
         signals.add(Signal::SIGTERM);
@@ -39,18 +39,18 @@ impl Interrupt {
         Ok(Self { state })
     }
 
-    pub(super) fn came(&self) -> bool {
+    pub(crate) fn came(&self) -> bool {
         self.state.came.load(Ordering::SeqCst)
     }
 
     /// Fails once the signal came; for between steps.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.came(), "interrupted");
         Ok(())
     }
 
     /// Blocks until the signal comes.
-    pub(super) fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let mut guard = self.state.lock.lock().unwrap_or_else(PoisonError::into_inner);
         while !self.came() {
             guard = self.state.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
