@@ -70,6 +70,8 @@ pub struct Config {
     pub lb_engine: LbEngine,
     /// Whether the programs may open and make tunnel packets themselves; none: as the kernel is.
     pub fast_lane: Option<bool>,
+    /// Whether interfaces of new tasks are netkit devices; none: where the kernel has them.
+    pub netkit: Option<bool>,
     /// Flows that the tables of the data plane have room for.
     pub flow_entries: u32,
     /// Whether connections of tasks to virtual IPs are led to endpoints when they are made; `None`: where the kernel can.
@@ -119,6 +121,7 @@ impl Config {
             },
             lb_engine: parse(settings, "network.lb_engine", "use auto (as the swarm is set), ipvs or ebpf")?,
             fast_lane: switch(settings, "network.fast_lane")?,
+            netkit: switch(settings, "network.netkit")?,
             flow_entries: flow_entries(settings)?,
             connect_hooks: switch(settings, "network.connect_hooks")?,
             cert_lifetime: cert_lifetime(settings)?,

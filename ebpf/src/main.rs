@@ -171,7 +171,7 @@ fn carry_out(skb: &mut Skb, program: Program, verdict: Verdict, work: &mut Work)
         },
     };
     let sent = match ready {
-        Ok(()) => send(skb, work, matches!(verdict, Verdict::Forward)),
+        Ok(()) => send(skb, program, work, matches!(verdict, Verdict::Forward)),
         Err(reason) => Err(reason),
     };
     match sent {
@@ -330,7 +330,7 @@ fn fragment_rewrite(mut skb: Skb, work: &mut Work) -> u32 {
 
 /// Sends a packet on; the action that does it, or why it goes no further. `is_changed`: it is as [`Work::forward`] says.
 #[inline(always)]
-fn send(skb: &mut Skb, work: &Work, is_changed: bool) -> Result<i32, Reason> {
+fn send(skb: &mut Skb, program: Program, work: &Work, is_changed: bool) -> Result<i32, Reason> {
     if work.narrow != 0
         && let Some(mtu) = skb.mtu(work.narrow)
         && rewrite::narrow(skb, &work.header, mtu).is_none()
@@ -342,7 +342,9 @@ fn send(skb: &mut Skb, work: &Work, is_changed: bool) -> Result<i32, Reason> {
             // The frame came to a device with another address, so the kernel took it for somebody else's.
             skb.claim_for_host();
             skb.set_mark(work.mark);
-            Ok(helpers::redirect_peer(ifindex))
+            // The short way in is for what was received (`skb_do_redirect` in net/core/filter.c).
+            let is_sent = matches!(program, Program::TaskTx) && !skb.is_received();
+            Ok(if is_sent { helpers::redirect(ifindex) } else { helpers::redirect_peer(ifindex) })
         }
         // A checksum of SCTP that is left to a device is made by the tunnel's; no uplink looks for it in what we wrap.
         Out::Device(ifindex) if work.header.proto == SCTP => Ok(helpers::redirect(ifindex)),

@@ -72,6 +72,14 @@ impl Skb {
         unsafe { (*self.raw).ifindex }
     }
 
+    /// Whether the packet was received by the device the program is attached to. Else it is just being sent, by the other
+    /// side of a netkit device.
+    #[inline(always)]
+    pub fn is_received(&self) -> bool {
+        // SAFETY: the kernel's context is valid for the whole run of the program.
+        unsafe { (*self.raw).ingress_ifindex != 0 }
+    }
+
     /// The MTU of a device.
     #[inline(always)]
     pub fn mtu(&self, ifindex: u32) -> Option<u32> {

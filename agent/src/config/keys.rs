@@ -71,6 +71,13 @@ pub const KEYS: &[KeyInfo] = &[
          programs), on or off",
     ),
     key(
+        "network.netkit",
+        "SHOAL_NETWORK_NETKIT",
+        "auto",
+        "whether interfaces of new tasks are netkit devices, by which what a task sends skips the CPU's backlog: auto (if the \
+         kernel has them), on or off (veth)",
+    ),
+    key(
         "network.flow_entries",
         "SHOAL_NETWORK_FLOW_ENTRIES",
         "262144",

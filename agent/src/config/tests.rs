@@ -90,6 +90,7 @@ fn a_wrong_value_says_where_it_came_from() {
         ("[network]\nmtu = 100\n", "network.mtu"),
         ("[network]\nlb_engine = \"IPVS\"\n", "network.lb_engine"),
         ("[network]\nfast_lane = \"yes\"\n", "network.fast_lane"),
+        ("[network]\nnetkit = \"veth\"\n", "network.netkit"),
         ("[network]\nflow_entries = 4095\n", "network.flow_entries"),
         ("[network]\nconnect_hooks = \"yes\"\n", "network.connect_hooks"),
         ("[node]\nname = \"Not A Label\"\n", "node.name"),

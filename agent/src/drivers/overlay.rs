@@ -6,6 +6,7 @@ mod connected;
 mod forwarding;
 mod inside;
 mod leg;
+mod pair;
 mod sandbox;
 mod veth;
 
@@ -24,6 +25,8 @@ use shoal_plan::object::{Bridge, Object, Vxlan};
 use shoal_plan::{IfName, Objects};
 use shoal_types::Vni;
 
+use pair::Pairs;
+
 use super::link::{Link, LinkError, LinkTable, Nl, link_message};
 use crate::netns::NetnsDir;
 
@@ -34,6 +37,7 @@ pub use leg::TASK_TABLE;
 pub struct Overlay {
     nl: Nl,
     namespaces: NetnsDir,
+    pairs: Pairs,
 }
 
 /// An address to be put on a link: no duplicate detection, as addresses come from the cluster's state.
@@ -87,7 +91,13 @@ fn first_of_each(addresses: &[(IpAddr, u8)]) -> Option<(Ipv4Net, Ipv6Net)> {
 impl Overlay {
     /// Over the node's own namespace, with the tasks' ones under a run directory.
     pub fn new(nl: Nl, namespaces: NetnsDir) -> Self {
-        Self { nl, namespaces }
+        Self { nl, namespaces, pairs: Pairs::new(None) }
+    }
+
+    /// With interfaces of tasks as netkit devices, or not; none: where the kernel has them.
+    #[must_use]
+    pub fn with_netkit(self, netkit: Option<bool>) -> Self {
+        Self { pairs: Pairs::new(netkit), ..self }
     }
 
     /// The netlink handle of the node's namespace.

@@ -75,7 +75,7 @@ pub(super) fn facility(
         tracing::info!(swept, "removed mount points of namespaces that were not made");
     }
     Ok(HostFacility::new(Parts {
-        overlay: Overlay::new(nl, namespaces),
+        overlay: Overlay::new(nl, namespaces).with_netkit(config.netkit),
         egress: Egress::new(stats.writes.clone()),
         bpf,
         dns: DnsDriver::new(dns, stats.dns.clone(), stats.told.clone()),

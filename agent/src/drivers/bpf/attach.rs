@@ -1,4 +1,4 @@
-//! Programs at devices: TCX links where the kernel has them, else clsact filters.
+//! Programs at devices: links of netkit devices and TCX links where the kernel has them, else clsact filters.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +35,7 @@ pub struct Attachment {
 
 /// What is pinned for an attachment.
 enum Pinned {
-    /// A TCX link, and what it says of itself.
+    /// A link, and what it says of itself.
     Link(OwnedFd, sys::LinkInfo),
     /// The program of a clsact filter.
     Filter(u32),
@@ -54,7 +54,7 @@ impl BpfDriver {
             self.unpin(at)?;
         }
         let fd = self.program(program)?;
-        match tcx_attach(fd.as_fd(), ifindex) {
+        match link_attach(fd.as_fd(), at) {
             Ok(link) => {
                 sys::object_pin(link.as_fd(), &self.pin(at)).map_err(|e| error(Box::new(e)))?;
             }
@@ -108,7 +108,7 @@ impl BpfDriver {
     /// of by the kernel.
     pub(super) fn is_linked(&self, at: Attachment) -> Result<bool, BpfError> {
         Ok(match self.pinned(at)? {
-            Some(Pinned::Link(_, info)) => info.ifindex == at.ifindex,
+            Some(Pinned::Link(_, info)) => info.is_alive(at.ifindex),
             Some(Pinned::Filter(_)) => true,
             None => false,
         })
@@ -243,10 +243,10 @@ impl Pinned {
 
 /// Attaches a program, if it has to be once that is detached which has just lost its pin: the kernel does it a moment later,
 /// and until then says that the program is there.
-fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+fn link_attach(program: BorrowedFd<'_>, at: Attachment) -> io::Result<OwnedFd> {
     let mut waited = 0;
     loop {
-        match sys::tcx_attach(program, ifindex) {
+        match link_once(program, at) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) && waited < DETACHES => table::rest(),
             result => return result,
         }
@@ -254,11 +254,22 @@ fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
     }
 }
 
+/// What a task sends over a netkit device is met where it is sent; everything else where it is received.
+fn link_once(program: BorrowedFd<'_>, at: Attachment) -> io::Result<OwnedFd> {
+    if at.program == Program::TaskTx {
+        match sys::netkit_attach(program, at.ifindex) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::EINVAL)) => {}
+            result => return result,
+        }
+    }
+    sys::tcx_attach(program, at.ifindex)
+}
+
 /// Whether what is pinned is still attached.
 fn is_alive(pinned: &Pinned, at: Attachment) -> io::Result<bool> {
     match pinned {
         // A link outlives its device, and being detached, and then names none.
-        Pinned::Link(_, info) => Ok(info.ifindex == at.ifindex),
+        Pinned::Link(_, info) => Ok(info.is_alive(at.ifindex)),
         // The pin is a mark, and outlives the filter.
         Pinned::Filter(program) => {
             let filters = filter::at(at.ifindex)?;

@@ -20,6 +20,8 @@ const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_TCX_INGRESS: u32 = 46;
+const BPF_NETKIT_PEER: u32 = 55;
+const BPF_LINK_TYPE_NETKIT: u32 = 13;
 
 /// `union bpf_attr`, large enough for the commands used here, as 64-bit words.
 #[repr(C, align(8))]
@@ -92,7 +94,17 @@ pub(crate) fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> 
 
 /// Attaches a program to the ingress of a device of the calling thread's network namespace, as the last of its list.
 pub(crate) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
-    let mut attr = Attr::new().pair(0, raw(program), ifindex).pair(1, BPF_TCX_INGRESS, 0);
+    device_attach(program, ifindex, BPF_TCX_INGRESS)
+}
+
+/// Attaches a program to what the other side of a netkit device sends, as the last of its list. `ENXIO`: the device is of
+/// another kind; `EINVAL`: the kernel (before Linux 6.7, or built without) knows none of that kind.
+pub(crate) fn netkit_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    device_attach(program, ifindex, BPF_NETKIT_PEER)
+}
+
+fn device_attach(program: BorrowedFd<'_>, ifindex: u32, kind: u32) -> io::Result<OwnedFd> {
+    let mut attr = Attr::new().pair(0, raw(program), ifindex).pair(1, kind, 0);
     // SAFETY: the attribute holds no addresses.
     let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?;
     owned(fd)
@@ -215,13 +227,22 @@ pub(crate) unsafe fn lookup_batches<K: Layout, V: Layout>(map: BorrowedFd<'_>) -
     }
 }
 
-/// What a TCX link says of itself.
+/// What a link to a device says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LinkInfo {
     /// The attached program's id.
     pub(crate) program: u32,
-    /// The device; 0 once it is gone.
-    pub(crate) ifindex: u32,
+    /// The device; 0 once it is gone. That of netkit is the other side, numbered in a namespace of its own
+    /// (`bpf_netkit_link_fill_info` in drivers/net/netkit.c).
+    ifindex: u32,
+    is_netkit: bool,
+}
+
+impl LinkInfo {
+    /// Whether what was attached to a device still is.
+    pub(crate) fn is_alive(self, ifindex: u32) -> bool {
+        if self.is_netkit { self.ifindex != 0 } else { self.ifindex == ifindex }
+    }
 }
 
 /// Reads what a link is attached to; `None` if the object is no link but a program.
@@ -231,9 +252,10 @@ pub(crate) fn link_info(object: BorrowedFd<'_>) -> io::Result<Option<LinkInfo>> 
     if name.as_os_str() == "anon_inode:bpf-prog" {
         return Ok(None);
     }
-    // struct bpf_link_info: type, id, prog_id, (padding), then the union with ifindex first for TCX.
+    // struct bpf_link_info: type, id, prog_id, (padding), then the union with ifindex first for TCX and netkit.
     let words = object_info(object)?;
-    Ok(Some(LinkInfo { program: words[2], ifindex: words[4] }))
+    let is_netkit = words[0] == BPF_LINK_TYPE_NETKIT;
+    Ok(Some(LinkInfo { program: words[2], ifindex: words[4], is_netkit }))
 }
 
 /// Reads the id of a program.

@@ -100,6 +100,7 @@ impl Overlay {
     ) -> Result<(), LinkError> {
         let leg = &balancer.leg;
         let veth = Veth {
+            is_leg: false,
             host: &leg.host,
             mark: &leg.mark,
             port: Some(Port { bridge: &leg.bridge, isolated: false }),
@@ -122,6 +123,7 @@ impl Overlay {
 
     async fn ensure_gate(&self, gate: &Gate, netns: &Netns, inner_nl: &Nl) -> Result<(), LinkError> {
         let veth = Veth {
+            is_leg: false,
             host: &gate.host,
             mark: &Mark::Gate,
             port: None,

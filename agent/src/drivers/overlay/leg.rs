@@ -102,6 +102,7 @@ impl Overlay {
 
     async fn ensure_leg_in(&self, leg: &Leg, netns: &Netns, inner_nl: &Nl) -> Result<(), LinkError> {
         let veth = Veth {
+            is_leg: true,
             host: &leg.host,
             mark: &leg.mark,
             port: Some(Port { bridge: &leg.bridge, isolated: matches!(leg.kind, LegKind::Egress { .. }) }),

@@ -1,12 +1,9 @@
 //! A veth into a namespace of ours: one side on the host, marked and perhaps a port of a bridge, the other inside.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
-};
+use netlink_packet_route::link::{InfoBridgePort, LinkAttribute};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::{LinkBridgePort, LinkMessageBuilder};
@@ -26,6 +23,8 @@ const LINK_LOCAL_PREFIX: u8 = 64;
 /// A veth as it is wanted.
 #[derive(Debug)]
 pub(super) struct Veth<'a> {
+    /// Whether it is a task's, and may be of netkit.
+    pub(super) is_leg: bool,
     /// Name on the host.
     pub(super) host: &'a IfName,
     /// Ownership mark on the host's side.
@@ -114,7 +113,7 @@ impl Overlay {
         let link = if let Some(link) = existing {
             link
         } else {
-            let link = self.create(veth.host, new_veth(veth, netns)).await?;
+            let link = self.make_pair(veth, netns).await?;
             inside = Inside::read(inner_nl).await?;
             link
         };
@@ -150,27 +149,6 @@ impl Overlay {
         }
         Ok(())
     }
-}
-
-/// A veth whose other end is made in the namespace under its final name.
-fn new_veth(veth: &Veth<'_>, netns: &Netns) -> LinkMessage {
-    let mut peer = LinkMessage::default();
-    peer.attributes = vec![
-        LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd()),
-        LinkAttribute::IfName(veth.inner.to_string()),
-        LinkAttribute::Mtu(veth.mtu),
-    ];
-    peer.attributes.extend(veth.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
-    let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::IfName(veth.host.to_string()),
-        LinkAttribute::Mtu(veth.mtu),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-        ]),
-    ];
-    message
 }
 
 async fn ensure_inner(nl: &Nl, veth: &Veth<'_>, inner: &Link, inside: &Inside) -> Result<(), LinkError> {

@@ -25,6 +25,7 @@ mod mesh;
 mod names;
 mod outside;
 mod packets;
+mod pairs;
 mod ports;
 mod proxy;
 mod refusals;

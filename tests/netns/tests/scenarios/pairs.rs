@@ -1,0 +1,112 @@
+//! Interfaces of tasks: netkit devices where the kernel has them, and veth beside them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use shoal_netns::{Host, Node, Run, Swarm, Task, ask_by, wait_for};
+
+use crate::harness::{
+    ECHO, PATIENCE, PUBLISHED_WHOAMI, WHOAMI, ask_node, create, ensure_same, host_names, node_of, running,
+    traffic_secs, web,
+};
+
+/// What a kernel makes of interfaces of tasks.
+fn best() -> anyhow::Result<&'static str> {
+    let host = Host::new("probe")?;
+    Ok(if host.ip("link add nk type netkit").is_ok() { "netkit" } else { "veth" })
+}
+
+/// The kinds of a task's interfaces.
+fn kinds(task: &Task) -> anyhow::Result<Vec<String>> {
+    let text = task.run_line("ip -j -d link show")?.stdout()?;
+    let links: Vec<Value> = serde_json::from_str(&text)?;
+    let kinds = links.iter().filter_map(|link| link["linkinfo"]["info_kind"].as_str().map(str::to_owned));
+    Ok(kinds.collect())
+}
+
+fn ensure_kind(tasks: &[Task], kind: &str) -> anyhow::Result<()> {
+    for task in tasks {
+        let kinds = kinds(task)?;
+        ensure!(kinds.len() >= 2 && kinds.iter().all(|found| found == kind), "{}: {kinds:?}", task.name);
+    }
+    Ok(())
+}
+
+fn set_netkit(swarm: &mut Swarm, setting: &str) -> anyhow::Result<()> {
+    for node in &mut swarm.nodes {
+        node.configure(&format!("[network]\nnetkit = \"{setting}\"\n"))?;
+        node.stop_daemon()?;
+        node.start_daemon()?;
+    }
+    swarm.wait_ready(3)
+}
+
+/// Old tasks and new ones ask each other: by virtual IP, by the tasks' own addresses, over all protocols.
+fn meet(swarm: &Swarm, askers: &[Task], service: &str, asked: &[Task]) -> anyhow::Result<()> {
+    let vip = swarm.manager().vip(service, "front")?;
+    for asker in askers {
+        let netns = asker.netns()?;
+        let run = || Run::new(&swarm.programs.load).netns(&netns);
+        for address in vip.addresses() {
+            for udp in [false, true] {
+                let answers = ask_by(run(), SocketAddr::new(address, WHOAMI), udp, 30)?.complete();
+                let answers = answers.with_context(|| format!("{} asks {service} (udp: {udp})", asker.name))?;
+                ensure_same("who answered", &answers.hosts.keys().cloned().collect(), &host_names(asked))?;
+            }
+        }
+        for task in asked {
+            for address in task.attachment("front")?.addresses() {
+                let target = SocketAddr::new(address, ECHO).to_string();
+                let mode = ["rr", "--target", &target, "--size", "100000", "--secs", &traffic_secs(200)];
+                run().args(mode).stdout().with_context(|| format!("{} and {}", asker.name, task.name))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The pins of what is attached to interfaces of tasks.
+fn pins(node: &Node) -> anyhow::Result<Vec<PathBuf>> {
+    let mut pins = Vec::new();
+    for generation in std::fs::read_dir(node.bpf_dir())? {
+        for link in std::fs::read_dir(generation?.path().join("links")).into_iter().flatten() {
+            pins.push(link?.path());
+        }
+    }
+    let is_of_task = |pin: &PathBuf| pin.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"task_tx@"));
+    pins.retain(is_of_task);
+    Ok(pins)
+}
+
+/// Tasks that have interfaces of one kind, beside others of the other. What is attached to them comes back when it is taken.
+pub(crate) fn meet_each_other(swarm: &mut Swarm) -> anyhow::Result<()> {
+    let best = best()?;
+    let web = web(swarm, 3)?;
+    ensure_kind(&web, best)?;
+    set_netkit(swarm, "off")?;
+    create(swarm, "later", "front", &["--mode", "global"])?;
+    let later = running(swarm, "later", 3)?;
+    ensure_kind(&web, best).context("tasks of before")?;
+    ensure_kind(&later, "veth").context("tasks of after")?;
+    meet(swarm, &later, "web", &web)?;
+    meet(swarm, &web, "later", &later)?;
+    let node = node_of(swarm, &web[0])?;
+    let taken = pins(node)?;
+    ensure!(taken.len() >= 6, "each interface has a program: {taken:?}");
+    taken.iter().try_for_each(std::fs::remove_file)?;
+    wait_for("the programs to be back", PATIENCE, || match pins(node) {
+        Ok(back) if back.len() == taken.len() => Ok(()),
+        other => Err(format!("{other:?}, not {taken:?}")),
+    })?;
+    meet(swarm, &later, "web", &web)?;
+    for node in &swarm.nodes {
+        for address in node.place.addresses() {
+            for udp in [false, true] {
+                ask_node(swarm, address, PUBLISHED_WHOAMI, udp, 20)?.complete()?;
+            }
+        }
+    }
+    set_netkit(swarm, "auto")
+}
