@@ -15,10 +15,10 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::AddressFamily;
-use shoal_agent::drivers::link::{LinkTable, Nl, Writes, link_message};
+use shoal_agent::drivers::link::{LinkError, LinkTable, Nl, Writes, link_message};
 use shoal_agent::drivers::overlay::Overlay;
 use shoal_agent::netns::{Netlink, Netns, NetnsDir};
-use shoal_plan::object::{Fdb, Neighbor};
+use shoal_plan::object::{Fdb, LegKind, Neighbor};
 use shoal_plan::{EgressFacts, Facts, IfName, Key, Object, Objects, Op, desired, plan};
 use shoal_types::assignment::{
     AssignedNetwork, AssignedTask, Assignment, ClusterView, Endpoint, Member, Object as Assigned,
@@ -43,12 +43,17 @@ struct TestHost {
 
 impl TestHost {
     fn new() -> Self {
+        Self::with_netkit(None)
+    }
+
+    fn with_netkit(netkit: Option<bool>) -> Self {
         let scratch = tempfile::tempdir().expect("a directory");
         let netns = Netns::anonymous().expect("namespaces need root");
         let connection = netns.netlink().expect("netlink");
         let writes = Writes::default();
         let namespaces = NetnsDir::new(scratch.path());
-        let overlay = Overlay::new(Nl::new(connection.handle(), &writes), namespaces.clone());
+        let overlay =
+            Overlay::new(Nl::new(connection.handle(), &writes), namespaces.clone()).with_netkit(netkit);
         Self { netns, connection, overlay, writes, namespaces, _scratch: scratch }
     }
 
@@ -264,6 +269,43 @@ async fn what_is_written_is_read_back_and_a_second_pass_writes_nothing() {
     assert!(host.converge(&wanted).await > 20);
     host.assert_is(&wanted).await;
     assert_eq!(host.converge(&wanted).await, 0);
+}
+
+/// Makes all that a task has but its interface, and then that: its kind.
+async fn kind_of_interface(netkit: Option<bool>) -> Result<InfoKind, LinkError> {
+    let host = TestHost::with_netkit(netkit);
+    let wanted = wanted(0, true);
+    let mut rest = wanted.clone();
+    rest.retain(|key, _| !matches!(key, Key::Leg(_)));
+    host.converge(&rest).await;
+    let legs = wanted.values().filter_map(|object| match object {
+        Object::Leg(leg) if matches!(leg.kind, LegKind::Ingress { .. }) => Some(leg),
+        _ => None,
+    });
+    for leg in legs {
+        host.overlay.ensure_leg(leg).await?;
+    }
+    let links = host.nl().links().await.expect("links");
+    let link = links.get(&IfName::veth(at(20, 0).endpoint)).expect("the interface is there");
+    Ok(link.kind.clone().expect("it is of a kind"))
+}
+
+#[tokio::test]
+async fn interfaces_of_tasks_are_netkit_where_that_is_and_is_not_refused() {
+    // What the kernel has shows when nothing else will do.
+    let best = match kind_of_interface(Some(true)).await {
+        Ok(kind) => {
+            assert_eq!(kind, InfoKind::Netkit);
+            kind
+        }
+        Err(error) => {
+            let text = error.to_string();
+            assert!(text.contains("no netkit devices; set network.netkit to auto or off"), "{text}");
+            InfoKind::Veth
+        }
+    };
+    assert_eq!(kind_of_interface(None).await.expect("made"), best);
+    assert_eq!(kind_of_interface(Some(false)).await.expect("made"), InfoKind::Veth);
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ pub fn redirect_in(ifindex: u32) -> i32 {
     unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32 }
 }
 
-/// Delivers the packet in the namespace of a veth's other side. Returns the program's verdict.
+/// Delivers a packet that was received in the namespace of the other side of a veth or netkit device. Returns the program's verdict.
 #[inline(always)]
 pub fn redirect_peer(ifindex: u32) -> i32 {
     // SAFETY: takes no pointers.

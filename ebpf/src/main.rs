@@ -54,7 +54,7 @@ pub fn overlay_rx(ctx: TcContext) -> i32 {
     carry_out(&mut skb, Program::OverlayRx, verdict, work)
 }
 
-/// Ingress of the host side of each task veth: what the task sends.
+/// Ingress of the host side of each task veth: what the task sends. Of a netkit device, before it is received there.
 #[classifier]
 #[inline(always)]
 pub fn task_tx(ctx: TcContext) -> i32 {

@@ -41,12 +41,14 @@ impl Overlay {
         }
         let netkit = vec![InfoNetkit::Mode(NetkitMode::L2), InfoNetkit::Peer(inner(veth, netns))];
         match self.create(veth.host, outer(veth, InfoKind::Netkit, InfoData::Netkit(netkit))).await {
-            Err(error) if error.errno() == Some(libc::EOPNOTSUPP) && !self.pairs.only => {
+            Err(error) if error.errno() != Some(libc::EOPNOTSUPP) => Err(error),
+            Err(_) if self.pairs.only => Err(LinkError::NoNetkit(veth.host.clone())),
+            Err(_) => {
                 tracing::info!("this kernel has no netkit: the interfaces of tasks are veth");
                 self.pairs.netkit.store(false, Ordering::Relaxed);
                 self.create(veth.host, outer(veth, InfoKind::Veth, of_veth())).await
             }
-            other => other,
+            made => made,
         }
     }
 }
