@@ -162,6 +162,13 @@ impl Chain {
         Ok(None)
     }
 
+    /// Whether the kernel has netkit devices.
+    pub(crate) fn has_netkit(&self) -> bool {
+        // Its peer goes with it.
+        self.local.host.ip("link add probe type netkit").is_ok()
+            && self.local.host.ip("link del probe").is_ok()
+    }
+
     /// What the server meant says of itself, at the end of a path.
     pub(crate) fn server_mark(&self, case: Case, bare: bool) -> String {
         let index = match (bare, case) {

@@ -22,17 +22,26 @@ const PATIENCE: Duration = Duration::from_mins(1);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Engine {
     Ebpf,
+    /// The same, with tasks behind veth where they might have netkit.
+    Veth,
     Ipvs,
 }
-
-/// The setting of `shoald` that chooses it.
-const ENGINE_SETTING: &str = "SHOAL_NETWORK_LB_ENGINE";
 
 impl Engine {
     fn name(self) -> &'static str {
         match self {
             Self::Ebpf => "ebpf",
+            Self::Veth => "veth",
             Self::Ipvs => "ipvs",
+        }
+    }
+
+    /// The settings of `shoald` that choose it.
+    fn settings(self) -> &'static str {
+        match self {
+            Self::Ebpf => "SHOAL_NETWORK_LB_ENGINE=ebpf",
+            Self::Veth => "SHOAL_NETWORK_LB_ENGINE=ebpf SHOAL_NETWORK_NETKIT=off",
+            Self::Ipvs => "SHOAL_NETWORK_LB_ENGINE=ipvs",
         }
     }
 }
@@ -51,9 +60,8 @@ struct Launcher(PathBuf);
 
 impl Launcher {
     fn new(shoald: &Path, engine: Engine) -> anyhow::Result<Self> {
-        let engine = engine.name();
-        let this = Self(std::env::temp_dir().join(format!("{}shoald-{engine}", prefix())));
-        let script = format!("#!/bin/sh\n{ENGINE_SETTING}={engine} exec {} \"$@\"\n", shoald.display());
+        let this = Self(std::env::temp_dir().join(format!("{}shoald-{}", prefix(), engine.name())));
+        let script = format!("#!/bin/sh\n{} exec {} \"$@\"\n", engine.settings(), shoald.display());
         std::fs::write(&this.0, script)?;
         std::fs::set_permissions(&this.0, std::fs::Permissions::from_mode(0o755))?;
         Ok(this)
@@ -109,7 +117,9 @@ impl Nodes {
         };
         let name = node.name();
         match self.engine {
-            Engine::Ebpf => ensure!(services()? == 0, "node {name} balances by IPVS, not by eBPF"),
+            Engine::Ebpf | Engine::Veth => {
+                ensure!(services()? == 0, "node {name} balances by IPVS, not by eBPF");
+            }
             Engine::Ipvs => {
                 wait_for(&format!("an IPVS service on node {name}"), PATIENCE, || match services() {
                     Ok(0) => Err(format!("none in {}: the engine is not ipvs", netns.display())),
