@@ -121,7 +121,7 @@ impl Config {
             },
             lb_engine: parse(settings, "network.lb_engine", "use auto (as the swarm is set), ipvs or ebpf")?,
             fast_lane: switch(settings, "network.fast_lane")?,
-            netkit: switch(settings, "network.netkit")?,
+            netkit: netkit(settings)?,
             flow_entries: flow_entries(settings)?,
             connect_hooks: switch(settings, "network.connect_hooks")?,
             cert_lifetime: cert_lifetime(settings)?,
@@ -186,6 +186,18 @@ fn switch(settings: &Settings, key: &str) -> Result<Option<bool>, ConfigError> {
         "off" => Ok(Some(false)),
         _ => Err(settings.refuse(key, "use auto, on or off")),
     }
+}
+
+/// IPVS is told by a mark which service a task asks for. A mark doesn't outlast netkit (`netkit_prep_forward` in
+/// drivers/net/netkit.c), nor the way from there into a balancer's namespace.
+fn netkit(settings: &Settings) -> Result<Option<bool>, ConfigError> {
+    const KEY: &str = "network.netkit";
+    let netkit = switch(settings, KEY)?;
+    let engine = &settings.get("network.lb_engine").text;
+    if netkit == Some(false) || engine == "ebpf" {
+        return Ok(netkit);
+    }
+    Err(settings.refuse(KEY, "it goes with network.lb_engine = ebpf only; set that, too, or netkit to off"))
 }
 
 fn mtu(settings: &Settings) -> Result<u32, ConfigError> {

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use netlink_packet_route::link::InfoKind;
 use shoal_plan::desired::RESERVED_PORTS;
 use shoal_plan::doors::Addresses;
 use shoal_plan::object::{Firewall, Object, Resolver};
@@ -28,7 +29,7 @@ use crate::drivers::bpf::{self, BpfDriver, BpfError};
 use crate::drivers::dns::{DnsDriver, DnsError};
 use crate::drivers::egress::{Egress, EgressError};
 use crate::drivers::ipvs::IpvsError;
-use crate::drivers::link::{LinkError, LinkTable, Writes};
+use crate::drivers::link::{Link, LinkError, LinkTable, Writes};
 use crate::drivers::overlay::Overlay;
 use crate::facts::{self, EgressBook, EgressBookError};
 use crate::in_use::InUse;
@@ -539,7 +540,8 @@ impl HostFacility {
             }
             Ok(mesh::leads_to_balancers(bpf)? || balancers.has_connections(overlay)?)
         };
-        self.engine.choose(cluster, lingers)
+        let is_netkit = |link: &Link| link.kind == Some(InfoKind::Netkit) && link.mark().is_some();
+        self.engine.choose(cluster, self.links.iter().any(is_netkit), lingers)
     }
 
     async fn ensure_resolver(&mut self, resolver: &Resolver) -> Result<(), FacilityError> {

@@ -73,9 +73,9 @@ pub const KEYS: &[KeyInfo] = &[
     key(
         "network.netkit",
         "SHOAL_NETWORK_NETKIT",
-        "auto",
+        "off",
         "whether interfaces of new tasks are netkit devices, by which what a task sends skips the CPU's backlog: auto (if the \
-         kernel has them), on or off (veth)",
+         kernel has them), on, or off (veth); only with network.lb_engine = ebpf",
     ),
     key(
         "network.flow_entries",

@@ -91,6 +91,8 @@ fn a_wrong_value_says_where_it_came_from() {
         ("[network]\nlb_engine = \"IPVS\"\n", "network.lb_engine"),
         ("[network]\nfast_lane = \"yes\"\n", "network.fast_lane"),
         ("[network]\nnetkit = \"veth\"\n", "network.netkit"),
+        ("[network]\nnetkit = \"auto\"\n", "network.netkit"),
+        ("[network]\nnetkit = \"on\"\nlb_engine = \"ipvs\"\n", "network.netkit"),
         ("[network]\nflow_entries = 4095\n", "network.flow_entries"),
         ("[network]\nconnect_hooks = \"yes\"\n", "network.connect_hooks"),
         ("[node]\nname = \"Not A Label\"\n", "node.name"),

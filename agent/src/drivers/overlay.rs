@@ -91,10 +91,10 @@ fn first_of_each(addresses: &[(IpAddr, u8)]) -> Option<(Ipv4Net, Ipv6Net)> {
 impl Overlay {
     /// Over the node's own namespace, with the tasks' ones under a run directory.
     pub fn new(nl: Nl, namespaces: NetnsDir) -> Self {
-        Self { nl, namespaces, pairs: Pairs::new(None) }
+        Self { nl, namespaces, pairs: Pairs::new(Some(false)) }
     }
 
-    /// With interfaces of tasks as netkit devices, or not; none: where the kernel has them.
+    /// With interfaces of tasks as netkit devices, or not (as before); none: where the kernel has them.
     #[must_use]
     pub fn with_netkit(self, netkit: Option<bool>) -> Self {
         Self { pairs: Pairs::new(netkit), ..self }

@@ -18,25 +18,28 @@ pub(super) struct EngineChoice {
     setting: LbEngine,
     /// Whether the kernel gave us IPVS, and when it was asked.
     asked: Option<(Instant, bool)>,
+    /// Whether tasks behind netkit have kept it from IPVS, which is told once.
+    is_kept: bool,
     /// What came of it.
     in_force: LbInUse,
 }
 
 impl EngineChoice {
     pub(super) fn new(setting: LbEngine) -> Self {
-        Self { setting, asked: None, in_force: LbInUse::default() }
+        Self { setting, asked: None, is_kept: false, in_force: LbInUse::default() }
     }
 
-    /// What new flows go to: by the node's setting, else by the cluster's. `lingers` tells whether IPVS still has
-    /// flows; it is only asked where that matters.
+    /// What new flows go to: by the node's setting, else by the cluster's. `netkit`: whether tasks are behind such devices,
+    /// which IPVS can't be reached from. `lingers` tells whether IPVS still has flows; it is only asked where that matters.
     pub(super) fn choose<E>(
         &mut self,
         cluster: LbEngine,
+        netkit: bool,
         lingers: impl FnOnce() -> Result<bool, E>,
     ) -> Result<Engine, E> {
         let wanted = if self.setting == LbEngine::Auto { cluster } else { self.setting };
         let engine = match wanted.resolved() {
-            LbEngine::Ipvs if self.has_ipvs() => Engine::Ipvs,
+            LbEngine::Ipvs if !self.is_kept_by(netkit) && self.has_ipvs() => Engine::Ipvs,
             _ if lingers()? => Engine::EbpfAfterIpvs,
             _ => Engine::Ebpf,
         };
@@ -55,6 +58,17 @@ impl EngineChoice {
     /// What is in force.
     pub(super) fn in_force(&self) -> LbInUse {
         self.in_force
+    }
+
+    /// Whether it must stay with eBPF for the sake of tasks behind netkit, until they are replaced.
+    fn is_kept_by(&mut self, netkit: bool) -> bool {
+        if netkit && !self.is_kept {
+            tracing::warn!(
+                "engine ipvs is set, and tasks are behind netkit devices: balancing by ebpf until they are replaced"
+            );
+        }
+        self.is_kept = netkit;
+        netkit
     }
 
     /// Whether the kernel has IPVS; loads its module if need be.
@@ -87,7 +101,7 @@ mod tests {
     fn choose(setting: LbEngine, cluster: LbEngine, has: bool, lingers: bool) -> (Engine, LbInUse) {
         let mut choice = EngineChoice::new(setting);
         choice.asked = Some((Instant::now(), has));
-        let engine = choice.choose(cluster, || Ok::<_, ()>(lingers)).expect("can't fail");
+        let engine = choice.choose(cluster, false, || Ok::<_, ()>(lingers)).expect("can't fail");
         (engine, choice.in_force())
     }
 
@@ -109,6 +123,15 @@ mod tests {
     fn a_kernel_without_ipvs_balances_all_the_same_and_says_how() {
         let (engine, in_force) = choose(LbEngine::Ipvs, LbEngine::Ipvs, false, false);
         assert_eq!((engine, in_force.engine), (Engine::Ebpf, LbEngine::Ebpf));
+    }
+
+    #[test]
+    fn tasks_behind_netkit_keep_it_from_ipvs_until_they_are_replaced() {
+        let mut choice = EngineChoice::new(LbEngine::Auto);
+        choice.asked = Some((Instant::now(), true));
+        let mut chosen =
+            |netkit| choice.choose(LbEngine::Ipvs, netkit, || Ok::<_, ()>(false)).expect("can't fail");
+        assert_eq!([true, true, false].map(&mut chosen), [Engine::Ebpf, Engine::Ebpf, Engine::Ipvs]);
     }
 
     #[test]

@@ -22,8 +22,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Engine {
     Ebpf,
-    /// The same, with tasks behind veth where they might have netkit.
-    Veth,
+    /// The same, with tasks behind netkit.
+    Netkit,
     Ipvs,
 }
 
@@ -31,7 +31,7 @@ impl Engine {
     fn name(self) -> &'static str {
         match self {
             Self::Ebpf => "ebpf",
-            Self::Veth => "veth",
+            Self::Netkit => "netkit",
             Self::Ipvs => "ipvs",
         }
     }
@@ -40,7 +40,7 @@ impl Engine {
     fn settings(self) -> &'static str {
         match self {
             Self::Ebpf => "SHOAL_NETWORK_LB_ENGINE=ebpf",
-            Self::Veth => "SHOAL_NETWORK_LB_ENGINE=ebpf SHOAL_NETWORK_NETKIT=off",
+            Self::Netkit => "SHOAL_NETWORK_LB_ENGINE=ebpf SHOAL_NETWORK_NETKIT=on",
             Self::Ipvs => "SHOAL_NETWORK_LB_ENGINE=ipvs",
         }
     }
@@ -117,7 +117,7 @@ impl Nodes {
         };
         let name = node.name();
         match self.engine {
-            Engine::Ebpf | Engine::Veth => {
+            Engine::Ebpf | Engine::Netkit => {
                 ensure!(services()? == 0, "node {name} balances by IPVS, not by eBPF");
             }
             Engine::Ipvs => {

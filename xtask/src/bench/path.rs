@@ -50,8 +50,8 @@ pub(crate) enum Path {
     Routed,
     /// shoal's routing mesh, engine ebpf: the port published on node A
     Ebpf,
-    /// The same with tasks behind veth, where they might have netkit
-    Veth,
+    /// The same with tasks behind netkit
+    Netkit,
     /// shoal's routing mesh, engine ipvs
     Ipvs,
     /// The kernel configuration that Docker's swarm mode makes
@@ -77,7 +77,7 @@ impl Column for Path {
             Self::Devices => "devices",
             Self::Routed => "routed",
             Self::Ebpf => "ebpf",
-            Self::Veth => "veth",
+            Self::Netkit => "netkit",
             Self::Ipvs => "ipvs",
             Self::Docker => "docker",
             Self::Swarm => "swarm",
@@ -95,7 +95,7 @@ impl Path {
 
     /// Whether eBPF programs are on it.
     pub(crate) fn has_programs(self) -> bool {
-        matches!(self, Self::Devices | Self::Ebpf | Self::Veth | Self::Ipvs)
+        matches!(self, Self::Devices | Self::Ebpf | Self::Netkit | Self::Ipvs)
     }
 
     /// Sets the path up. It is gone when the handle is dropped, so that no path pays for another.
@@ -124,7 +124,7 @@ impl Path {
             Self::Nft => kernel(A_FRONT, Kept::Nat(nat(chain, task.address)?)),
             Self::Haproxy => kernel(A_FRONT, Kept::Program(proxy(chain, task.address)?)),
             Self::Ebpf => stage.ebpf.as_ref().context("no nodes with engine ebpf")?.open(case),
-            Self::Veth => stage.veth.as_ref().context("no nodes with tasks behind veth")?.open(case),
+            Self::Netkit => stage.netkit.as_ref().context("no nodes with tasks behind netkit")?.open(case),
             Self::Ipvs => stage.ipvs.as_ref().context("no nodes with engine ipvs")?.open(case),
             Self::Docker => stage.docker.as_ref().context("no nodes of Docker's kind")?.open(case)?,
             Self::Swarm => stage.swarm.as_ref().context("no swarm of Docker's")?.open(case),

@@ -20,8 +20,8 @@ pub(crate) struct Stage {
     pub(crate) devices: Option<Devices>,
     /// The same hosts as nodes of shoal.
     pub(crate) ebpf: Option<Nodes>,
-    /// The same with tasks behind veth.
-    pub(crate) veth: Option<Nodes>,
+    /// The same with tasks behind netkit.
+    pub(crate) netkit: Option<Nodes>,
     pub(crate) ipvs: Option<Nodes>,
     /// The same hosts as Docker would set them up.
     pub(crate) docker: Option<Docker>,
@@ -46,7 +46,7 @@ impl Stage {
     ) -> anyhow::Result<(Self, Vec<NotRun>)> {
         let chain = Chain::new(load)?;
         let mut stage =
-            Self { chain, devices: None, ebpf: None, veth: None, ipvs: None, docker: None, swarm: None };
+            Self { chain, devices: None, ebpf: None, netkit: None, ipvs: None, docker: None, swarm: None };
         let mut not_run = Vec::new();
         for &path in paths {
             if let Some(reason) = stage.lacks(path)? {
@@ -66,15 +66,15 @@ impl Stage {
                 Some("Docker's daemon is run in guests only: --vm qemu".to_owned())
             }
             Path::Ipvs | Path::Docker | Path::Swarm => lacks_ipvs(),
-            Path::Veth if !self.chain.has_netkit() => {
-                Some("this kernel has no netkit: the path ebpf is by veth".to_owned())
+            Path::Netkit if !self.chain.has_netkit() => {
+                Some("this kernel has no netkit (try --vm qemu)".to_owned())
             }
             Path::Nft => self.chain.lacks_nftables()?,
             // Its programs are attached by TCX.
             Path::Devices if !has_tcx(&kernel_release()?) => {
                 Some("this kernel has no TCX: as of 6.6".to_owned())
             }
-            Path::Bare | Path::Devices | Path::Routed | Path::Ebpf | Path::Veth | Path::Haproxy => None,
+            Path::Bare | Path::Devices | Path::Routed | Path::Ebpf | Path::Netkit | Path::Haproxy => None,
         })
     }
 
@@ -83,7 +83,7 @@ impl Stage {
         match path {
             Path::Devices => self.devices = Some(Devices::start(&self.chain, load)?),
             Path::Ebpf => self.ebpf = Some(Nodes::start(load, programs, Engine::Ebpf)?),
-            Path::Veth => self.veth = Some(Nodes::start(load, programs, Engine::Veth)?),
+            Path::Netkit => self.netkit = Some(Nodes::start(load, programs, Engine::Netkit)?),
             Path::Ipvs => self.ipvs = Some(Nodes::start(load, programs, Engine::Ipvs)?),
             Path::Docker => self.docker = Some(Docker::start(load)?),
             Path::Swarm => self.swarm = Some(Swarm::start(load)?),
@@ -98,7 +98,7 @@ impl Stage {
     /// Takes down what doesn't end with its handle.
     pub(crate) fn strike(self) -> anyhow::Result<()> {
         self.swarm.map_or(Ok(()), Swarm::dissolve)?;
-        [self.ebpf, self.veth, self.ipvs].into_iter().flatten().try_for_each(Nodes::dissolve)
+        [self.ebpf, self.netkit, self.ipvs].into_iter().flatten().try_for_each(Nodes::dissolve)
     }
 }
 

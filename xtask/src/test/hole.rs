@@ -55,7 +55,7 @@ const fn without_nftables(rows: &'static str) -> Hole {
     Hole { kernel: Some(Kernel::Uml), engine: None, rows, reason: "the kernel has no nftables" }
 }
 
-const HOLES: [Hole; 10] = [
+const HOLES: [Hole; 11] = [
     without_nftables("liveness::a_suspect_node_is_out_of_the_mesh_and_comes_back_with_its_tasks"),
     without_nftables("liveness::a_node_that_is_cut_off_for_longer_is_replaced"),
     without_nftables("liveness::a_third_of_packets_lost_is_no_death"),
@@ -66,6 +66,12 @@ const HOLES: [Hole; 10] = [
     without_nftables("repair::a_table_comes_back_under_streams"),
     Hole { kernel: None, engine: Some(Engine::Ebpf), rows: "engines::", reason: "about engine ipvs" },
     Hole { kernel: None, engine: Some(Engine::Ipvs), rows: "connect::", reason: "about engine ebpf" },
+    Hole {
+        kernel: None,
+        engine: Some(Engine::Ipvs),
+        rows: "mesh::tasks_by_netkit_and_by_veth_meet_each_other",
+        reason: "about engine ebpf",
+    },
 ];
 
 /// Rows that this machine's own kernel may be able to run or not, with what it then lacks.

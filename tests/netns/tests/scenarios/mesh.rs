@@ -23,7 +23,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario("payloads_beyond_the_mtu_pass", large_payloads),
     scenario("an_unpublished_port_is_closed_and_others_stay", unpublish),
     scenario("a_service_on_every_node", global),
-    scenario("tasks_by_netkit_and_by_veth_meet_each_other", crate::pairs::meet_each_other),
+    scenario("tasks_by_netkit_and_by_veth_meet_each_other", crate::pairs::meet_each_other)
+        .needs(&[Need::EbpfEngine]),
     scenario("the_name_is_the_vip_and_the_vip_answers", crate::names::vip),
 ];
 

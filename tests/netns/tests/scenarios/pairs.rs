@@ -36,7 +36,7 @@ fn ensure_kind(tasks: &[Task], kind: &str) -> anyhow::Result<()> {
 
 fn set_netkit(swarm: &mut Swarm, setting: &str) -> anyhow::Result<()> {
     for node in &mut swarm.nodes {
-        node.configure(&format!("[network]\nnetkit = \"{setting}\"\n"))?;
+        node.configure(&format!("[network]\nlb_engine = \"ebpf\"\nnetkit = \"{setting}\"\n"))?;
         node.stop_daemon()?;
         node.start_daemon()?;
     }
@@ -85,6 +85,7 @@ fn pins(node: &Node) -> anyhow::Result<Vec<PathBuf>> {
 /// Tasks that have interfaces of one kind, beside others of the other. What is attached to them comes back when it is taken.
 pub(crate) fn meet_each_other(swarm: &mut Swarm) -> anyhow::Result<()> {
     let best = best()?;
+    set_netkit(swarm, "auto")?;
     let web = web(swarm, 3)?;
     ensure_kind(&web, best)?;
     set_netkit(swarm, "off")?;
@@ -110,5 +111,10 @@ pub(crate) fn meet_each_other(swarm: &mut Swarm) -> anyhow::Result<()> {
             }
         }
     }
-    set_netkit(swarm, "auto")
+    for node in &mut swarm.nodes {
+        node.configure("")?;
+        node.stop_daemon()?;
+        node.start_daemon()?;
+    }
+    swarm.wait_ready(3)
 }
