@@ -300,7 +300,7 @@ async fn interfaces_of_tasks_are_netkit_where_that_is_and_is_not_refused() {
         }
         Err(error) => {
             let text = error.to_string();
-            assert!(text.contains("no netkit devices; set network.netkit to auto or off"), "{text}");
+            assert!(text.contains("set network.netkit to auto or off"), "{text}");
             InfoKind::Veth
         }
     };

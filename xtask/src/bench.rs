@@ -105,9 +105,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let names = if args.names.is_empty() { Name::value_variants() } else { &args.names };
     let mut documents = Vec::new();
     let mut failures = Vec::new();
-    let place = match args.vm {
-        Some(kind) => Place::Guest(kind),
-        None => Place::Here(Interrupt::watch()?),
+    let place = if let Some(kind) = args.vm {
+        Place::Guest(kind)
+    } else {
+        // Before signals are watched: a compiler inherits that they are blocked, and would go on after Ctrl-C.
+        programs::build()?;
+        Place::Here(Interrupt::watch()?)
     };
     for &name in names {
         let outcome = match &place {
@@ -129,14 +132,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Fails once it is interrupted, and then leaves nothing behind.
 fn run_here(args: &Args, name: Name, interrupt: &Interrupt) -> anyhow::Result<Outcome> {
-    match name {
+    let outcome = match name {
         Name::Mesh => mesh::run(args, interrupt),
         Name::Vip => vip::run(args, interrupt),
         Name::Cost => cost::run(),
         Name::Ipvs => ipvs::run(),
         Name::Rolling => rolling::run(args, interrupt),
         Name::Scale => scale::run(args, interrupt),
-    }
+    }?;
+    // Some take seconds and look at it nowhere.
+    interrupt.check()?;
+    Ok(outcome)
 }
 
 /// Why there is no IPVS in this kernel, if there is none.

@@ -68,7 +68,9 @@ pub enum LinkError {
         attempts: u32,
     },
     /// The kernel lacks the kind of device that it is told to use.
-    #[error("cannot make {0}: this kernel has no netkit devices; set network.netkit to auto or off")]
+    #[error(
+        "cannot make {0}: this kernel has no netkit devices, or none with addresses; set network.netkit to auto or off"
+    )]
     NoNetkit(IfName),
     /// A link that something else needs is not there.
     #[error("link {0} is not there")]

@@ -29,15 +29,17 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Outcome>
     let rounds = args.rounds.unwrap_or(ROUNDS);
     let (figures, not_run) = {
         let _autogroups = NoAutogroups::begin()?;
-        let (stage, not_run) = Stage::set(paths, &load, &programs)?;
+        let (stage, not_run) = Stage::set(paths, &load, &programs, interrupt)?;
         let paths: Vec<_> =
             paths.iter().copied().filter(|&path| not_run.iter().all(|not| not.path != path)).collect();
         let stats = args.stats.then(|| directory.join("examples/program_stats"));
         let effort = Effort { rounds, secs: args.secs, stats };
         let figures = measure_rounds(&stage, &paths, &load, &effort, interrupt);
         // Also when it is interrupted: daemons don't end with their handles.
-        stage.strike()?;
-        (figures?, not_run)
+        let struck = stage.strike();
+        let figures = figures?;
+        struck?;
+        (figures, not_run)
     };
     drop(programs);
     Residue::ensure_none_since(&before, &prefix())?;

@@ -39,9 +39,9 @@ impl Engine {
     /// The settings of `shoald` that choose it.
     fn settings(self) -> &'static str {
         match self {
-            Self::Ebpf => "SHOAL_NETWORK_LB_ENGINE=ebpf",
+            Self::Ebpf => "SHOAL_NETWORK_LB_ENGINE=ebpf SHOAL_NETWORK_NETKIT=off",
             Self::Netkit => "SHOAL_NETWORK_LB_ENGINE=ebpf SHOAL_NETWORK_NETKIT=on",
-            Self::Ipvs => "SHOAL_NETWORK_LB_ENGINE=ipvs",
+            Self::Ipvs => "SHOAL_NETWORK_LB_ENGINE=ipvs SHOAL_NETWORK_NETKIT=off",
         }
     }
 }

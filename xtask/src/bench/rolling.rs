@@ -57,9 +57,11 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Outcome>
     let updated = replace_all(&swarm, args.rounds.unwrap_or(UPDATES), interrupt);
     // Also when an update failed: the load must end before its swarm does.
     let figures = load.finish();
-    swarm.dissolve()?;
+    let dissolved = swarm.dissolve();
+    let updated = updated?;
     let mut figures = figures?;
-    (figures.updates, figures.replaced, figures.update_secs) = updated?;
+    dissolved?;
+    (figures.updates, figures.replaced, figures.update_secs) = updated;
     figures.kernel = kernel_release()?;
     println!("{}", figures.report());
     Ok(Outcome { document: serde_json::to_value(&figures)?, failure: figures.failure() })

@@ -12,6 +12,7 @@ use super::nodes::{Engine, Nodes};
 use super::path::{Case, Path};
 use super::programs;
 use super::swarm::Swarm;
+use crate::interrupt::Interrupt;
 
 pub(crate) struct Stage {
     /// The kernel's own means.
@@ -43,12 +44,14 @@ impl Stage {
         paths: &[Path],
         load: &Loader,
         programs: &Programs,
+        interrupt: &Interrupt,
     ) -> anyhow::Result<(Self, Vec<NotRun>)> {
         let chain = Chain::new(load)?;
         let mut stage =
             Self { chain, devices: None, ebpf: None, netkit: None, ipvs: None, docker: None, swarm: None };
         let mut not_run = Vec::new();
         for &path in paths {
+            interrupt.check()?;
             if let Some(reason) = stage.lacks(path)? {
                 not_run.push(NotRun { path, reason, is_expected: true });
             } else if let Err(error) = stage.prepare(path, load, programs) {

@@ -43,8 +43,10 @@ pub(crate) fn run(args: &Args, interrupt: &Interrupt) -> anyhow::Result<Outcome>
         let nodes = Nodes::start(&load, &programs, Engine::Ebpf)?;
         nodes.serve_client(&load)?;
         let figures = measure_rounds(&nodes, &load, rounds, args.secs, interrupt);
-        nodes.dissolve()?;
-        figures?
+        let dissolved = nodes.dissolve();
+        let figures = figures?;
+        dissolved?;
+        figures
     };
     drop(programs);
     Residue::ensure_none_since(&before, &prefix())?;

@@ -44,7 +44,9 @@ impl Overlay {
             Err(error) if error.errno() != Some(libc::EOPNOTSUPP) => Err(error),
             Err(_) if self.pairs.only => Err(LinkError::NoNetkit(veth.host.clone())),
             Err(_) => {
-                tracing::info!("this kernel has no netkit: the interfaces of tasks are veth");
+                tracing::info!(
+                    "this kernel has no netkit, or none with addresses: the interfaces of tasks are veth"
+                );
                 self.pairs.netkit.store(false, Ordering::Relaxed);
                 self.create(veth.host, outer(veth, InfoKind::Veth, of_veth())).await
             }

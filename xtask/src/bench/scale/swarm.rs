@@ -111,8 +111,10 @@ pub(super) fn measure(
     let programs = Programs::in_directory(directory)?;
     let swarm = Swarm::three(&programs)?;
     let figures = kill_all(directory, &swarm, rounds.unwrap_or(KILLS), interrupt);
-    swarm.dissolve()?;
-    figures
+    let dissolved = swarm.dissolve();
+    let figures = figures?;
+    dissolved?;
+    Ok(figures)
 }
 
 /// Runs a service and kills so many of its tasks, one after the other.
