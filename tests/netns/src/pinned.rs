@@ -36,6 +36,12 @@ impl Pinned {
         u64::from(self.0.as_raw_fd().unsigned_abs())
     }
 
+    /// What a link is of, as the kernel calls it (`tcx`, `netkit`); none if it is no link.
+    pub fn kind_of_link(&self) -> anyhow::Result<Option<String>> {
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd()))?;
+        Ok(text.lines().find_map(|line| line.strip_prefix("link_type:")).map(|kind| kind.trim().to_owned()))
+    }
+
     /// The first key of a map, in room for the longest.
     pub fn first_key(&self) -> anyhow::Result<Option<Vec<u8>>> {
         let mut key = vec![0_u8; ROOM];

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
+use shoal_netns::pinned::Pinned;
 use shoal_netns::{Host, Node, Run, Swarm, Task, ask_by, wait_for};
 
 use crate::harness::{
@@ -82,6 +83,13 @@ fn pins(node: &Node) -> anyhow::Result<Vec<PathBuf>> {
     Ok(pins)
 }
 
+/// How many of them are links of netkit devices.
+fn by_netkit(pins: &[PathBuf]) -> anyhow::Result<usize> {
+    let kinds = pins.iter().map(|pin| Pinned::open(pin)?.kind_of_link());
+    let kinds = kinds.collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(kinds.iter().flatten().filter(|kind| *kind == "netkit").count())
+}
+
 /// Tasks that have interfaces of one kind, beside others of the other. What is attached to them comes back when it is taken.
 pub(crate) fn meet_each_other(swarm: &mut Swarm) -> anyhow::Result<()> {
     let best = best()?;
@@ -98,11 +106,14 @@ pub(crate) fn meet_each_other(swarm: &mut Swarm) -> anyhow::Result<()> {
     let node = node_of(swarm, &web[0])?;
     let taken = pins(node)?;
     ensure!(taken.len() >= 5, "each interface has a program: {taken:?}");
+    let expected = if best == "netkit" { kinds(&web[0])?.len() } else { 0 };
+    ensure_same("programs at netkit devices", &by_netkit(&taken)?, &expected)?;
     taken.iter().try_for_each(std::fs::remove_file)?;
     wait_for("the programs to be back", PATIENCE, || match pins(node) {
         Ok(back) if back.len() == taken.len() => Ok(()),
         other => Err(format!("{other:?}, not {taken:?}")),
     })?;
+    ensure_same("programs at netkit devices again", &by_netkit(&pins(node)?)?, &expected)?;
     meet(swarm, &later, "web", &web)?;
     for node in &swarm.nodes {
         for address in node.place.addresses() {
