@@ -193,11 +193,13 @@ fn switch(settings: &Settings, key: &str) -> Result<Option<bool>, ConfigError> {
 fn netkit(settings: &Settings) -> Result<Option<bool>, ConfigError> {
     const KEY: &str = "network.netkit";
     let netkit = switch(settings, KEY)?;
-    let engine = &settings.get("network.lb_engine").text;
-    if netkit == Some(false) || engine == "ebpf" {
+    let engine = settings.get("network.lb_engine");
+    if netkit == Some(false) || engine.text == "ebpf" {
         return Ok(netkit);
     }
-    Err(settings.refuse(KEY, "it goes with network.lb_engine = ebpf only; set that, too, or netkit to off"))
+    let (value, origin) = (&engine.text, &engine.origin);
+    let help = format!("set network.lb_engine to ebpf, which is '{value}' ({origin}), or netkit to off");
+    Err(settings.refuse(KEY, &help))
 }
 
 fn mtu(settings: &Settings) -> Result<u32, ConfigError> {

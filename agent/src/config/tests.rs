@@ -83,6 +83,18 @@ fn an_unknown_key_names_the_nearest() {
 }
 
 #[test]
+fn netkit_goes_with_engine_ebpf_alone() {
+    let chosen = |text| Config::from_settings(&settings(&[("/etc/x.toml", text)]).expect("keys are known"));
+    let netkit = |text| chosen(text).expect("valid").netkit;
+    assert_eq!(netkit(""), Some(false));
+    assert_eq!(netkit("[network]\nlb_engine = \"ebpf\"\nnetkit = \"auto\"\n"), None);
+    assert_eq!(netkit("[network]\nlb_engine = \"ebpf\"\nnetkit = \"on\"\n"), Some(true));
+    // Whatever the swarm is set to now: it can be set to another.
+    let error = chosen("[network]\nnetkit = \"on\"\n").expect_err("engine auto").to_string();
+    assert!(error.contains("set network.lb_engine to ebpf, which is 'auto' (default)"), "{error}");
+}
+
+#[test]
 fn a_wrong_value_says_where_it_came_from() {
     for (text, key) in [
         ("[node]\nlisten = \"here\"\n", "node.listen"),
